@@ -1,0 +1,1 @@
+"""Trains Keras models on colour photographs and exports them to ONNX for the service."""

@@ -1,0 +1,6 @@
+"""`python -m model_export train | evaluate | export`."""
+
+from model_export.cli import main
+
+if __name__ == "__main__":
+    main()

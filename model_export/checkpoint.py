@@ -1,0 +1,83 @@
+"""A run's checkpoint: weights, bins, recipe and how far it is, in a folder.
+
+Kernels are stored in half precision, everything that is one-dimensional (biases, batch-norm) in single.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.networks import compact
+from model_export.recipe import Recipe
+
+WEIGHTS = "weights.npz"  # as the optimizer left them, to resume from
+AVERAGE = "average.npz"  # their average, batch norm settled, of the newest checkpoint
+BEST = "best.npz"  # the average with the lowest validation loss
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """How far a run is."""
+
+    views: int = 0
+    progress: float = 0.0
+    minutes: float = 0.0
+    best_loss: float = float("inf")
+
+
+def _replace(path: Path, data: bytes) -> None:
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(data)
+    new.replace(path)
+
+
+def save_weights(path: Path, model: keras.Model) -> None:
+    """Writes all of a model's weights, in their order."""
+    arrays = {f"{number:03d}": array for number, array in enumerate(model.get_weights())}
+    stored = {k: a.astype(np.float16 if a.ndim > 1 else np.float32) for k, a in arrays.items()}
+    new = path.with_name("new-" + path.name)
+    np.savez(new, **stored)
+    new.replace(path)
+
+
+def load_weights(path: Path, model: keras.Model) -> None:
+    """Reads them back; raises ValueError when their number or a shape differs."""
+    with np.load(path) as stored:
+        arrays = [stored[k].astype(np.float32) for k in sorted(stored.files)]
+    model.set_weights(arrays)
+
+
+def save_state(run: Path, state: State) -> None:
+    """Writes how far the run is."""
+    _replace(run / "state.json", json.dumps(asdict(state), indent=1).encode())
+
+
+def load_state(run: Path) -> State:
+    """Reads how far the run is."""
+    return State(**json.loads((run / "state.json").read_text("utf-8")))
+
+
+def save_setup(run: Path, recipe: Recipe, bins: NDArray[np.float32]) -> None:
+    """Writes what the network is rebuilt from."""
+    _replace(run / "recipe.json", recipe.model_dump_json(indent=1).encode())
+    _replace(run / "bins.json", json.dumps(np.round(bins, 6).tolist()).encode())
+
+
+def load_setup(run: Path) -> tuple[Recipe, NDArray[np.float32]]:
+    """Reads the recipe and the chroma bins, float32 [Q, 2]."""
+    recipe = Recipe.model_validate_json((run / "recipe.json").read_text("utf-8"))
+    return recipe, np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
+
+
+def load_network(
+    run: Path, weights: str = BEST, side: int | None = None
+) -> tuple[keras.Model, Recipe, NDArray[np.float32]]:
+    """A run's network with its weights, its recipe and its bins; of a fixed input size if one is given."""
+    recipe, bins = load_setup(run)
+    network = compact.build(recipe.network, len(bins), side)
+    load_weights(run / weights, network)
+    return network, recipe, bins

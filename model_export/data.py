@@ -1,0 +1,179 @@
+"""Photographs in tar shards and folders, streamed as batches of (lightness, chroma)."""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.recipe import Augment
+from service.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_rgb, split_rgb
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+# The chroma that a network answers is this much smaller than its input.
+OUTPUT_STRIDE = 4
+
+
+class UnreadablePhotograph(ValueError):
+    """A file among the training data that no decoder takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one encoded photograph lies: a file of its own, or a part of a tar shard."""
+
+    name: str
+    file: Path
+    offset: int
+    size: int
+
+    def read(self) -> Bytes:
+        """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph."""
+        with self.file.open("rb") as stream:
+            data = os.pread(stream.fileno(), self.size, self.offset)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if picture is None:
+            raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
+        return np.asarray(picture, np.uint8)
+
+
+def _of_shard(shard: Path) -> Iterator[Entry]:
+    with tarfile.open(shard) as tar:
+        for member in tar:
+            if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
+                yield Entry(member.name, shard, member.offset_data, member.size)
+
+
+def _of_folder(folder: Path) -> Iterator[Entry]:
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() in SUFFIXES and file.is_file():
+            yield Entry(str(file.relative_to(folder)), file, 0, file.stat().st_size)
+
+
+def find(paths: Sequence[Path]) -> list[Entry]:
+    """All photographs in tar shards and folders, in a stable order. Raises FileNotFoundError where there are none."""
+    entries = [e for path in paths for e in (_of_folder(path) if path.is_dir() else _of_shard(path))]
+    if not entries:
+        raise FileNotFoundError(f"no photographs in {', '.join(map(str, paths)) or 'nothing'}")
+    return entries
+
+
+def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[Entry]]:
+    """Splits off `count` photographs, the same ones whatever else there is: (training, held out)."""
+    ranked = sorted(entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
+    return ranked[count:], ranked[:count]
+
+
+def sample(rgb: Bytes, side: int, color_space: ColorSpace) -> tuple[Floats, Floats]:
+    """What a network sees and should answer: lightness [side, side, 1] from luma, and chroma [side/4, side/4, 2]."""
+    height, width = rgb.shape[:2]
+    shrinks = height >= side and width >= side
+    small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    lightness = lightness_of_luma(luma_of_rgb(small), color_space)
+    return lightness[..., np.newaxis], _grid(small, color_space)
+
+
+def _grid(small: Bytes, color_space: ColorSpace) -> Floats:
+    size = small.shape[0] // OUTPUT_STRIDE
+    _, chroma = split_rgb(small, color_space)
+    return np.asarray(cv2.resize(chroma, (size, size), interpolation=cv2.INTER_AREA), np.float32)
+
+
+def _crop(rgb: Bytes, least: float, random: np.random.Generator) -> Bytes:
+    height, width = rgb.shape[:2]
+    rows, columns = (max(1, round(n * random.uniform(least, 1))) for n in (height, width))
+    top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+    crop = rgb[top : top + rows, left : left + columns]
+    return crop[:, ::-1] if random.random() < 0.5 else crop
+
+
+def age(luma: Bytes, random: np.random.Generator) -> Bytes:
+    """Makes a luma plane look like an old print's: faded, blurred, grainy, its tones bent, compressed."""
+    tones = np.arange(256, dtype=np.float32) / 255
+    tones = tones ** random.uniform(0.7, 1.4)
+    black, white = random.uniform(0, 0.2), random.uniform(0.75, 1)
+    plane = (black + (white - black) * tones)[luma]
+    if random.random() < 0.4:
+        plane = cv2.GaussianBlur(plane, (0, 0), random.uniform(0.3, 1.2))
+    if random.random() < 0.5:
+        plane = plane + random.normal(0, random.uniform(0.005, 0.05), plane.shape).astype(np.float32)
+    aged = np.clip(plane * 255 + 0.5, 0, 255).astype(np.uint8)
+    if random.random() < 0.3:
+        _, data = cv2.imencode(".jpg", aged, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(30, 80))])
+        aged = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.uint8)
+    return aged
+
+
+def augmented(
+    rgb: Bytes, side: int, color_space: ColorSpace, augment: Augment, random: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
+    crop = _crop(rgb, augment.min_crop, random)
+    shrinks = min(crop.shape[:2]) >= side
+    small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    luma = luma_of_rgb(small)
+    if random.random() < augment.degrade:
+        luma = age(luma, random)
+    return lightness_of_luma(luma, color_space)[..., np.newaxis], _grid(small, color_space)
+
+
+Batch = tuple[Floats, Floats]
+
+
+def _stack(samples: Sequence[tuple[Floats, Floats]]) -> Batch:
+    lightness, chroma = zip(*samples, strict=True)
+    return np.stack(lightness), np.stack(chroma)
+
+
+class Stream:
+    """Endless augmented batches; every photograph once before any comes again.
+
+    A thread pool decodes ahead of the network; the same seed gives the same batches.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], batch: int, color_space: ColorSpace, augment: Augment, seed: int
+    ) -> None:
+        self.entries = entries
+        self.batch = batch
+        self.color_space = color_space
+        self.augment = augment
+        self.random = np.random.default_rng(seed)
+        self.order: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def _next(self) -> list[tuple[Entry, int]]:
+        while len(self.order) < self.batch:
+            self.order = np.concatenate([self.order, self.random.permutation(len(self.entries))])
+        drawn, self.order = self.order[: self.batch], self.order[self.batch :]
+        seeds = self.random.integers(2**63, size=self.batch)
+        return [(self.entries[i], int(seed)) for i, seed in zip(drawn, seeds, strict=True)]
+
+    def batches(self, side: int, count: int, *, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
+        """`count` batches of lightness [N, side, side, 1] and chroma [N, side/4, side/4, 2]."""
+
+        def one(item: tuple[Entry, int]) -> tuple[Floats, Floats]:
+            entry, seed = item
+            return augmented(entry.read(), side, self.color_space, self.augment, np.random.default_rng(seed))
+
+        def whole(items: list[tuple[Entry, int]]) -> Batch:
+            return _stack([one(item) for item in items])
+
+        with ThreadPoolExecutor(threads, "photographs") as pool:
+            waiting = [pool.submit(whole, self._next()) for _ in range(min(ahead, count))]
+            for number in range(count):
+                batch = waiting.pop(0).result()
+                if number + ahead < count:
+                    waiting.append(pool.submit(whole, self._next()))
+                yield batch
+
+
+def fixed(entries: Sequence[Entry], side: int, color_space: ColorSpace) -> Batch:
+    """The photographs as they are, as one batch; for a held-out set that fits into memory."""
+    with ThreadPoolExecutor() as pool:
+        return _stack(list(pool.map(lambda entry: sample(entry.read(), side, color_space), entries)))

@@ -1,0 +1,139 @@
+"""A run's best weights as an ONNX file that obeys the service's contract."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import onnx
+from keras import layers
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from model_export import checkpoint, data
+from model_export.networks import compact
+from service.color import Floats
+from service.contract import INPUT, OUTPUT, Contract
+from service.engine import Engine
+
+OPSET = 18
+# Kernels of half precision move the answer by this much at most, in units of the space's own scale.
+TOLERANCE = {"lab": 0.5, "hsv": 0.005}
+# Smaller tensors are not worth a cast.
+LEAST_HALF = 64
+
+
+class ParityError(RuntimeError):
+    """The ONNX file answers something else than the network it was made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Differences between network and ONNX file over real photographs, in chroma's units."""
+
+    largest: float
+    mean: float
+
+
+def serving_model(network: keras.Model, bins: NDArray[np.float32], size: int, gain: float) -> keras.Model:
+    """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, S/4, S/4]."""
+    lightness = keras.Input((1, size, size), name=INPUT)
+    # One channel: moving its axis to the end is a reshape.
+    logits = network(layers.Reshape((size, size, 1))(lightness))
+    chroma = compact.ExpectedChroma(bins, gain)(logits)
+    return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
+
+
+def to_onnx(model: keras.Model, contract: Contract) -> onnx.ModelProto:
+    """Converts a serving model; names its axes; stores its kernels in half precision; adds the contract."""
+    import tensorflow as tf
+    import tf2onnx
+
+    size = contract.input_size
+    signature = [tf.TensorSpec([None, 1, size, size], tf.float32, name=INPUT)]
+    function = tf.function(lambda lightness: model(lightness, training=False), input_signature=signature)
+    proto, _ = tf2onnx.convert.from_function(function, input_signature=signature, opset=OPSET)
+    _rename_output(proto.graph)
+    for port in (*proto.graph.input, *proto.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_param = "batch"
+    _halve(proto.graph)
+    del proto.metadata_props[:]
+    helper.set_model_props(proto, contract.to_metadata())
+    proto.producer_name = "tomau"
+    proto.producer_version = ""
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+def _rename_output(graph: onnx.GraphProto) -> None:
+    (output,) = graph.output
+    old, output.name = output.name, OUTPUT
+    for node in graph.node:
+        node.output[:] = [OUTPUT if name == old else name for name in node.output]
+        node.input[:] = [OUTPUT if name == old else name for name in node.input]
+
+
+def _halve(graph: onnx.GraphProto) -> None:
+    """Stores large float32 weights as float16, each behind a cast; a runtime folds the casts when it loads."""
+    casts = []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.size < LEAST_HALF or values.ndim < 2:
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def parity(model: keras.Model, engine: Engine, lightness: Floats) -> Parity:
+    """Runs both on the same lightness, float32 [N, 1, S, S]."""
+    want = np.asarray(model.predict(lightness, batch_size=8, verbose=0))
+    have = np.concatenate([engine.predict(one[np.newaxis]) for one in lightness])
+    difference = np.abs(want - have)
+    return Parity(float(difference.max()), float(difference.mean()))
+
+
+def export(
+    run: Path,
+    output: Path,
+    *,
+    name: str,
+    version: str,
+    size: int,
+    gain: float,
+    license_: str,
+    trained_on: str,
+    photographs: Sequence[data.Entry],
+    weights: str = checkpoint.BEST,
+) -> Parity:
+    """Writes `output` and, beside it, its SHA-256; returns how far it is from the network.
+
+    photographs: real ones for the parity check. Raises ParityError, and writes nothing, when it is off.
+    """
+    keras.config.set_dtype_policy("float32")
+    network, recipe, bins = checkpoint.load_network(run, weights, size)
+    contract = Contract(name, version, recipe.color_space, size, license_, trained_on)
+    model = serving_model(network, bins, size, gain)
+    content = to_onnx(model, contract).SerializeToString()
+    lightness, _ = data.fixed(photographs, size, recipe.color_space)
+    found = parity(model, Engine(output, content, "cpu"), np.ascontiguousarray(lightness.transpose(0, 3, 1, 2)))
+    tolerance = TOLERANCE[recipe.color_space] * max(1.0, gain)
+    if not found.largest <= tolerance:
+        raise ParityError(f"ONNX differs from Keras by {found.largest:.4f}, more than {tolerance}")
+    _write(output, content)
+    digest = hashlib.sha256(content).hexdigest()
+    _write(output.with_suffix(".onnx.sha256"), f"{digest}  {output.name}\n".encode())
+    return found
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(content)
+    os.replace(new, path)

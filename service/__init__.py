@@ -1,0 +1,1 @@
+"""tomau's service: colours black-and-white photographs over HTTP."""

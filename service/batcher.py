@@ -1,0 +1,177 @@
+"""Brings concurrent callers and free executors together.
+
+No thread of its own: the caller that finds a free executor leads. It takes what is waiting, up to the largest batch,
+runs it, hands out the answers, and passes its executor on to the first that still waits. So a batch is built when it
+can run, nobody waits for a timer, and one caller alone is never delayed.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.color import Floats
+from service.engine import Predictor
+from service.problems import ClientGone, DeadlineExceeded, Overloaded
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One answer, how long it waited and ran (seconds), and how many ran with it."""
+
+    chroma: Floats
+    queued: float
+    ran: float
+    batch: int
+
+
+class _Waiter:
+    """One caller's item. Its fields are guarded by the batcher's lock; `wake` is set on every change of them."""
+
+    __slots__ = ("arrived", "cancelled", "deadline", "leads", "lightness", "outcome", "wake")
+
+    def __init__(
+        self, lightness: Floats, arrived: float, deadline: float | None, cancelled: threading.Event | None
+    ) -> None:
+        self.lightness = lightness
+        self.arrived = arrived
+        self.deadline = deadline
+        self.cancelled = cancelled
+        self.wake = threading.Event()
+        self.leads = False  # holds an executor that it has not used yet
+        self.outcome: Prediction | BaseException | None = None
+
+    def settle(self, outcome: Prediction | BaseException) -> None:
+        self.outcome = outcome
+        self.wake.set()
+
+
+class Batcher:
+    """Runs a predictor for many threads, in batches; bounded, with deadlines and cancellation."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        executors: int,
+        max_batch: int,
+        capacity: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """executors: how many batches may run at once; capacity: how many callers may wait for one."""
+        self._predictor = predictor
+        self._max_batch = max_batch
+        self._capacity = capacity
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._free = executors
+        self._waiting: deque[_Waiter] = deque()
+
+    @property
+    def depth(self) -> int:
+        """How many callers wait for an executor."""
+        with self._lock:
+            return len(self._waiting)
+
+    def predict(
+        self, lightness: Floats, *, deadline: float | None = None, cancelled: threading.Event | None = None
+    ) -> Prediction:
+        """Lightness, float32 [1, S, S], to its chroma; blocks until it is there.
+
+        deadline: a time of the clock. Raises Overloaded when too many wait, DeadlineExceeded when the answer is not
+        there in time, ClientGone when `cancelled` is set before the item runs, and whatever the predictor raises.
+        """
+        waiter = _Waiter(lightness, self._clock(), deadline, cancelled)
+        with self._lock:
+            if self._free:
+                self._free -= 1
+                waiter.leads = True
+            elif len(self._waiting) >= self._capacity:
+                raise Overloaded("too many photos wait for the model", limit=self._capacity, retry_after=1)
+            self._waiting.append(waiter)
+        try:
+            return self._outcome(waiter)
+        finally:
+            self._leave(waiter)
+
+    def _outcome(self, waiter: _Waiter) -> Prediction:
+        while waiter.outcome is None:
+            if waiter.leads:
+                self._lead(waiter)
+            elif not waiter.wake.wait(self._remaining(waiter)):
+                raise DeadlineExceeded("the photo waited too long for the model")
+            else:
+                waiter.wake.clear()
+        if isinstance(waiter.outcome, BaseException):
+            raise waiter.outcome
+        return waiter.outcome
+
+    def _remaining(self, waiter: _Waiter) -> float | None:
+        return None if waiter.deadline is None else max(0.0, waiter.deadline - self._clock())
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Takes a caller out that got its outcome or gave up, and frees the executor it may have been handed."""
+        with self._lock:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            if waiter.leads:
+                self._pass_on(waiter)
+
+    def _pass_on(self, leader: _Waiter) -> None:
+        """Hands the leader's executor to the first that waits without one. The lock is held."""
+        leader.leads = False
+        heir = next((waiter for waiter in self._waiting if not waiter.leads), None)
+        if heir is None:
+            self._free += 1
+        else:
+            heir.leads = True
+            heir.wake.set()
+
+    def _lead(self, leader: _Waiter) -> None:
+        with self._lock:
+            # Another leader may have taken this one's item along: then the executor goes on at once.
+            batch = self._take() if leader in self._waiting else []
+        try:
+            if batch:
+                self._run(batch)
+        finally:
+            with self._lock:
+                self._pass_on(leader)
+
+    def _take(self) -> list[_Waiter]:
+        """The next batch, oldest first, without those that nobody waits for any more. The lock is held."""
+        batch: list[_Waiter] = []
+        while self._waiting and len(batch) < self._max_batch:
+            waiter = self._waiting.popleft()
+            if waiter.cancelled is not None and waiter.cancelled.is_set():
+                waiter.settle(ClientGone("the request was cancelled"))
+            elif self._remaining(waiter) == 0:
+                waiter.settle(DeadlineExceeded("the photo waited too long for the model"))
+            else:
+                batch.append(waiter)
+        return batch
+
+    def _run(self, batch: Sequence[_Waiter]) -> None:
+        """Settles every item of the batch, whatever happens. A failed batch is tried again one by one."""
+        started = self._clock()
+        try:
+            chroma = self._predictor.predict(np.stack([waiter.lightness for waiter in batch]))
+            if len(chroma) != len(batch):
+                raise RuntimeError(f"{len(batch)} items went in and {len(chroma)} came out")
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].settle(error)
+            else:
+                for waiter in batch:
+                    self._run([waiter])
+        except BaseException as error:
+            for waiter in batch:
+                waiter.settle(error)
+            raise
+        else:
+            ran = self._clock() - started
+            for waiter, one in zip(batch, chroma, strict=True):
+                waiter.settle(Prediction(one, started - waiter.arrived, ran, len(batch)))

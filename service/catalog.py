@@ -1,0 +1,96 @@
+"""Finds, verifies and lists the models."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from service.batcher import Batcher
+from service.contract import Contract
+from service.engine import Device, Engine, EngineError, available
+from service.problems import UnknownModel
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# One batch is assembled while the other runs.
+EXECUTORS_A_GPU = 2
+PHOTOS_ON_A_CPU = 32
+
+
+class CatalogError(RuntimeError):
+    """There is no model to serve, or a file is not what it should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A loaded, verified and warmed model."""
+
+    contract: Contract
+    sha256: str
+    device: Device
+    batcher: Batcher
+
+
+def _verified(path: Path) -> tuple[bytes, str]:
+    """A model's bytes and their SHA-256, held against the `.sha256` file beside it, if there is one."""
+    data = path.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    expected = path.with_suffix(".onnx.sha256")
+    if expected.is_file() and expected.read_text("utf-8").split()[:1] != [digest]:
+        raise CatalogError(f"{path}: its SHA-256 is {digest}, not the one in {expected.name}")
+    return data, digest
+
+
+class Catalog:
+    """The models of one service, by name."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads and warms every .onnx file of the models' folder.
+
+        Raises CatalogError, ContractError or EngineError with the file's name when one can't be served.
+        """
+        self.device = available(settings.device)
+        self.max_photos = settings.max_photos or (PHOTOS_ON_A_CPU if self.device == "cpu" else 4 * settings.max_batch)
+        self.workers = settings.workers or (settings.cores if self.device == "cpu" else 2 * settings.max_batch)
+        self._models: dict[str, Model] = {}
+        for path in sorted(settings.models.glob("*.onnx")):
+            model = self._load(path, settings)
+            if model.contract.name in self._models:
+                raise CatalogError(f"{path}: another file has a model {model.contract.name!r} already")
+            self._models[model.contract.name] = model
+        if settings.default_model not in self._models:
+            raise CatalogError(
+                f"{settings.models}: there is no model {settings.default_model!r} to be the default"
+                f" (found: {', '.join(self._models) or 'none'})"
+            )
+        self.default = settings.default_model
+
+    def _load(self, path: Path, settings: Settings) -> Model:
+        data, digest = _verified(path)
+        device = self.device
+        try:
+            engine = Engine(path, data, device, settings.max_batch)
+        except EngineError as error:
+            if settings.device != "auto" or device == "cpu":
+                raise
+            log.warning("no GPU after all, serving from the CPU: %s", error)
+            device = "cpu"
+            engine = Engine(path, data, device)
+        engine.warm()
+        executors = settings.cores if device == "cpu" else EXECUTORS_A_GPU
+        batcher = Batcher(engine, executors=executors, max_batch=engine.max_batch, capacity=self.max_photos)
+        log.info("model %s %s is ready on %s", engine.contract.name, engine.contract.version, device)
+        return Model(engine.contract, digest, device, batcher)
+
+    def __iter__(self) -> Iterator[Model]:
+        return iter(self._models.values())
+
+    def get(self, name: str | None) -> Model:
+        """The model of that name, or the default one. Raises UnknownModel."""
+        try:
+            return self._models[self.default if name is None else name]
+        except KeyError:
+            known = ", ".join(self._models)
+            raise UnknownModel(f"there is no model {name!r:.80}; there are {known}", field="model") from None

@@ -1,0 +1,109 @@
+"""The command `tomau`."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic import ValidationError
+
+from service.app import create_app
+from service.catalog import Catalog, CatalogError
+from service.colorizer import Colorizer, Options
+from service.contract import ContractError
+from service.engine import EngineError
+from service.problems import Problem
+from service.routes import State
+from service.settings import Settings
+from service.telemetry import set_up_logging
+
+log = logging.getLogger(__name__)
+
+
+class Server(uvicorn.Server):
+    """Turns readiness red on SIGTERM, and still takes requests for a moment before it drains."""
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=round(settings.deadline_s) + 5,
+        )
+        super().__init__(config)
+        self._state: State = app.state.tomau
+        self._delay = settings.drain_delay_s
+
+    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Serves until a signal."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first SIGTERM waits for the drain delay; anything else ends at once."""
+        if sig != signal.SIGTERM or self._state.draining or not self._delay:
+            self._state.draining = True
+            super().handle_exit(sig, frame)
+            return
+        self._state.draining = True
+        log.info("SIGTERM: not ready any more, taking requests for another %g s", self._delay)
+        self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, super().handle_exit, sig, None)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    settings = Settings()
+    set_up_logging(settings.log_level)
+    Server(create_app(settings), settings).run()
+
+
+def _colorize(args: argparse.Namespace) -> None:
+    given = {"model": args.model, "strength": args.strength, "quality": args.quality}
+    suffix = args.output.suffix.lower().removeprefix(".")
+    given["format"] = {"jpg": "jpeg"}.get(suffix, suffix)
+    options = Options.model_validate({key: value for key, value in given.items() if value is not None})
+    settings = Settings()
+    answer = Colorizer(Catalog(settings), settings).colorize(args.photo.read_bytes(), options)
+    args.output.write_bytes(answer.data)
+
+
+def _models(args: argparse.Namespace) -> None:
+    catalog = Catalog(Settings())
+    for model in catalog:
+        contract = model.contract
+        mark = "*" if contract.name == catalog.default else " "
+        print(f"{mark} {contract.name} {contract.version}  {contract.color_space}  {contract.input_size} px  {model.sha256}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
+    parser.add_argument("--version", action="version", version=version("tomau"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
+    commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
+    colorize = commands.add_parser("colorize", help="colour one photo")
+    colorize.set_defaults(call=_colorize)
+    colorize.add_argument("photo", type=Path)
+    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png or .webp file")
+    colorize.add_argument("--model", help="by default the service's default")
+    colorize.add_argument("--strength", type=float, help="0 (gray) to 2; by default 1")
+    colorize.add_argument("--quality", type=int, help="1 to 100")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs one command; what is wrong is said in one line, with a non-zero code."""
+    args = _parser().parse_args(argv)
+    try:
+        args.call(args)
+    except (Problem, CatalogError, ContractError, EngineError, ValidationError, OSError) as error:
+        sys.exit(f"tomau: {error}")

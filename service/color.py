@@ -1,0 +1,204 @@
+"""Splitting a photograph into lightness and chroma, and merging both again.
+
+The only module that knows colour spaces; the training program uses it too. Two are known:
+
+- `lab`: CIE 1976 L*a*b*, white D65. Lightness is L*/100, chroma is (a*, b*) in Lab units.
+- `hsv`: the hexcone of Smith (1978). Lightness is V, chroma is the vector (S cos H, S sin H), each in -1..1,
+  so that hues can be averaged and enlarged without a seam at red.
+
+A black-and-white photograph's gray value is its luma Y (ITU-R BT.601, the Y of a JPEG). Every merge called
+`luma` keeps that very plane and adds only colour difference; the `literal` merges are those of the tutorials.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+ColorSpace = Literal["lab", "hsv"]
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+
+COLOR_SPACES: tuple[ColorSpace, ...] = ("lab", "hsv")
+
+# ITU-R BT.601: weights of R, G and B in luma, and the excursions of the colour differences.
+LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
+CB_EXCURSION = 1.772
+CR_EXCURSION = 1.402
+GREEN_OF_CB = 0.114 * CB_EXCURSION / 0.587
+GREEN_OF_CR = 0.299 * CR_EXCURSION / 0.587
+
+# IEC 61966-2-1 (sRGB): XYZ, relative to the D65 white, to linear RGB.
+XYZ_TO_RGB = np.linalg.inv(
+    np.array(
+        [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+    )
+    / np.array([[0.950456], [1.0], [1.088754]])
+).astype(np.float32)
+
+# Temporaries of a merge stay in the processor's cache when it goes through the photo in strips.
+STRIP_PIXELS = 32_768
+
+
+def _lightness_of_luma() -> Floats:
+    gray = np.arange(256) / 255
+    linear = np.where(gray <= 0.04045, gray / 12.92, ((gray + 0.055) / 1.055) ** 2.4)
+    f = np.where(linear > 216 / 24389, np.cbrt(linear), (24389 / 27 * linear + 16) / 116)
+    return (1.16 * f - 0.16).astype(np.float32)
+
+
+# L*/100 of each gray sRGB value 0..255.
+LIGHTNESS_OF_LUMA = _lightness_of_luma()
+
+
+def luma_of_rgb(rgb: Bytes) -> Bytes:
+    """BT.601 luma, uint8 [H, W], of an RGB picture, uint8 [H, W, 3]."""
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+def lightness_of_luma(luma: Bytes, color_space: ColorSpace) -> Floats:
+    """Lightness in 0..1, float32: L*/100 of the gray value for `lab`, the gray value itself for `hsv`."""
+    if color_space == "lab":
+        return LIGHTNESS_OF_LUMA[luma]
+    return luma.astype(np.float32) / 255
+
+
+def split(luma: Bytes, color_space: ColorSpace, size: int) -> Floats:
+    """The model's input: the whole photo as lightness in 0..1, float32 [1, size, size], shrunk by area."""
+    small = np.asarray(cv2.resize(luma, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+    return lightness_of_luma(small, color_space)[np.newaxis]
+
+
+def split_rgb(rgb: Bytes, color_space: ColorSpace) -> tuple[Floats, Floats]:
+    """True lightness and chroma of a colour picture, uint8 [H, W, 3].
+
+    Returns lightness in 0..1, float32 [H, W] (L*/100 or V), and chroma, float32 [H, W, 2] (see the module).
+    """
+    unit = rgb.astype(np.float32) / 255
+    if color_space == "lab":
+        lab = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2Lab), np.float32)
+        return lab[..., 0] / 100, lab[..., 1:]
+    hsv = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2HSV), np.float32)
+    hue = np.deg2rad(hsv[..., 0])
+    return hsv[..., 2], hsv[..., 1:2] * np.stack([np.cos(hue), np.sin(hue)], axis=-1)
+
+
+def _rgb_of_lab(lightness: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats, Floats]:
+    """sRGB (nominally 0..1, not clipped) of L*/100 and a*, b*; the curve is continued oddly below zero."""
+    fy = (lightness * 100 + 16) / 116
+    f = np.stack([fy + a / 500, fy, fy - b / 200])
+    xyz = np.where(f > 6 / 29, f * f * f, (f - 4 / 29) * (108 / 841))
+    linear = (XYZ_TO_RGB @ xyz.reshape(3, -1)).reshape(xyz.shape)
+    size = np.abs(linear)
+    curve = np.asarray(cv2.pow(size.reshape(1, -1), 1 / 2.4)).reshape(size.shape)
+    rgb = np.where(size <= 0.0031308, size * 12.92, 1.055 * curve - 0.055)
+    red, green, blue = np.copysign(rgb, linear)
+    return red, green, blue
+
+
+def _rgb_of_hue(x: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
+    """RGB in 0..1 of hue and saturation at V = 1, from the vector (S cos H, S sin H)."""
+    saturation = np.minimum(np.hypot(x, y), 1)
+    sextant = np.arctan2(y, x) * np.float32(3 / np.pi)
+    red, green, blue = (
+        1 - saturation * (1 - np.clip(np.abs((sextant + shift) % 6 - 3) - 1, 0, 1)) for shift in (0, 4, 2)
+    )
+    return red, green, blue
+
+
+def _color_difference(luma: Floats, x: Floats, y: Floats, color_space: ColorSpace) -> tuple[Floats, Floats]:
+    """Cb and Cr, nominally -0.5..0.5, of the chroma (x, y) at a luma in 0..1; not yet inside the gamut."""
+    if color_space == "lab":
+        lightness = np.interp(luma.ravel(), np.arange(256) / 255, LIGHTNESS_OF_LUMA).reshape(luma.shape)
+        red, green, blue = _rgb_of_lab(lightness.astype(np.float32), x, y)
+        own = 0.299 * red + 0.587 * green + 0.114 * blue
+    else:
+        red, green, blue = _rgb_of_hue(x, y)
+        gain = luma / (0.299 * red + 0.587 * green + 0.114 * blue)
+        red, blue, own = red * gain, blue * gain, luma
+    return (blue - own) / CB_EXCURSION, (red - own) / CR_EXCURSION
+
+
+def _into_gamut(luma: Floats, cb: Floats, cr: Floats) -> tuple[Floats, Floats]:
+    """Scales (Cb, Cr) towards gray until R, G and B are in 0..1 at this luma; the hue stays."""
+    scale = np.ones_like(luma)
+    for excess in (CR_EXCURSION * cr, -GREEN_OF_CB * cb - GREEN_OF_CR * cr, CB_EXCURSION * cb):
+        room = np.where(excess > 0, 1 - luma, luma)
+        np.minimum(scale, room / np.maximum(np.abs(excess), 1e-6), out=scale)
+    return cb * scale, cr * scale
+
+
+def _strips(height: int, width: int) -> Iterator[slice]:
+    rows = max(1, STRIP_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield slice(top, min(height, top + rows))
+
+
+def enlarge(chroma: Floats, height: int, width: int) -> tuple[Floats, Floats]:
+    """Both chroma channels, float32 [2, s, s], enlarged bilinearly to [height, width] each."""
+    x, y = (np.asarray(cv2.resize(c, (width, height), interpolation=cv2.INTER_LINEAR)) for c in chroma)
+    return x, y
+
+
+def merge_planes(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tuple[Bytes, Bytes]:
+    """Cb and Cr planes for a luma plane that stays as it is.
+
+    luma: uint8 [h, w], at the size that Cb and Cr are wanted in (half the photo's for 4:2:0).
+    chroma: float32 [2, s, s] as a model answers it. Returns two uint8 [h, w] planes, 128 being neutral.
+    """
+    height, width = luma.shape
+    x, y = enlarge(chroma, height, width)
+    planes = np.empty((2, height, width), np.uint8)
+    for rows in _strips(height, width):
+        unit = luma[rows].astype(np.float32) / 255
+        difference = _into_gamut(unit, *_color_difference(unit, x[rows], y[rows], color_space))
+        for plane, values in zip(planes, difference, strict=True):
+            plane[rows] = np.clip(values * 255 + 128.5, 0, 255)
+    return planes[0], planes[1]
+
+
+def half(luma: Bytes) -> Bytes:
+    """A luma plane at the size of its 4:2:0 colour planes: half of each side, rounded up."""
+    height, width = luma.shape
+    size = ((width + 1) // 2, (height + 1) // 2)
+    return np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def merge_rgb(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes:
+    """The luma-kept merge at full size: uint8 RGB [H, W, 3] whose BT.601 luma is `luma`, uint8 [H, W].
+
+    chroma: float32 [2, s, s]. Computed in float32 and rounded once: the reference for the faster ways.
+    """
+    height, width = luma.shape
+    x, y = enlarge(chroma, height, width)
+    rgb = np.empty((height, width, 3), np.uint8)
+    for rows in _strips(height, width):
+        unit = luma[rows].astype(np.float32) / 255
+        cb, cr = _into_gamut(unit, *_color_difference(unit, x[rows], y[rows], color_space))
+        _store(rgb[rows], unit + CR_EXCURSION * cr, unit - GREEN_OF_CB * cb - GREEN_OF_CR * cr, unit + CB_EXCURSION * cb)
+    return rgb
+
+
+def merge_literal(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes:
+    """The merge of the tutorials, uint8 RGB [H, W, 3]: L*ab or HSV to RGB, out-of-gamut values clipped.
+
+    The photo's gray value is taken for V (`hsv`) or turned into L* (`lab`); the luma of the answer differs
+    from it wherever there is colour (`hsv`) or clipping (`lab`).
+    """
+    height, width = luma.shape
+    x, y = enlarge(chroma, height, width)
+    rgb = np.empty((height, width, 3), np.uint8)
+    for rows in _strips(height, width):
+        lightness = lightness_of_luma(luma[rows], color_space)
+        if color_space == "lab":
+            _store(rgb[rows], *_rgb_of_lab(lightness, x[rows], y[rows]))
+        else:
+            _store(rgb[rows], *(lightness * c for c in _rgb_of_hue(x[rows], y[rows])))
+    return rgb
+
+
+def _store(rgb: Bytes, red: Floats, green: Floats, blue: Floats) -> None:
+    for channel, values in enumerate((red, green, blue)):
+        rgb[..., channel] = np.clip(values * 255 + 0.5, 0, 255)

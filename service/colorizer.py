@@ -1,0 +1,132 @@
+"""The way of one photo, whoever calls: decode, split, predict, merge, encode."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from service import codec, color
+from service.catalog import Catalog, Model
+from service.color import Floats
+from service.photo import MEDIA_TYPES, Format, Photo, Pixels, Planes
+from service.problems import ClientGone, DeadlineExceeded
+from service.settings import Settings
+
+
+class Options(BaseModel):
+    """What a caller may ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="a name from `GET /models`; by default the one marked there")
+    format: Format | None = Field(
+        None, description="format of the answer; by default what `Accept` alone asks for, else that of the upload"
+    )
+    quality: int | None = Field(
+        None, ge=1, le=100, description="of a JPEG or WebP answer; by default a JPEG's own, at least 85, else 92"
+    )
+    strength: float = Field(1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own")
+    max_side: int | None = Field(None, ge=1, description="shrinks the answer to this longer side, pixels")
+    merge: Literal["luma", "literal"] = Field(
+        "luma", description="`luma` keeps the photo's luma exactly; `literal` converts L*ab or HSV to RGB"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode."""
+
+    data: bytes
+    media_type: str
+    model: str
+    device: str
+    seconds: dict[str, float]
+
+
+class _Way:
+    """Times the stages of one photo, and ends it between two of them when nobody waits for it any more."""
+
+    def __init__(self, deadline: float | None, cancelled: threading.Event | None) -> None:
+        self.deadline = deadline
+        self.cancelled = cancelled
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise ClientGone(f"the request was cancelled before its photo's {name}")
+        started = time.monotonic()
+        if self.deadline is not None and started >= self.deadline:
+            raise DeadlineExceeded(f"time was up before the photo's {name}")
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+
+class Colorizer:
+    """Colours photos; synchronous, and safe to call from many threads at once."""
+
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        self.catalog = catalog
+        self._limits = codec.Limits(settings.max_pixels, settings.max_side)
+        # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
+        self._cores = threading.BoundedSemaphore(settings.cores)
+
+    def colorize(
+        self,
+        data: bytes,
+        options: Options,
+        *,
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Answer:
+        """Colours one encoded photo.
+
+        deadline: a time of `time.monotonic`. Raises the problems of the codec, UnknownModel, InvalidOption,
+        Overloaded, DeadlineExceeded, and ClientGone once `cancelled` is set.
+        """
+        way = _Way(deadline, cancelled)
+        model = self.catalog.get(options.model)
+        space = model.contract.color_space
+        with self._cores, way.stage("decode"):
+            photo = codec.decode(data, self._limits)
+            format_ = options.format or photo.format
+            if options.max_side is not None:
+                photo = codec.shrink(photo, options.max_side)
+            codec.check_size(*photo.size, format_)
+            if format_ == "jpeg":
+                photo = codec.flatten(photo)
+            lightness = color.split(photo.luma, space, model.contract.input_size)
+        chroma = self._predict(model, lightness, way) * options.strength
+        with self._cores:
+            with way.stage("merge"):
+                merged = _merge(photo, chroma, space, format_, options.merge)
+            with way.stage("encode"):
+                quality = options.quality or codec.default_quality(photo)
+                coloured = (
+                    codec.encode_planes(merged, quality)
+                    if isinstance(merged, Planes)
+                    else codec.encode_pixels(merged, format_, quality)
+                )
+        contract = model.contract
+        name = f"{contract.name}/{contract.version}"
+        return Answer(coloured, MEDIA_TYPES[format_], name, model.device, way.seconds)
+
+    def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
+        with way.stage("infer"):
+            prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled)
+        way.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
+        return prediction.chroma
+
+
+def _merge(
+    photo: Photo, chroma: Floats, space: color.ColorSpace, format_: Format, merge: Literal["luma", "literal"]
+) -> Planes | Pixels:
+    if merge == "literal":
+        return Pixels(color.merge_literal(photo.luma, chroma, space), photo.alpha)
+    if format_ == "jpeg":
+        return Planes(photo.luma, *color.merge_planes(color.half(photo.luma), chroma, space))
+    return Pixels(color.merge_rgb(photo.luma, chroma, space), photo.alpha)

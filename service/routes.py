@@ -1,0 +1,274 @@
+"""The HTTP surface."""
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from pydantic import BaseModel, Field, ValidationError
+from starlette.types import Receive
+
+from service import telemetry
+from service.admission import Places, Receiving
+from service.colorizer import Answer, Colorizer, Options
+from service.photo import MEDIA_TYPES, Format
+from service.problems import Draining, InvalidOption
+from service.settings import Settings
+from service.upload import receive
+from service.workers import Workers
+
+router = APIRouter()
+
+
+class State:
+    """What the routes share; made by `create_app`."""
+
+    def __init__(self, settings: Settings, colorizer: Colorizer) -> None:
+        catalog = colorizer.catalog
+        self.settings = settings
+        self.colorizer = colorizer
+        self.uploads = Places("uploads", settings.max_uploads)
+        self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
+        self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos))
+        self.draining = False
+
+    def is_stuck(self) -> bool:
+        """No worker has taken a photo for too long, because each still has one."""
+        return self.workers.stuck_for() > self.settings.stuck_s
+
+
+def _state(request: Request) -> State:
+    state: State = request.app.state.tomau
+    return state
+
+
+Shared = Annotated[State, Depends(_state)]
+
+
+class ModelInfo(BaseModel):
+    """A served model."""
+
+    name: str
+    version: str
+    color_space: Literal["lab", "hsv"]
+    input_size: int = Field(description="side of the square model input, pixels")
+    sha256: str = Field(description="of the ONNX file")
+    license: str
+    data: str = Field(description="what it was trained on")
+    device: Literal["cpu", "cuda"]
+    default: bool
+
+
+class Models(BaseModel):
+    """The catalogue."""
+
+    models: list[ModelInfo]
+
+
+class Ready(BaseModel):
+    """The service is ready."""
+
+    status: Literal["ready"] = "ready"
+    device: Literal["cpu", "cuda"] = Field(description="the device really in use")
+    models: list[str]
+
+
+class Live(BaseModel):
+    """The process is up."""
+
+    status: Literal["alive"] = "alive"
+
+
+class ProblemDocument(BaseModel):
+    """An RFC 9457 problem."""
+
+    type: str
+    title: str
+    status: int
+    code: str = Field(description="stable; what a program should look at")
+    detail: str
+    instance: str
+    field: str | None = Field(None, description="what the problem is about")
+    limit: float | None = Field(None, description="the limit that was passed")
+
+
+PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
+
+
+def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    return {int(status[1:]): {"description": text, "content": PROBLEM} for status, text in descriptions.items()}
+
+
+def _option_schemas() -> dict[str, dict[str, Any]]:
+    schemas: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
+    return schemas
+
+
+COLORIZE_DOCS = {
+    "parameters": [
+        {"name": name, "in": "query", "schema": schema, "description": schema.get("description", "")}
+        for name, schema in _option_schemas().items()
+    ],
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}, **_option_schemas()},
+                }
+            },
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
+        },
+    },
+}
+
+
+def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
+    """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
+    names = [name for name, _ in query]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidOption("the option is given twice", field=name[:80])
+    try:
+        options = Options.model_validate({**form, **dict(query)})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])[:80]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Options.model_fields)
+            raise InvalidOption(f"there is no option {name!r}; there are {known}", field=name) from None
+        context = first.get("ctx", {})
+        limit = next((context[key] for key in ("ge", "le") if key in context), None)
+        raise InvalidOption(f"{name}: {first['msg']}", field=name, limit=limit) from None
+    return options if options.format else options.model_copy(update={"format": _accepted(accept)})
+
+
+def _accepted(accept: str) -> Format | None:
+    """The one format that an Accept header asks for, when it asks for just one and nothing more."""
+    types = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    wanted = [format_ for format_, media_type in MEDIA_TYPES.items() if types == {media_type}]
+    return wanted[0] if wanted else None
+
+
+async def _hung_up(stream: Receive) -> None:
+    while (await stream())["type"] != "http.disconnect":
+        pass
+
+
+@router.post(
+    "/colorize",
+    summary="Colour a photo",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The coloured image",
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
+        },
+        **_problems(
+            _400="Unreadable image or broken body",
+            _404="Unknown model",
+            _408="Upload too slow",
+            _413="Too many bytes or pixels",
+            _415="Not a supported image",
+            _422="Invalid option",
+            _503="Overloaded or stopping; see Retry-After",
+            _504="Not done in time",
+        ),
+    },
+    openapi_extra=COLORIZE_DOCS,
+)
+async def colorize(request: Request, state: Shared) -> Response:
+    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
+    started = time.monotonic()
+    with Receiving(state.uploads, state.upload_bytes) as receiving:
+        upload = await receive(request.headers, request.receive, receiving, state.settings)
+        receiving.complete()
+        received = time.monotonic()
+        accept = request.headers.get("accept", "")
+        options = options_of(request.query_params.multi_items(), upload.fields, accept)
+        deadline = received + state.settings.deadline_s
+        answer = await state.workers.run(
+            partial(_colorize, state.colorizer, upload.data, options, received, deadline),
+            deadline=deadline,
+            gone=_hung_up(request.receive),
+        )
+    seconds = {"receive": received - started, **answer.seconds}
+    headers = {
+        "X-Tomau-Model": answer.model,
+        "X-Tomau-Device": answer.device,
+        "Server-Timing": telemetry.server_timing(seconds),
+    }
+    return Response(answer.data, media_type=answer.media_type, headers=headers)
+
+
+def _colorize(
+    colorizer: Colorizer,
+    data: bytes,
+    options: Options,
+    received: float,
+    deadline: float,
+    cancelled: threading.Event,
+) -> Answer:
+    """In a worker thread. The wait for the thread is a part of the queue's time."""
+    waited = time.monotonic() - received
+    answer = colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
+    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+
+
+@router.get("/models", summary="The models")
+async def models(state: Shared) -> Models:
+    """Every served model; `default` marks the one that is used when none is named."""
+    catalog = state.colorizer.catalog
+    return Models(
+        models=[
+            ModelInfo(
+                name=model.contract.name,
+                version=model.contract.version,
+                color_space=model.contract.color_space,
+                input_size=model.contract.input_size,
+                sha256=model.sha256,
+                license=model.contract.license,
+                data=model.contract.data,
+                device=model.device,
+                default=model.contract.name == catalog.default,
+            )
+            for model in catalog
+        ]
+    )
+
+
+@router.get("/livez", summary="Is the process up?")
+async def livez() -> Live:
+    """Answers as long as the event loop runs."""
+    return Live()
+
+
+@router.get("/readyz", summary="Can it take a photo?", responses=_problems(_503="Stopping, or stuck"))
+async def readyz(state: Shared) -> Ready:
+    """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
+    if state.draining:
+        raise Draining("the service is about to stop", retry_after=5)
+    if state.is_stuck():
+        raise Draining("all workers are stuck; the service is about to end", retry_after=5)
+    catalog = state.colorizer.catalog
+    default = catalog.get(None)
+    return Ready(device=default.device, models=[model.contract.name for model in catalog])
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(request: Request) -> HTMLResponse:
+    """The OpenAPI page; its assets come from this service, so it needs no network."""
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="tomau",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon-32x32.png",
+    )

@@ -1,0 +1,50 @@
+"""Every knob of the service, read from `TOMAU_*` variables."""
+
+from functools import cached_property
+from os import sched_getaffinity
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1 << 20
+
+
+class Settings(BaseSettings):
+    """The service's settings; the variable of a field is `TOMAU_` and its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    models: Path = Field(Path(__file__).parent / "models", description="folder of the .onnx models")
+    default_model: str = Field("compact", description="name of the model that is used when none is named")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cuda refuses to start without a GPU; auto takes one where there is one"
+    )
+    max_batch: int = Field(32, ge=1, description="largest batch on a GPU")
+    workers: int | None = Field(
+        None, ge=1, description="threads that colour photos; by default cores, or 2 x max_batch on a GPU"
+    )
+
+    max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
+    max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
+    max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
+    max_photos: int | None = Field(
+        None, ge=1, description="photos inside, waiting or at work; by default 32, or 4 x max_batch on a GPU"
+    )
+    max_uploads: int = Field(256, ge=1, description="uploads being received at once")
+    max_upload_bytes: int = Field(512 * MIB, ge=1, description="bytes of all uploads being received")
+    min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
+    upload_grace_s: float = Field(5.0, ge=0, description="seconds before an upload's rate is looked at")
+    deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
+    drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
+    stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
+
+    @cached_property
+    def cores(self) -> int:
+        """Processor cores that this process may use."""
+        return len(sched_getaffinity(0))

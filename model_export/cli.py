@@ -2,10 +2,15 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 RECIPES = Path(__file__).parent / "recipes"
+# What the shipped weights are, in every place that says it.
+LICENSE = "Research use: trained on photographs of mixed, partly non-commercial licences"
+PARITY_PHOTOGRAPHS = 32
+CONSTANT_PHOTOGRAPHS = 2000
 
 
 def _recipe(text: str) -> Path:
@@ -27,6 +32,43 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{state.views:,} views in {state.minutes:.0f} minutes; best validation loss {state.best_loss:.4f}")
 
 
+def _evaluate(args: argparse.Namespace) -> None:
+    from model_export import data, evaluate, sheet
+    from service.engine import Engine
+
+    engine = Engine(args.model, args.model.read_bytes(), "cpu")
+    entries = data.find(args.data)
+    training = data.find(args.training) if args.training else entries
+    _, drawn = data.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
+    constant = evaluate.mean_chroma_of(drawn, engine.contract.color_space)
+    rows = evaluate.evaluate(engine, entries, data.find(args.neutral) if args.neutral else [], constant)
+    print(evaluate.markdown(rows))
+    evaluate.write(rows, args.output)
+    shown = [e for e in entries if not args.sources or e.name.split("/")[0] in args.sources]
+    _, shown = data.hold_out(shown, min(args.sheet, len(shown)))
+    picture = sheet.draw(shown, evaluate.model_predictor(engine), engine.contract.color_space)
+    sheet.save(picture, args.output / "sheet.jpg")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from model_export import data, export
+
+    _, photographs = data.hold_out(data.find(args.data), PARITY_PHOTOGRAPHS)
+    parity = export.export(
+        args.run,
+        args.output,
+        name=args.name or args.output.stem,
+        version=args.version,
+        size=args.size,
+        gain=args.gain,
+        license_=args.license,
+        trained_on=args.trained_on,
+        photographs=photographs,
+        weights=args.weights,
+    )
+    print(f"{args.output}: differs from the network by {parity.mean:.5f} on average, {parity.largest:.5f} at most")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -40,11 +82,37 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--max-minutes", type=float, help="time budget: the schedule is fitted into it")
     train.add_argument("--checkpoint-minutes", type=float, default=10.0, help="between two checkpoints (default 10)")
     train.add_argument("--precision", default="mixed_bfloat16", choices=("mixed_bfloat16", "float32"))
+
+    evaluate = commands.add_parser("evaluate", help="measure an ONNX model on held-out photographs")
+    evaluate.set_defaults(call=_evaluate)
+    evaluate.add_argument("--model", type=Path, required=True)
+    evaluate.add_argument("--data", type=Path, nargs="+", required=True, help="held-out shards and folders")
+    evaluate.add_argument("--neutral", type=Path, nargs="+", help="nearly neutral photographs")
+    evaluate.add_argument("--training", type=Path, nargs="+", help="where the constant baseline's colour comes from")
+    evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the contact sheet")
+    evaluate.add_argument("--sheet", type=int, default=24, help="photographs on the contact sheet (default 24)")
+    evaluate.add_argument("--sources", nargs="+", help="folders of the shards that the sheet may show")
+
+    export = commands.add_parser("export", help="write a run's best weights as an ONNX file")
+    export.set_defaults(call=_export)
+    export.add_argument("--run", type=Path, required=True)
+    export.add_argument("--output", type=Path, required=True, help="the .onnx file")
+    export.add_argument("--data", type=Path, nargs="+", required=True, help="photographs for the parity check")
+    export.add_argument("--name", help="shown by /models; by default that of the file")
+    export.add_argument("--version", default="1")
+    export.add_argument("--size", type=int, default=160, help="side of the input, a multiple of 32 (default 160)")
+    export.add_argument("--gain", type=float, default=1.0, help="scales the predicted chroma (default 1)")
+    export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
+    export.add_argument("--license", default=LICENSE)
+    export.add_argument("--trained-on", default="the research shards of tomau (44,000 photographs)")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command; bad arguments end with code 2 and a line that says why."""
+    """Runs one command; what is wrong is said in one line, with a non-zero code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     args = _parser().parse_args(argv)
-    args.call(args)
+    try:
+        args.call(args)
+    except (OSError, ValueError, RuntimeError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")

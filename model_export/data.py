@@ -19,6 +19,10 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 # The chroma that a network answers is this much smaller than its input.
 OUTPUT_STRIDE = 4
 
+# Lightness and chroma, of one photograph or of several.
+Example = tuple[Floats, Floats]
+Batch = tuple[Floats, Floats]
+
 
 class UnreadablePhotograph(ValueError):
     """A file among the training data that no decoder takes."""
@@ -70,19 +74,23 @@ def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[En
     return ranked[count:], ranked[:count]
 
 
-def sample(rgb: Bytes, side: int, color_space: ColorSpace) -> tuple[Floats, Floats]:
-    """What a network sees and should answer: lightness [side, side, 1] from luma, and chroma [side/4, side/4, 2]."""
-    height, width = rgb.shape[:2]
-    shrinks = height >= side and width >= side
-    small = cv2.resize(rgb, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    lightness = lightness_of_luma(luma_of_rgb(small), color_space)
-    return lightness[..., np.newaxis], _grid(small, color_space)
+def _square(rgb: Bytes, side: int) -> Bytes:
+    shrinks = min(rgb.shape[:2]) >= side
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(rgb, (side, side), interpolation=method), np.uint8)
 
 
-def _grid(small: Bytes, color_space: ColorSpace) -> Floats:
-    size = small.shape[0] // OUTPUT_STRIDE
+def _example(small: Bytes, luma: Bytes, color_space: ColorSpace) -> Example:
+    grid = small.shape[0] // OUTPUT_STRIDE
     _, chroma = split_rgb(small, color_space)
-    return np.asarray(cv2.resize(chroma, (size, size), interpolation=cv2.INTER_AREA), np.float32)
+    coarse = np.asarray(cv2.resize(chroma, (grid, grid), interpolation=cv2.INTER_AREA), np.float32)
+    return lightness_of_luma(luma, color_space)[..., np.newaxis], coarse
+
+
+def sample(rgb: Bytes, side: int, color_space: ColorSpace) -> Example:
+    """What a network sees and should answer: lightness [side, side, 1] from luma, and chroma [side/4, side/4, 2]."""
+    small = _square(rgb, side)
+    return _example(small, luma_of_rgb(small), color_space)
 
 
 def _crop(rgb: Bytes, least: float, random: np.random.Generator) -> Bytes:
@@ -98,9 +106,9 @@ def age(luma: Bytes, random: np.random.Generator) -> Bytes:
     tones = np.arange(256, dtype=np.float32) / 255
     tones = tones ** random.uniform(0.7, 1.4)
     black, white = random.uniform(0, 0.2), random.uniform(0.75, 1)
-    plane = (black + (white - black) * tones)[luma]
+    plane = (black + (white - black) * tones).astype(np.float32)[luma]
     if random.random() < 0.4:
-        plane = cv2.GaussianBlur(plane, (0, 0), random.uniform(0.3, 1.2))
+        plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), random.uniform(0.3, 1.2)), np.float32)
     if random.random() < 0.5:
         plane = plane + random.normal(0, random.uniform(0.005, 0.05), plane.shape).astype(np.float32)
     aged = np.clip(plane * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -110,23 +118,16 @@ def age(luma: Bytes, random: np.random.Generator) -> Bytes:
     return aged
 
 
-def augmented(
-    rgb: Bytes, side: int, color_space: ColorSpace, augment: Augment, random: np.random.Generator
-) -> tuple[Floats, Floats]:
+def augmented(rgb: Bytes, side: int, color_space: ColorSpace, augment: Augment, random: np.random.Generator) -> Example:
     """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
-    crop = _crop(rgb, augment.min_crop, random)
-    shrinks = min(crop.shape[:2]) >= side
-    small = cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    small = _square(_crop(rgb, augment.min_crop, random), side)
     luma = luma_of_rgb(small)
     if random.random() < augment.degrade:
         luma = age(luma, random)
-    return lightness_of_luma(luma, color_space)[..., np.newaxis], _grid(small, color_space)
+    return _example(small, luma, color_space)
 
 
-Batch = tuple[Floats, Floats]
-
-
-def _stack(samples: Sequence[tuple[Floats, Floats]]) -> Batch:
+def _stack(samples: Sequence[Example]) -> Batch:
     lightness, chroma = zip(*samples, strict=True)
     return np.stack(lightness), np.stack(chroma)
 
@@ -157,7 +158,7 @@ class Stream:
     def batches(self, side: int, count: int, *, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
         """`count` batches of lightness [N, side, side, 1] and chroma [N, side/4, side/4, 2]."""
 
-        def one(item: tuple[Entry, int]) -> tuple[Floats, Floats]:
+        def one(item: tuple[Entry, int]) -> Example:
             entry, seed = item
             return augmented(entry.read(), side, self.color_space, self.augment, np.random.default_rng(seed))
 

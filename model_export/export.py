@@ -1,10 +1,10 @@
 """A run's best weights as an ONNX file that obeys the service's contract."""
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import keras
 import numpy as np
@@ -65,7 +65,7 @@ def to_onnx(model: keras.Model, contract: Contract) -> onnx.ModelProto:
     proto.producer_name = "tomau"
     proto.producer_version = ""
     onnx.checker.check_model(proto, full_check=True)
-    return proto
+    return cast("onnx.ModelProto", proto)
 
 
 def _rename_output(graph: onnx.GraphProto) -> None:
@@ -136,4 +136,4 @@ def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
-    os.replace(new, path)
+    new.replace(path)

@@ -1,13 +1,14 @@
 """What a network is taught by."""
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-Tensor = keras.KerasTensor
+Tensor: TypeAlias = keras.KerasTensor
 
 
 def occupied_bins(chroma: NDArray[np.float32], size: float, least: float = 1e-5) -> NDArray[np.float32]:
@@ -20,7 +21,7 @@ def occupied_bins(chroma: NDArray[np.float32], size: float, least: float = 1e-5)
     counts = np.zeros(cells.max(axis=0) - lowest + 1, np.int64)
     np.add.at(counts, tuple((cells - lowest).T), 1)
     kept = np.argwhere(counts >= max(1, least * len(chroma))) + lowest
-    return (kept * size).astype(np.float32)
+    return np.asarray(kept * size, np.float32)
 
 
 def soft_encode(chroma: Tensor, bins: NDArray[np.float32], size: float) -> Tensor:

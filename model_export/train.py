@@ -160,9 +160,7 @@ class Run:
         tqdm.write(f"checkpoint: {line}")
 
 
-def train(
-    recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, init: Path | None = None
-) -> State:
+def train(recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, init: Path | None = None) -> State:
     """Trains or resumes the run in `folder` on the photographs at `paths`.
 
     init: the folder of a finished run whose best weights and bins this one starts from.

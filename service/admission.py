@@ -56,7 +56,9 @@ class Receiving:
             self._uploads.give_back()
             self._receives = False
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.complete()
         self._held.give_back(self._bytes)
         self._bytes = 0

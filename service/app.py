@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 import cv2
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -17,7 +17,7 @@ from service.colorizer import Colorizer
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import State, router
 from service.settings import Settings
-from service.telemetry import Telemetry, problem_handler
+from service.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,12 @@ EXIT_STUCK = 70
 STUCK_CHECK_S = 1.0
 
 
-async def _http_exception(request: Request, error: Exception) -> None:
+async def _raise_problem(_: Request, problem: Exception) -> Response:
+    """Lets a problem through to Telemetry, the outermost layer, which answers it."""
+    raise problem
+
+
+async def _http_exception(request: Request, error: Exception) -> Response:
     """The framework's own refusals, as problems."""
     status = error.status_code if isinstance(error, HTTPException) else 500
     known: dict[int, type[Problem]] = {404: NotFound, 405: MethodNotAllowed}
@@ -71,10 +76,12 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         redoc_url=None,
         lifespan=_lifespan,
     )
-    app.state.tomau = State(settings, Colorizer(catalog or Catalog(settings), settings))
+    colorizer = Colorizer(catalog or Catalog(settings), settings)
+    colorizer.warm()
+    app.state.tomau = State(settings, colorizer)
     app.include_router(router)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-    app.add_exception_handler(Problem, problem_handler)
+    app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)
     app.add_middleware(Telemetry)
     return app

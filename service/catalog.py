@@ -43,6 +43,10 @@ def _verified(path: Path) -> tuple[bytes, str]:
     return data, digest
 
 
+def _max_photos(settings: Settings, device: Device) -> int:
+    return settings.max_photos or (PHOTOS_ON_A_CPU if device == "cpu" else 4 * settings.max_batch)
+
+
 class Catalog:
     """The models of one service, by name."""
 
@@ -52,37 +56,44 @@ class Catalog:
         Raises CatalogError, ContractError or EngineError with the file's name when one can't be served.
         """
         self.device = available(settings.device)
-        self.max_photos = settings.max_photos or (PHOTOS_ON_A_CPU if self.device == "cpu" else 4 * settings.max_batch)
-        self.workers = settings.workers or (settings.cores if self.device == "cpu" else 2 * settings.max_batch)
-        self._models: dict[str, Model] = {}
-        for path in sorted(settings.models.glob("*.onnx")):
-            model = self._load(path, settings)
-            if model.contract.name in self._models:
-                raise CatalogError(f"{path}: another file has a model {model.contract.name!r} already")
-            self._models[model.contract.name] = model
+        try:
+            self._models = self._load_all(settings)
+        except EngineError as error:
+            if settings.device != "auto" or self.device == "cpu":
+                raise
+            log.warning("no GPU after all, serving from the CPU: %s", error)
+            self.device = "cpu"
+            self._models = self._load_all(settings)
         if settings.default_model not in self._models:
             raise CatalogError(
                 f"{settings.models}: there is no model {settings.default_model!r} to be the default"
                 f" (found: {', '.join(self._models) or 'none'})"
             )
         self.default = settings.default_model
+        self.max_photos = _max_photos(settings, self.device)
+        self.workers = settings.workers or (settings.cores if self.device == "cpu" else 2 * settings.max_batch)
+
+    def _load_all(self, settings: Settings) -> dict[str, Model]:
+        models: dict[str, Model] = {}
+        for path in sorted(settings.models.glob("*.onnx")):
+            model = self._load(path, settings)
+            if model.contract.name in models:
+                raise CatalogError(f"{path}: another file has a model {model.contract.name!r} already")
+            models[model.contract.name] = model
+        return models
 
     def _load(self, path: Path, settings: Settings) -> Model:
         data, digest = _verified(path)
-        device = self.device
-        try:
-            engine = Engine(path, data, device, settings.max_batch)
-        except EngineError as error:
-            if settings.device != "auto" or device == "cpu":
-                raise
-            log.warning("no GPU after all, serving from the CPU: %s", error)
-            device = "cpu"
-            engine = Engine(path, data, device)
+        engine = Engine(path, data, self.device, settings.max_batch)
         engine.warm()
-        executors = settings.cores if device == "cpu" else EXECUTORS_A_GPU
-        batcher = Batcher(engine, executors=executors, max_batch=engine.max_batch, capacity=self.max_photos)
-        log.info("model %s %s is ready on %s", engine.contract.name, engine.contract.version, device)
-        return Model(engine.contract, digest, device, batcher)
+        batcher = Batcher(
+            engine,
+            executors=settings.cores if self.device == "cpu" else EXECUTORS_A_GPU,
+            max_batch=engine.max_batch,
+            capacity=_max_photos(settings, self.device),
+        )
+        log.info("model %s %s is ready on %s", engine.contract.name, engine.contract.version, self.device)
+        return Model(engine.contract, digest, self.device, batcher)
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -44,10 +45,10 @@ class Server(uvicorn.Server):
         self._state: State = app.state.tomau
         self._delay = settings.drain_delay_s
 
-    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        """Serves until a signal."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
-        await super().serve()
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM waits for the drain delay; anything else ends at once."""
@@ -60,7 +61,7 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, super().handle_exit, sig, None)
 
 
-def _serve(args: argparse.Namespace) -> None:
+def _serve(_: argparse.Namespace) -> None:
     settings = Settings()
     set_up_logging(settings.log_level)
     Server(create_app(settings), settings).run()
@@ -76,12 +77,15 @@ def _colorize(args: argparse.Namespace) -> None:
     args.output.write_bytes(answer.data)
 
 
-def _models(args: argparse.Namespace) -> None:
+def _models(_: argparse.Namespace) -> None:
     catalog = Catalog(Settings())
     for model in catalog:
         contract = model.contract
         mark = "*" if contract.name == catalog.default else " "
-        print(f"{mark} {contract.name} {contract.version}  {contract.color_space}  {contract.input_size} px  {model.sha256}")
+        print(
+            f"{mark} {contract.name} {contract.version}  {contract.color_space}  {contract.input_size} px  "
+            f"sha256 {model.sha256}"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -184,13 +184,28 @@ def check_size(height: int, width: int, format_: Format) -> None:
     """Raises InvalidOption when a format can't hold a photo of that size."""
     if max(height, width) > SIDE_LIMITS[format_]:
         raise InvalidOption(
-            f"a side of {max(height, width)} pixels does not fit into {format_}", field="format", limit=SIDE_LIMITS[format_]
+            f"a side of {max(height, width)} pixels does not fit into {format_}",
+            field="format",
+            limit=SIDE_LIMITS[format_],
         )
 
 
 def encode_planes(planes: Planes, quality: int) -> bytes:
     """A JPEG, 4:2:0, whose luma plane goes in as it is."""
-    return bytes(simplejpeg.encode_jpeg_yuv_planes(planes.luma, planes.cb, planes.cr, quality))
+    luma = _even(planes.luma)
+    return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, planes.cb, planes.cr, quality))
+
+
+def _even(plane: Bytes) -> Bytes:
+    """The same plane, as a part of one with even sides.
+
+    TurboJPEG reads a 4:2:0 luma plane up to the next even row and column: past the end of an odd one, whatever lies
+    in memory there would go into the file.
+    """
+    height, width = plane.shape
+    if height % 2 == 0 and width % 2 == 0:
+        return plane
+    return np.pad(plane, ((0, height % 2), (0, width % 2)), "edge")[:height, :width]
 
 
 def encode_pixels(pixels: Pixels, format_: Format, quality: int) -> bytes:

@@ -32,9 +32,7 @@ GREEN_OF_CR = 0.299 * CR_EXCURSION / 0.587
 
 # IEC 61966-2-1 (sRGB): XYZ, relative to the D65 white, to linear RGB.
 XYZ_TO_RGB = np.linalg.inv(
-    np.array(
-        [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
-    )
+    np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
     / np.array([[0.950456], [1.0], [1.088754]])
 ).astype(np.float32)
 
@@ -46,11 +44,15 @@ def _lightness_of_luma() -> Floats:
     gray = np.arange(256) / 255
     linear = np.where(gray <= 0.04045, gray / 12.92, ((gray + 0.055) / 1.055) ** 2.4)
     f = np.where(linear > 216 / 24389, np.cbrt(linear), (24389 / 27 * linear + 16) / 116)
-    return (1.16 * f - 0.16).astype(np.float32)
+    return np.maximum(1.16 * f - 0.16, 0).astype(np.float32)
 
 
 # L*/100 of each gray sRGB value 0..255.
 LIGHTNESS_OF_LUMA = _lightness_of_luma()
+
+
+def _unit(levels: Bytes) -> Floats:
+    return levels.astype(np.float32) / np.float32(255)
 
 
 def luma_of_rgb(rgb: Bytes) -> Bytes:
@@ -62,7 +64,7 @@ def lightness_of_luma(luma: Bytes, color_space: ColorSpace) -> Floats:
     """Lightness in 0..1, float32: L*/100 of the gray value for `lab`, the gray value itself for `hsv`."""
     if color_space == "lab":
         return LIGHTNESS_OF_LUMA[luma]
-    return luma.astype(np.float32) / 255
+    return _unit(luma)
 
 
 def split(luma: Bytes, color_space: ColorSpace, size: int) -> Floats:
@@ -76,13 +78,14 @@ def split_rgb(rgb: Bytes, color_space: ColorSpace) -> tuple[Floats, Floats]:
 
     Returns lightness in 0..1, float32 [H, W] (L*/100 or V), and chroma, float32 [H, W, 2] (see the module).
     """
-    unit = rgb.astype(np.float32) / 255
+    unit = _unit(rgb)
     if color_space == "lab":
         lab = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2Lab), np.float32)
         return lab[..., 0] / 100, lab[..., 1:]
     hsv = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2HSV), np.float32)
     hue = np.deg2rad(hsv[..., 0])
-    return hsv[..., 2], hsv[..., 1:2] * np.stack([np.cos(hue), np.sin(hue)], axis=-1)
+    direction = np.stack([np.cos(hue), np.sin(hue)], axis=-1)
+    return np.asarray(hsv[..., 2], np.float32), np.asarray(hsv[..., 1:2] * direction, np.float32)
 
 
 def _rgb_of_lab(lightness: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats, Floats]:
@@ -152,7 +155,7 @@ def merge_planes(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tuple[
     x, y = enlarge(chroma, height, width)
     planes = np.empty((2, height, width), np.uint8)
     for rows in _strips(height, width):
-        unit = luma[rows].astype(np.float32) / 255
+        unit = _unit(luma[rows])
         difference = _into_gamut(unit, *_color_difference(unit, x[rows], y[rows], color_space))
         for plane, values in zip(planes, difference, strict=True):
             plane[rows] = np.clip(values * 255 + 128.5, 0, 255)
@@ -166,6 +169,15 @@ def half(luma: Bytes) -> Bytes:
     return np.asarray(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def rgb_at(luma: Bytes, x: Floats, y: Floats, color_space: ColorSpace) -> Bytes:
+    """RGB, uint8 [..., 3], of pixels with this luma, uint8 [...], and this chroma (x, y), float32 [...] each."""
+    rgb = np.empty((*luma.shape, 3), np.uint8)
+    unit = _unit(luma)
+    cb, cr = _into_gamut(unit, *_color_difference(unit, x, y, color_space))
+    _store(rgb, unit + CR_EXCURSION * cr, unit - GREEN_OF_CB * cb - GREEN_OF_CR * cr, unit + CB_EXCURSION * cb)
+    return rgb
+
+
 def merge_rgb(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes:
     """The luma-kept merge at full size: uint8 RGB [H, W, 3] whose BT.601 luma is `luma`, uint8 [H, W].
 
@@ -175,9 +187,7 @@ def merge_rgb(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes:
     x, y = enlarge(chroma, height, width)
     rgb = np.empty((height, width, 3), np.uint8)
     for rows in _strips(height, width):
-        unit = luma[rows].astype(np.float32) / 255
-        cb, cr = _into_gamut(unit, *_color_difference(unit, x[rows], y[rows], color_space))
-        _store(rgb[rows], unit + CR_EXCURSION * cr, unit - GREEN_OF_CB * cb - GREEN_OF_CR * cr, unit + CB_EXCURSION * cb)
+        rgb[rows] = rgb_at(luma[rows], x[rows], y[rows], color_space)
     return rgb
 
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from service import codec, color
@@ -114,6 +115,14 @@ class Colorizer:
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
         return Answer(coloured, MEDIA_TYPES[format_], name, model.device, way.seconds)
+
+    def warm(self) -> None:
+        """Colours a small made-up photo with every model: libraries set themselves up at their first use."""
+        ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+        for format_ in MEDIA_TYPES:
+            photo = codec.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, codec.QUALITY)
+            for model in self.catalog:
+                self.colorize(photo, Options(model=model.contract.name))
 
     def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
         with way.stage("infer"):

@@ -44,7 +44,9 @@ def _session(model: bytes, device: Device) -> ort.InferenceSession:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     elif hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
-    return ort.InferenceSession(model, options, providers=[PROVIDERS[device], PROVIDERS["cpu"]][: 1 + (device != "cpu")])
+    return ort.InferenceSession(
+        model, options, providers=[PROVIDERS[device], PROVIDERS["cpu"]][: 1 + (device != "cpu")]
+    )
 
 
 class Engine:

@@ -197,7 +197,7 @@ async def colorize(request: Request, state: Shared) -> Response:
         answer = await state.workers.run(
             partial(_colorize, state.colorizer, upload.data, options, received, deadline),
             deadline=deadline,
-            gone=_hung_up(request.receive),
+            gone=partial(_hung_up, request.receive),
         )
     seconds = {"receive": received - started, **answer.seconds}
     headers = {
@@ -263,7 +263,7 @@ async def readyz(state: Shared) -> Ready:
 
 
 @router.get("/docs", include_in_schema=False)
-async def docs(request: Request) -> HTMLResponse:
+async def docs() -> HTMLResponse:
     """The OpenAPI page; its assets come from this service, so it needs no network."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",

@@ -1,5 +1,6 @@
 """Request ids, the log, Server-Timing, and the answer when something breaks."""
 
+import asyncio
 import json
 import logging
 import re
@@ -8,7 +9,6 @@ import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.problems import ClientGone, InternalError, Problem
@@ -37,6 +37,7 @@ def set_up_logging(level: str) -> None:
     handler.addFilter(_IdFilter())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
 
 
 def server_timing(seconds: Mapping[str, float]) -> str:
@@ -102,7 +103,7 @@ class _Exchange:
         await self._send(message)
 
     async def refuse(self, problem: Problem) -> None:
-        """Answers with a problem. A client that still sends is let finish, within bounds, so that it gets to read it."""
+        """Answers with a problem. A client that still sends may go on for a while: cut off, it would never read it."""
         if isinstance(problem, ClientGone):
             self._status = self._status or problem.status
             return
@@ -121,8 +122,6 @@ class _Exchange:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _swallow(self) -> None:
-        import asyncio
-
         left = DRAIN_BYTES
         try:
             async with asyncio.timeout(DRAIN_S):
@@ -140,8 +139,3 @@ class _Exchange:
             1000 * (time.monotonic() - self._started),
             self._sent,
         )
-
-
-async def problem_handler(request: Request, problem: Exception) -> None:
-    """Lets a problem through to Telemetry, which answers it."""
-    raise problem

@@ -75,7 +75,7 @@ class _Body:
                 return await self._receive()
         except TimeoutError:
             raise UploadTooSlow(
-                f"{self._bytes} bytes came in {allowed:.0f} s; the least rate is {settings.min_upload_rate} bytes a second",
+                f"{self._bytes} bytes in {allowed:.0f} s are too few; the least is {settings.min_upload_rate} a second",
                 limit=settings.min_upload_rate,
             ) from None
 

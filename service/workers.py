@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from service.admission import Places
 from service.problems import ClientGone, DeadlineExceeded
@@ -30,21 +30,22 @@ class Workers:
         self._numbers = itertools.count()
 
     async def run(
-        self, call: Callable[[threading.Event], T], *, deadline: float, gone: Awaitable[None]
+        self, call: Callable[[threading.Event], T], *, deadline: float, gone: Callable[[], Awaitable[None]]
     ) -> T:
         """Runs `call` in a thread. It is given an event that is set when nobody waits for it any more.
 
-        gone: done when the client has hung up. Raises Overloaded when all places are taken, DeadlineExceeded at
+        gone: returns when the client has hung up. Raises Overloaded when all places are taken, DeadlineExceeded at
         `deadline` (of `time.monotonic`), ClientGone, and what `call` raises.
         """
         cancelled = threading.Event()
         self.places.take()
         job = self._submit(call, cancelled)
         answer = asyncio.wrap_future(job)
-        hang_up = asyncio.ensure_future(gone)
+        hang_up = asyncio.ensure_future(gone())
         try:
             left = max(0.0, deadline - time.monotonic())
-            await asyncio.wait({answer, hang_up}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {answer, hang_up}
+            await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if answer.done():
                 return answer.result()
             if hang_up.done():

@@ -74,9 +74,11 @@ class ExpectedChroma(layers.Layer):  # type: ignore[misc]
         self.bins = self.add_weight(shape=bins.shape, initializer=initializer, trainable=False, name="bins")
 
     def call(self, logits: keras.KerasTensor) -> keras.KerasTensor:
+        """Keras."""
         return ops.matmul(ops.softmax(logits, axis=-1), self.bins)
 
     def compute_output_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        """Keras."""
         return (*shape[:-1], 2)
 
 

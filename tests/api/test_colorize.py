@@ -1,0 +1,114 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import decoded, encoded, luma
+
+
+def post(client: httpx.Client, data: bytes, url: str = "/colorize", **form: str) -> httpx.Response:
+    return client.post(url, files={"file": ("photo.jpg", data)}, data=form)
+
+
+def test_a_photo_comes_back_coloured(client: httpx.Client, jpeg: bytes) -> None:
+    answer = post(client, jpeg)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "image/jpeg"
+    assert answer.headers["x-tomau-model"] == "compact/1"
+    assert answer.headers["x-tomau-device"] == "cpu"
+    stages = [entry.split(";")[0] for entry in answer.headers["server-timing"].split(", ")]
+    assert stages == ["receive", "decode", "infer", "queue", "merge", "encode"]
+    assert np.abs(luma(answer.content) - luma(jpeg)).mean() < 0.5
+    rgb = decoded(answer.content).astype(int)
+    assert (rgb[..., 0] - rgb[..., 2]).mean() > 20
+
+
+def test_a_bare_body_is_the_same_as_a_form(client: httpx.Client, jpeg: bytes) -> None:
+    bare = client.post("/colorize", content=jpeg, headers={"content-type": "image/jpeg"})
+    assert bare.status_code == 200
+    assert bare.content == post(client, jpeg).content
+
+
+def test_options_in_the_form_and_in_the_query(client: httpx.Client, jpeg: bytes) -> None:
+    by_form = post(client, jpeg, model="warm", format="png", strength="0.5")
+    by_query = post(client, jpeg, "/colorize?model=warm&format=png&strength=0.5")
+    assert by_form.headers["x-tomau-model"] == by_query.headers["x-tomau-model"] == "warm/1"
+    assert by_form.headers["content-type"] == "image/png"
+    assert by_form.content == by_query.content
+    both = post(client, jpeg, "/colorize?model=compact", model="warm")
+    assert both.headers["x-tomau-model"] == "compact/1", "the query wins"
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("image/png", "image/png"),
+        ("image/webp", "image/webp"),
+        ("image/webp;q=0.9", "image/webp"),
+        ("*/*", "image/jpeg"),
+        ("image/avif,image/webp,*/*;q=0.8", "image/jpeg"),
+        ("text/html", "image/jpeg"),
+    ],
+)
+def test_accept_counts_when_it_asks_for_one_type_alone(
+    client: httpx.Client, jpeg: bytes, accept: str, expected: str
+) -> None:
+    answer = client.post("/colorize", content=jpeg, headers={"content-type": "image/jpeg", "accept": accept})
+    assert answer.headers["content-type"] == expected
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+def test_the_answer_has_the_uploads_format(client: httpx.Client, gray: np.ndarray, format_: str) -> None:
+    answer = post(client, encoded(gray, format_))
+    assert answer.headers["content-type"] == f"image/{format_.lower()}"
+
+
+def test_many_at_once_get_each_their_own(client: httpx.Client, gray: np.ndarray) -> None:
+    photos = [encoded(np.ascontiguousarray(gray[:, shift : shift + 200]), "PNG") for shift in range(24)]
+    alone = [post(client, photo).content for photo in photos]
+    with ThreadPoolExecutor(24) as pool:
+        together = list(pool.map(lambda photo: post(client, photo), photos))
+    assert [answer.status_code for answer in together] == [200] * 24
+    assert [answer.content for answer in together] == alone
+
+
+def test_the_catalogue(client: httpx.Client) -> None:
+    models = client.get("/models").json()["models"]
+    assert {(m["name"], m["color_space"], m["default"]) for m in models} == {
+        ("compact", "lab", True),
+        ("warm", "hsv", False),
+    }
+    assert all(len(m["sha256"]) == 64 and m["device"] == "cpu" for m in models)
+
+
+def test_health(client: httpx.Client) -> None:
+    assert client.get("/livez").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready", "device": "cpu", "models": ["compact", "warm"]}
+
+
+def test_the_docs_need_no_network(client: httpx.Client) -> None:
+    page = client.get("/docs")
+    assert page.status_code == 200
+    assert "http:" not in page.text
+    assert "https:" not in page.text
+    for asset in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png"):
+        assert f"docs/assets/{asset}" in page.text
+        assert len(client.get(f"/docs/assets/{asset}").content) > 500
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/colorize", "/models", "/livez", "/readyz"} <= set(paths)
+    assert {p["name"] for p in paths["/colorize"]["post"]["parameters"]} == {
+        "model",
+        "format",
+        "quality",
+        "strength",
+        "max_side",
+        "merge",
+    }
+
+
+def test_request_ids(client: httpx.Client, jpeg: bytes) -> None:
+    assert client.get("/livez", headers={"x-request-id": "album-7.jpg"}).headers["x-request-id"] == "album-7.jpg"
+    made = [client.get("/livez", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("a b", "x" * 129)]
+    assert all(len(each) == 32 for each in made)
+    assert made[0] != made[1]

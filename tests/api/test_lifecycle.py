@@ -1,0 +1,68 @@
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.conftest import Serve, contract, encoded, tint_model
+
+
+def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, astronaut: np.ndarray) -> None:
+    large = encoded(np.tile(astronaut[..., 0], (6, 6)), "PNG")
+    with serve(drain_delay_s=1.5) as server, ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url) as client:
+        send = lambda _: client.post("/colorize", files={"file": large}, timeout=30).status_code  # noqa: E731
+        assert send(0) == 200
+        server.process.send_signal(signal.SIGTERM)
+        for _ in range(100):
+            ready = client.get("/readyz")
+            if ready.status_code != 200:
+                break
+            time.sleep(0.01)
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+        assert "retry-after" in ready.headers
+        assert client.get("/livez").status_code == 200
+        assert list(pool.map(send, range(4))) == [200] * 4, "requests are still taken"
+        assert server.process.wait(15) in (0, -signal.SIGTERM)
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "reason"),
+    [
+        ({}, {}, "no model 'compact'"),
+        ({"compact.onnx": b"not a model"}, {}, "compact.onnx"),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1), metadata={})}, {}, "tomau.contract"),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEFAULT_MODEL": "other"}, "'other'"),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "cuda"}, "cuda"),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "abacus"}, "device"),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"PORT": "99999"}, "port"),
+    ],
+)
+def test_what_can_not_be_served_is_said_in_a_line(
+    tmp_path: Path, files: dict[str, bytes], settings: dict[str, str], reason: str
+) -> None:
+    if settings.get("DEVICE") == "cuda" and Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    environment = {"TOMAU_MODELS": str(tmp_path), **{f"TOMAU_{key}": value for key, value in settings.items()}}
+    command = [str(Path(sys.executable).with_name("tomau")), "serve"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_port_that_is_taken_is_said(serve: Serve) -> None:
+    with serve() as server:
+        environment = {"TOMAU_MODELS": str(Path(server.log).parent), "TOMAU_PORT": str(server.port)}
+        (Path(server.log).parent / "compact.onnx").write_bytes(tint_model(contract(name="compact"), (1, 1)))
+        command = [str(Path(sys.executable).with_name("tomau")), "serve"]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode != 0
+        assert "address already in use" in ended.stderr

@@ -1,0 +1,151 @@
+"""A tiny network, trained for a few steps, exported, and served: all of the way on made-up photographs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import onnx
+import pytest
+
+from service.color import split
+from service.contract import Contract
+from service.engine import Engine
+from tests.conftest import Serve
+from tests.unit.test_data import photographs, write_folder, write_shard
+
+RECIPE = """
+name = "tiny"
+color_space = "{space}"
+views = {views}
+validate_on = 8
+curriculum = [{{ until = 0.5, side = 32 }}, {{ until = 1.0, side = 64 }}]
+[network]
+widths = [4, 6, 8, 10, 12]
+blocks = [1, 1, 1, 1]
+context = 8
+bin_size = {bin_size}
+[optimizer]
+batch = 4
+"""
+
+
+def model_export(*arguments: object, code: int = 0) -> str:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    command = [sys.executable, "-m", "model_export", *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    assert ended.returncode == code, ended.stdout + ended.stderr
+    return ended.stdout + ended.stderr
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    made = photographs(40)
+    half = dict(list(made.items())[:30])
+    rest = {name: content for name, content in made.items() if name not in half}
+    return write_shard(folder / "train.tar", half), write_folder(folder / "held-out", rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("space", "bin_size"), [("lab", 20.0), ("hsv", 0.25)])
+def test_train_resume_export_evaluate_and_serve(
+    tmp_path: Path, shards: tuple[Path, Path], serve: Serve, jpeg: bytes, space: str, bin_size: float
+) -> None:
+    training, held_out = shards
+    recipe, run = tmp_path / "tiny.toml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(space=space, bin_size=bin_size, views=200))
+    options = ["--data", training, held_out, "--run", run]
+
+    first = model_export("train", recipe, *options)
+    assert "200 views" in first
+    state = json.loads((run / "state.json").read_text())
+    assert state["progress"] == 1
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert np.isfinite(history[-1]["validation_loss"])
+
+    # A finished run has nothing to do; one that is set back goes on from its weights.
+    assert "200 views" in model_export("train", recipe, *options)
+    (run / "state.json").write_text(json.dumps(state | {"progress": 0.5}))
+    assert "400 views" in model_export("train", recipe, *options)
+
+    models = tmp_path / "models"
+    file = models / "tiny.onnx"
+    export = ["export", "--run", run, "--output", file, "--data", held_out, "--size", 64, "--gain", 1.5]
+    assert "differs from the network by" in model_export(*export)
+    proto = onnx.load(file)
+    assert {port.name for port in proto.graph.input} == {"lightness"}, "no constant became an input"
+    assert proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    kernels = [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4]
+    assert kernels
+    assert {tensor.data_type for tensor in kernels} <= {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT}
+    engine = Engine(file, file.read_bytes(), "cpu")
+    assert engine.contract == Contract("tiny", "1", space, 64, engine.contract.license, engine.contract.data)
+
+    output = tmp_path / "evaluation"
+    model_export("evaluate", "--model", file, "--data", held_out, "--output", output, "--sheet", 4)
+    figures = json.loads((output / "figures.json").read_text())
+    assert list(figures) == ["gray", "constant", "tiny"]
+    assert figures["gray"]["hue"] == 90
+    assert (output / "sheet.jpg").stat().st_size > 1000
+
+    with serve(models=models, default_model="tiny") as server:
+        answer = httpx.post(f"{server.url}/colorize", files={"file": jpeg}, timeout=30)
+        assert answer.headers["x-tomau-model"] == "tiny/1"
+        assert answer.headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.slow
+def test_an_export_that_is_off_fails_and_writes_nothing(
+    tmp_path: Path, shards: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+from model_export import checkpoint, data, export
+from model_export.networks import compact
+from model_export.recipe import Recipe
+import keras, numpy as np
+recipe = Recipe.model_validate({{"name": "x", "network": {{"widths": [4, 6, 8, 10, 12], "context": 8}}}})
+bins = np.array([[0, 0], [0, 40], [40, 0]], np.float32)
+run = Path({str(tmp_path)!r})
+checkpoint.save_setup(run, recipe, bins)
+checkpoint.save_weights(run / checkpoint.BEST, compact.build(recipe.network, len(bins)))
+whole = export._halve
+def spoilt(graph):
+    whole(graph)
+    for tensor in graph.initializer:
+        if len(tensor.dims) == 4:
+            values = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.asarray(3, values.dtype), tensor.name))
+import onnx
+export._halve = spoilt
+photographs = data.find([Path({str(shards[1])!r})])
+try:
+    export.export(run, run / "x.onnx", name="x", version="1", size=64, gain=1.0, license_="l", trained_on="d",
+                  photographs=photographs)
+except export.ParityError as error:
+    print("refused:", error)
+assert not (run / "x.onnx").exists()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert "refused: ONNX differs from Keras" in ended.stdout, ended.stderr
+
+
+def test_bad_arguments_are_said_in_a_line(tmp_path: Path) -> None:
+    assert "neither a .toml file nor one of the recipes compact" in model_export(
+        "train", "nothing", "--data", tmp_path, "--run", tmp_path, code=2
+    )
+    said = model_export("train", "compact", "--data", tmp_path, "--run", tmp_path / "run", code=1)
+    assert "no photographs in" in said
+    assert "Traceback" not in said
+
+
+def test_split_is_shared_by_training_and_service(gray: np.ndarray) -> None:
+    from model_export import data
+
+    rgb = np.dstack([gray] * 3)
+    np.testing.assert_allclose(data.sample(rgb, 96, "lab")[0][..., 0], split(gray, "lab", 96)[0], atol=1e-6)

@@ -1,0 +1,266 @@
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from service.batcher import Batcher, Prediction
+from service.problems import ClientGone, DeadlineExceeded, Overloaded
+
+WAIT = 5.0
+
+
+def item(value: float) -> np.ndarray:
+    return np.full((1, 2, 2), value, np.float32)
+
+
+def value_of(prediction: Prediction) -> float:
+    return float(prediction.chroma[0, 0, 0])
+
+
+class Doubler:
+    """Answers twice the item. Can be held at its door, and told to fail on values."""
+
+    def __init__(self, *, held: bool = False, fails_on: frozenset[float] = frozenset()) -> None:
+        self.fails_on = fails_on
+        self.batches: list[list[float]] = []
+        self.entered = threading.Semaphore(0)
+        self.door = threading.Event()
+        if not held:
+            self.door.set()
+
+    def predict(self, lightness: np.ndarray) -> np.ndarray:
+        values = [float(one[0, 0, 0]) for one in lightness]
+        self.batches.append(values)
+        self.entered.release()
+        assert self.door.wait(WAIT)
+        if self.fails_on.intersection(values):
+            raise RuntimeError(f"can't do {values}")
+        return lightness.repeat(2, axis=1) * 2
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def pool() -> ThreadPoolExecutor:
+    with ThreadPoolExecutor(16) as executor:
+        yield executor
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.001)
+
+
+def idle(batcher: Batcher, executors: int) -> bool:
+    return batcher._free == executors and not batcher._waiting
+
+
+def start_first(pool: ThreadPoolExecutor, batcher: Batcher, engine: Doubler) -> Future[Prediction]:
+    """Occupies the only executor with item 0."""
+    first = pool.submit(batcher.predict, item(0))
+    assert engine.entered.acquire(timeout=WAIT)
+    return first
+
+
+def queue_up(pool: ThreadPoolExecutor, batcher: Batcher, values: list[float]) -> list[Future[Prediction]]:
+    futures = []
+    for value in values:
+        before = batcher.depth
+        futures.append(pool.submit(batcher.predict, item(value)))
+        until(lambda before=before: batcher.depth == before + 1)
+    return futures
+
+
+def test_one_alone_runs_at_once_in_the_callers_own_thread() -> None:
+    seen: list[int] = []
+
+    class Engine:
+        def predict(self, lightness: np.ndarray) -> np.ndarray:
+            seen.append(threading.get_ident())
+            return lightness
+
+    batcher = Batcher(Engine(), executors=1, max_batch=8, capacity=8)
+    prediction = batcher.predict(item(3))
+    assert value_of(prediction) == 3
+    assert prediction.batch == 1
+    assert seen == [threading.get_ident()]
+
+
+def test_what_waits_goes_together_oldest_first(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True)
+    batcher = Batcher(engine, executors=1, max_batch=3, capacity=16)
+    first = start_first(pool, batcher, engine)
+    rest = queue_up(pool, batcher, [1, 2, 3, 4, 5])
+    engine.door.set()
+    assert [value_of(future.result(WAIT)) for future in [first, *rest]] == [0, 2, 4, 6, 8, 10]
+    assert engine.batches == [[0], [1, 2, 3], [4, 5]]
+    assert [future.result().batch for future in rest] == [3, 3, 3, 2, 2]
+    until(lambda: idle(batcher, 1))
+
+
+def test_two_executors_run_beside_each_other(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True)
+    batcher = Batcher(engine, executors=2, max_batch=4, capacity=16)
+    futures = [pool.submit(batcher.predict, item(value)) for value in (1, 2)]
+    assert engine.entered.acquire(timeout=WAIT)
+    assert engine.entered.acquire(timeout=WAIT)
+    engine.door.set()
+    assert [value_of(future.result(WAIT)) for future in futures] == [2, 4]
+    until(lambda: idle(batcher, 2))
+
+
+def test_a_full_queue_refuses(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True)
+    batcher = Batcher(engine, executors=1, max_batch=1, capacity=2)
+    first = start_first(pool, batcher, engine)
+    waiting = queue_up(pool, batcher, [1, 2])
+    with pytest.raises(Overloaded) as caught:
+        batcher.predict(item(3))
+    assert (caught.value.limit, caught.value.retry_after) == (2, 1)
+    engine.door.set()
+    assert [value_of(future.result(WAIT)) for future in [first, *waiting]] == [0, 2, 4]
+
+
+def test_an_expired_one_is_not_run(pool: ThreadPoolExecutor) -> None:
+    clock = Clock()
+    engine = Doubler(held=True)
+    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8, clock=clock)
+    first = start_first(pool, batcher, engine)
+    late = pool.submit(batcher.predict, item(1), deadline=clock.now + 1000)
+    until(lambda: batcher.depth == 1)
+    (early,) = queue_up(pool, batcher, [2])
+    clock.now += 2000
+    engine.door.set()
+    with pytest.raises(DeadlineExceeded):
+        late.result(WAIT)
+    assert [value_of(future.result(WAIT)) for future in (first, early)] == [0, 4]
+    assert engine.batches == [[0], [2]]
+
+
+def test_a_waiter_gives_up_at_its_deadline_while_the_engine_hangs(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True)
+    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8)
+    first = start_first(pool, batcher, engine)
+    with pytest.raises(DeadlineExceeded):
+        batcher.predict(item(1), deadline=time.monotonic() + 0.05)
+    assert batcher.depth == 0
+    engine.door.set()
+    assert value_of(first.result(WAIT)) == 0
+    assert engine.batches == [[0]]
+
+
+def test_a_cancelled_one_is_not_run(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True)
+    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8)
+    first = start_first(pool, batcher, engine)
+    cancelled = threading.Event()
+    gone = pool.submit(batcher.predict, item(1), cancelled=cancelled)
+    until(lambda: batcher.depth == 1)
+    (other,) = queue_up(pool, batcher, [2])
+    cancelled.set()
+    engine.door.set()
+    with pytest.raises(ClientGone):
+        gone.result(WAIT)
+    assert [value_of(future.result(WAIT)) for future in (first, other)] == [0, 4]
+    assert engine.batches == [[0], [2]]
+
+
+def test_a_failed_batch_is_tried_again_one_by_one(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True, fails_on=frozenset({2.0}))
+    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8)
+    first = start_first(pool, batcher, engine)
+    good, bad, also_good = queue_up(pool, batcher, [1, 2, 3])
+    engine.door.set()
+    assert [value_of(future.result(WAIT)) for future in (first, good, also_good)] == [0, 2, 6]
+    with pytest.raises(RuntimeError, match=r"can't do \[2"):
+        bad.result(WAIT)
+    assert engine.batches == [[0], [1, 2, 3], [1], [2], [3]]
+    until(lambda: idle(batcher, 1))
+    assert value_of(batcher.predict(item(7))) == 14
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, MemoryError])
+def test_nothing_that_an_engine_raises_ends_the_batcher(error: type[BaseException]) -> None:
+    class Engine:
+        calls = 0
+
+        def predict(self, lightness: np.ndarray) -> np.ndarray:
+            self.calls += 1
+            if self.calls == 1:
+                raise error
+            return lightness
+
+    batcher = Batcher(Engine(), executors=1, max_batch=4, capacity=8)
+    with pytest.raises(error):
+        batcher.predict(item(1))
+    assert idle(batcher, 1)
+    assert value_of(batcher.predict(item(2))) == 2
+
+
+def test_an_engine_that_loses_an_item_is_a_fault_and_no_wrong_answer() -> None:
+    class Engine:
+        def predict(self, lightness: np.ndarray) -> np.ndarray:
+            return lightness[:0]
+
+    batcher = Batcher(Engine(), executors=1, max_batch=4, capacity=8)
+    with pytest.raises(RuntimeError, match="1 items went in and 0 came out"):
+        batcher.predict(item(1))
+
+
+class Shaky:
+    """Fails now and then, and takes a random moment."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.seen: list[float] = []
+
+    def predict(self, lightness: np.ndarray) -> np.ndarray:
+        self.seen += [float(one[0, 0, 0]) for one in lightness]
+        roll = self.chance.random()
+        if roll < 0.3:
+            time.sleep(0)
+        if roll > 0.85:
+            raise RuntimeError("shaky")
+        return lightness * 2
+
+
+def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolExecutor) -> None:
+    """Every caller ends exactly once, with its own answer or a reason, and every executor comes back."""
+    chance = random.Random(7)
+    ends = {Prediction: 0, DeadlineExceeded: 0, ClientGone: 0, Overloaded: 0, RuntimeError: 0}
+    for _ in range(10_000):
+        engine = Shaky(chance)
+        executors = chance.randint(1, 3)
+        batcher = Batcher(engine, executors=executors, max_batch=chance.randint(1, 4), capacity=chance.randint(1, 6))
+        cancelled = threading.Event()
+        futures = []
+        for value in range(chance.randint(1, 8)):
+            deadline = time.monotonic() + chance.choice([0.0, 0.0001]) if chance.random() < 0.15 else None
+            stop = cancelled if chance.random() < 0.15 else None
+            futures.append(pool.submit(batcher.predict, item(value), deadline=deadline, cancelled=stop))
+            if chance.random() < 0.1:
+                cancelled.set()
+        for value, future in enumerate(futures):
+            error = future.exception(WAIT)
+            if error is None:
+                assert value_of(future.result()) == 2 * value
+                ends[Prediction] += 1
+            else:
+                ends[type(error)] += 1
+        assert idle(batcher, executors)
+        assert not any(waiter.leads for waiter in batcher._waiting)
+        # Once in a batch, and once more alone if that batch failed.
+        assert all(engine.seen.count(value) <= 2 for value in engine.seen)
+    assert all(ends.values()), ends

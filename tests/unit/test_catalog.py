@@ -1,0 +1,98 @@
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.catalog import Catalog, CatalogError
+from service.contract import ContractError
+from service.engine import Engine, EngineError, available, buckets
+from service.problems import UnknownModel
+from service.settings import Settings
+from tests.conftest import contract, tint_model
+
+
+def settings(folder: Path, **changes: object) -> Settings:
+    return Settings(models=folder, default_model="tint", device="cpu", **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tint.onnx").write_bytes(tint_model(contract(), (10, 20)))
+    return tmp_path
+
+
+def test_a_model_is_listed_with_its_hash(folder: Path) -> None:
+    catalog = Catalog(settings(folder))
+    model = catalog.get(None)
+    assert model is catalog.get("tint")
+    assert model.sha256 == hashlib.sha256((folder / "tint.onnx").read_bytes()).hexdigest()
+    assert [each.contract for each in catalog] == [contract()]
+
+
+def test_an_unknown_model_is_a_problem(folder: Path) -> None:
+    with pytest.raises(UnknownModel, match="tint"):
+        Catalog(settings(folder)).get("../../etc/passwd")
+
+
+def test_a_changed_file_is_refused(folder: Path) -> None:
+    digest = hashlib.sha256((folder / "tint.onnx").read_bytes()).hexdigest()
+    (folder / "tint.onnx.sha256").write_text(f"{digest}  tint.onnx\n")
+    Catalog(settings(folder))
+    (folder / "tint.onnx").write_bytes(tint_model(contract(), (10, 21)))
+    with pytest.raises(CatalogError, match="SHA-256"):
+        Catalog(settings(folder))
+
+
+def test_no_default_is_refused_with_what_there_is(folder: Path) -> None:
+    with pytest.raises(CatalogError, match=r"'other'.*found: tint"):
+        Catalog(Settings(models=folder, default_model="other", device="cpu"))
+
+
+def test_two_models_of_one_name_are_refused(folder: Path) -> None:
+    (folder / "again.onnx").write_bytes(tint_model(contract(version="2"), (1, 2)))
+    with pytest.raises(CatalogError, match="already"):
+        Catalog(settings(folder))
+
+
+@pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 1000])
+def test_a_file_that_is_no_model_is_refused_by_name(folder: Path, content: bytes) -> None:
+    (folder / "broken.onnx").write_bytes(content)
+    with pytest.raises(EngineError, match=r"broken\.onnx"):
+        Catalog(settings(folder))
+
+
+def test_a_model_without_the_contract_is_refused_by_name(folder: Path) -> None:
+    (folder / "foreign.onnx").write_bytes(tint_model(contract(), (1, 2), metadata={"author": "somebody"}))
+    with pytest.raises(ContractError, match=r"foreign\.onnx.*tomau\.contract"):
+        Catalog(settings(folder))
+
+
+def test_cuda_refuses_to_start_without_a_gpu(folder: Path) -> None:
+    if Path("/dev/nvidiactl").exists():
+        pytest.skip("there is a GPU")
+    with pytest.raises(EngineError, match="cuda"):
+        Catalog(Settings(models=folder, default_model="tint", device="cuda"))
+    assert available("auto") == "cpu"
+
+
+def test_an_engine_answers_what_its_graph_says() -> None:
+    engine = Engine(Path("tint.onnx"), tint_model(contract(), (10, -20)), "cpu")
+    lightness = np.full((1, 1, 32, 32), 0.5, np.float32)
+    chroma = engine.predict(lightness)
+    assert chroma.shape == (1, 2, 8, 8)
+    np.testing.assert_allclose(chroma[:, 0], 5)
+    np.testing.assert_allclose(chroma[:, 1], -10)
+
+
+def test_values_that_are_not_finite_are_a_fault() -> None:
+    engine = Engine(Path("tint.onnx"), tint_model(contract(), (float("nan"), 1)), "cpu")
+    with pytest.raises(EngineError, match="finite"):
+        engine.predict(np.ones((1, 1, 32, 32), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [1]), (2, [1, 2]), (32, [1, 2, 4, 8, 16, 32]), (20, [1, 2, 4, 8, 16, 20])]
+)
+def test_buckets(most: int, sizes: list[int]) -> None:
+    assert buckets(most) == sizes

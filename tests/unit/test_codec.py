@@ -1,0 +1,237 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from service import codec, color
+from service.photo import Pixels, Planes
+from service.problems import EmptyUpload, InvalidOption, Problem, TooManyPixels, UnreadableImage, UnsupportedType
+from tests.conftest import decoded, encoded, luma
+
+LIMITS = codec.Limits(max_pixels=100_000_000, max_side=65_500)
+
+
+def png_header(width: int, height: int, depth: int = 8) -> bytes:
+    """A PNG of some hundred bytes that claims any size."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, 0, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg_with_size(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG whose frame header claims another size."""
+    start = data.index(b"\xff\xc0")
+    return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
+
+
+def test_luma_of_a_gray_jpeg_is_its_only_plane(jpeg: bytes) -> None:
+    photo = codec.decode(jpeg, LIMITS)
+    np.testing.assert_array_equal(photo.luma, np.asarray(Image.open(io.BytesIO(jpeg))))
+    assert photo.format == "jpeg"
+    assert photo.alpha is None
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_luma_of_a_color_jpeg_is_its_y_plane(astronaut: np.ndarray, subsampling: int, progressive: bool) -> None:
+    data = encoded(astronaut, "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
+    image = Image.open(io.BytesIO(data))
+    image.draft("L", image.size)
+    np.testing.assert_allclose(codec.decode(data, LIMITS).luma, np.asarray(image), atol=1)
+
+
+def test_luma_of_a_cmyk_jpeg(astronaut: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(astronaut).convert("CMYK").save(buffer, "JPEG", quality=95)
+    expected = color.luma_of_rgb(astronaut).astype(int)
+    assert np.abs(codec.decode(buffer.getvalue(), LIMITS).luma - expected).mean() < 3
+
+
+def test_luma_of_an_rgb_jpeg(astronaut: np.ndarray) -> None:
+    data = encoded(astronaut, "JPEG", quality=95, keep_rgb=True)
+    expected = color.luma_of_rgb(astronaut).astype(int)
+    assert np.abs(codec.decode(data, LIMITS).luma - expected).mean() < 2
+
+
+@pytest.mark.parametrize("format_", ["PNG", "WEBP"])
+def test_lossless_pixels_become_luma(astronaut: np.ndarray, format_: str) -> None:
+    data = encoded(astronaut, format_, lossless=True)
+    np.testing.assert_array_equal(codec.decode(data, LIMITS).luma, color.luma_of_rgb(astronaut))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_png_modes(astronaut: np.ndarray, mode: str) -> None:
+    image = Image.fromarray(astronaut).convert("RGBA" if mode in ("LA", "RGBA") else "RGB")
+    if image.mode == "RGBA":
+        image.putalpha(Image.fromarray(np.tile(np.arange(256, dtype=np.uint8), (512, 2))))
+    image = image.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    photo = codec.decode(buffer.getvalue(), LIMITS)
+    expected = np.asarray(image.convert("RGB").convert("L")).astype(int)
+    assert np.abs(photo.luma - expected).max() <= 1
+    assert (photo.alpha is not None) == (mode in ("LA", "RGBA"))
+    if photo.alpha is not None:
+        np.testing.assert_array_equal(photo.alpha, np.asarray(image)[..., -1])
+
+
+def test_a_palette_with_transparency_keeps_it() -> None:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 255, 255])
+    image.putpixel((0, 0), 0)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0)
+    photo = codec.decode(buffer.getvalue(), LIMITS)
+    assert photo.alpha is not None
+    assert photo.alpha[0, 0] == 0
+    assert photo.alpha[1, 1] == 255
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[codec.ORIENTATION_TAG] = orientation
+    options = {"quality": 95} if format_ == "JPEG" else {"lossless": True}
+    data = encoded(gray, format_, exif=exif, **options)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L"))
+    photo = codec.decode(data, LIMITS)
+    np.testing.assert_allclose(photo.luma, expected, atol=1)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_is_no_orientation(gray: np.ndarray) -> None:
+    data = encoded(gray, "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12")
+    assert codec.decode(data, LIMITS).luma.shape == gray.shape
+
+
+@pytest.mark.parametrize("quality", [1, 10, 25, 49, 50, 51, 75, 85, 90, 95, 99, 100])
+def test_a_jpegs_quality_is_found_again(gray: np.ndarray, quality: int) -> None:
+    found = codec.decode(encoded(gray, "JPEG", quality=quality), LIMITS).quality
+    assert found is not None
+    assert abs(found - quality) <= 1
+
+
+@pytest.mark.parametrize(("source", "expected"), [(40, 85), (85, 85), (97, 97), (None, 92)])
+def test_default_quality_is_the_sources_own_but_never_poor(gray: np.ndarray, source: int | None, expected: int) -> None:
+    data = encoded(gray, "JPEG", quality=source) if source else encoded(gray, "PNG")
+    assert codec.default_quality(codec.decode(data, LIMITS)) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", EmptyUpload),
+        (b"these are words, not a picture", UnsupportedType),
+        (b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", UnsupportedType),
+        (b"\xff\xd8\xff\xe0", UnreadableImage),
+        (b"\x89PNG\r\n\x1a\n", UnreadableImage),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), UnreadableImage),
+        (b"RIFF\x00\x00\x00\x00WEBPVP8 ", UnreadableImage),
+        (png_header(60_000, 60_000), TooManyPixels),
+        (png_header(1, 65_501), TooManyPixels),
+        (png_header(100, 100, depth=16), UnsupportedType),
+        (png_header(100, 100), UnreadableImage),
+    ],
+)
+def test_bad_input_has_its_problem(data: bytes, problem: type[Problem]) -> None:
+    with pytest.raises(problem) as caught:
+        codec.decode(data, LIMITS)
+    assert caught.value.field == "file"
+    assert str(caught.value)
+
+
+def test_limits_name_themselves() -> None:
+    with pytest.raises(TooManyPixels) as caught:
+        codec.decode(png_header(101, 100), codec.Limits(max_pixels=10_000, max_side=65_500))
+    assert caught.value.limit == 10_000
+
+
+def test_a_jpeg_that_lies_about_its_size(jpeg: bytes) -> None:
+    with pytest.raises(TooManyPixels):
+        codec.decode(jpeg_with_size(jpeg, 60_000, 60_000), LIMITS)
+    with pytest.raises(UnreadableImage):
+        codec.decode(jpeg_with_size(jpeg, 2000, 2000), LIMITS)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.95])
+def test_a_truncated_file_is_unreadable(gray: np.ndarray, format_: str, share: float) -> None:
+    data = encoded(gray, format_)
+    with pytest.raises(UnreadableImage):
+        codec.decode(data[: int(len(data) * share)], LIMITS)
+
+
+def test_an_animation_is_refused() -> None:
+    frames = [Image.new("RGB", (8, 8), shade) for shade in ("red", "blue")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    with pytest.raises(UnsupportedType, match="animated"):
+        codec.decode(buffer.getvalue(), LIMITS)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (15, 17), (333, 501)])
+def test_planes_come_back_as_they_went_in(gray: np.ndarray, shape: tuple[int, int]) -> None:
+    source = encoded(gray[: shape[0], : shape[1]], "JPEG", quality=90)
+    plane = codec.decode(source, LIMITS).luma
+    small = color.half(plane)
+    data = codec.encode_planes(Planes(plane, np.full_like(small, 100), np.full_like(small, 160)), 90)
+    assert decoded(data).shape == (*shape, 3)
+    # Beyond the photo's edge, a JPEG's blocks are filled up: in a tiny one that weighs.
+    assert np.abs(luma(data) - plane).mean() < (0.5 if min(shape) > 16 else 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (333, 501), (336, 501), (333, 512), (336, 512)])
+def test_nothing_from_beyond_the_planes_gets_into_the_file(gray: np.ndarray, shape: tuple[int, int]) -> None:
+    plane = np.resize(gray, shape)
+    half = color.half(plane)
+    files = set()
+    for filler in range(20):
+        # The same planes, each time at the end of a memory block with other content behind them.
+        block = np.full(plane.size + 4096, 12 * filler, np.uint8)
+        inside = block[: plane.size].reshape(shape)
+        inside[:] = plane
+        files.add(codec.encode_planes(Planes(inside, half, half), 90))
+    assert len(files) == 1
+
+
+@pytest.mark.parametrize("format_", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_pixels_of_every_format(astronaut: np.ndarray, format_: str, with_alpha: bool) -> None:
+    alpha = np.tile(np.arange(256, dtype=np.uint8), (512, 2)) if with_alpha and format_ != "jpeg" else None
+    data = codec.encode_pixels(Pixels(astronaut, alpha), format_, 92)  # type: ignore[arg-type]
+    image = Image.open(io.BytesIO(data))
+    assert image.format == format_.upper()
+    if alpha is not None:
+        np.testing.assert_array_equal(np.asarray(image)[..., 3], alpha)
+    else:
+        assert np.abs(decoded(data).astype(int) - astronaut).mean() < 6
+
+
+def test_a_webp_has_room_for_16383_pixels() -> None:
+    codec.check_size(1, 16_383, "webp")
+    with pytest.raises(InvalidOption) as caught:
+        codec.check_size(1, 16_384, "webp")
+    assert (caught.value.field, caught.value.limit) == ("format", 16_383)
+
+
+def test_shrink_keeps_the_shape_and_never_enlarges(gray: np.ndarray) -> None:
+    photo = codec.decode(encoded(gray, "PNG"), LIMITS)
+    assert codec.shrink(photo, 100).size == (66, 100)
+    assert codec.shrink(photo, 10_000) is photo
+    assert codec.shrink(photo, 1).size == (1, 1)
+
+
+def test_flatten_lays_the_photo_on_white() -> None:
+    pixels = np.array([[[0, 0], [0, 255], [100, 128]]], np.uint8)
+    photo = codec.decode(encoded(pixels, "PNG"), LIMITS)
+    flat = codec.flatten(photo)
+    assert flat.alpha is None
+    assert flat.luma.tolist() == [[255, 0, 177]]

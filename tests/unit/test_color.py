@@ -1,0 +1,155 @@
+import colorsys
+
+import cv2
+import numpy as np
+import pytest
+import skimage.color
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from service import color
+from service.color import ColorSpace
+
+spaces = st.sampled_from(color.COLOR_SPACES)
+lumas = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=40))
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> np.ndarray:
+    """Chroma as the wildest model could answer it: far outside any gamut."""
+    side = draw(st.integers(1, 9))
+    scale = draw(st.sampled_from([0.1, 1.0, 30.0, 300.0]))
+    seed = draw(st.integers(0, 2**32 - 1))
+    return (np.random.default_rng(seed).normal(size=(2, side, side)) * scale).astype(np.float32)
+
+
+def own_grid(rgb: np.ndarray, space: ColorSpace) -> np.ndarray:
+    """The true chroma of a picture, as a grid of the picture's own size."""
+    return np.ascontiguousarray(color.split_rgb(rgb, space)[1].transpose(2, 0, 1))
+
+
+def test_lightness_of_every_gray_is_that_of_scikit_image() -> None:
+    grays = np.arange(256, dtype=np.uint8)
+    expected = skimage.color.rgb2lab(np.stack([grays] * 3, axis=-1)[np.newaxis])[0, :, 0]
+    np.testing.assert_allclose(color.LIGHTNESS_OF_LUMA * 100, expected, atol=0.01)
+
+
+@pytest.mark.parametrize("space", color.COLOR_SPACES)
+def test_split_is_the_whole_photo_in_the_models_size(gray: np.ndarray, space: ColorSpace) -> None:
+    lightness = color.split(gray, space, 64)
+    assert lightness.shape == (1, 64, 64)
+    assert lightness.dtype == np.float32
+    assert 0 <= lightness.min() < lightness.max() <= 1
+    whole = color.lightness_of_luma(gray, space).mean()
+    assert abs(lightness.mean() - whole) < 0.01
+
+
+@given(lumas, grids(), spaces)
+@settings(max_examples=200, deadline=None)
+def test_luma_is_kept_whatever_the_chroma(plane: np.ndarray, grid: np.ndarray, space: ColorSpace) -> None:
+    rgb = color.merge_rgb(plane, grid, space)
+    assert np.abs(color.luma_of_rgb(rgb).astype(int) - plane).max() <= 1
+
+
+@given(lumas, spaces)
+@settings(max_examples=50, deadline=None)
+def test_no_chroma_is_gray(plane: np.ndarray, space: ColorSpace) -> None:
+    nothing = np.zeros((2, 3, 3), np.float32)
+    expected = np.dstack([plane] * 3)
+    np.testing.assert_array_equal(color.merge_rgb(plane, nothing, space), expected)
+    cb, cr = color.merge_planes(plane, nothing, space)
+    assert (cb == 128).all()
+    assert (cr == 128).all()
+    assert np.abs(color.merge_literal(plane, nothing, space).astype(int) - expected).max() <= 1
+
+
+@given(lumas, grids(), spaces)
+@settings(max_examples=100, deadline=None)
+def test_planes_are_the_color_difference_of_the_pixels(plane: np.ndarray, grid: np.ndarray, space: ColorSpace) -> None:
+    cb, cr = color.merge_planes(plane, grid, space)
+    red, green, blue = np.moveaxis(color.merge_rgb(plane, grid, space).astype(float), -1, 0)
+    own = 0.299 * red + 0.587 * green + 0.114 * blue
+    assert np.abs((blue - own) / 1.772 + 128 - cb).max() <= 1.5
+    assert np.abs((red - own) / 1.402 + 128 - cr).max() <= 1.5
+
+
+@pytest.mark.parametrize("space", color.COLOR_SPACES)
+def test_true_chroma_gives_back_the_photograph(astronaut: np.ndarray, space: ColorSpace) -> None:
+    merged = color.merge_rgb(color.luma_of_rgb(astronaut), own_grid(astronaut, space), space)
+    difference = skimage.color.deltaE_ciede2000(skimage.color.rgb2lab(merged), skimage.color.rgb2lab(astronaut))
+    assert difference.mean() < 0.3
+
+
+def test_split_of_a_color_photo_is_that_of_scikit_image(astronaut: np.ndarray) -> None:
+    lightness, chroma = color.split_rgb(astronaut, "lab")
+    expected = skimage.color.rgb2lab(astronaut)
+    np.testing.assert_allclose(lightness * 100, expected[..., 0], atol=0.3)
+    np.testing.assert_allclose(chroma, expected[..., 1:], atol=0.5)
+    value, vector = color.split_rgb(astronaut, "hsv")
+    hue, saturation, expected_value = np.moveaxis(skimage.color.rgb2hsv(astronaut), -1, 0)
+    np.testing.assert_allclose(value, expected_value, atol=1e-5)
+    np.testing.assert_allclose(vector[..., 0], saturation * np.cos(2 * np.pi * hue), atol=1e-4)
+    np.testing.assert_allclose(vector[..., 1], saturation * np.sin(2 * np.pi * hue), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Conversion from CIE-LAB")
+def test_literal_lab_is_that_of_scikit_image_and_opencv(gray: np.ndarray) -> None:
+    random = np.random.default_rng(0)
+    grid = random.uniform(-40, 40, (2, *gray.shape)).astype(np.float32)
+    lab = np.dstack([color.LIGHTNESS_OF_LUMA[gray] * 100, *grid]).astype(np.float32)
+    merged = color.merge_literal(gray, grid, "lab").astype(float)
+    expected = skimage.color.lab2rgb(lab) * 255
+    inside = ((expected > 0.5) & (expected < 254.5)).all(axis=-1)
+    assert inside.mean() > 0.2
+    assert np.abs(merged - expected)[inside].max() <= 1
+    by_opencv = cv2.cvtColor(lab, cv2.COLOR_Lab2RGB) * 255
+    assert np.abs(merged - by_opencv)[inside].mean() < 0.6
+
+
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255))
+@settings(max_examples=300, deadline=None)
+def test_literal_hsv_is_that_of_the_standard_library(red: int, green: int, blue: int) -> None:
+    hue, saturation, value = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
+    angle = 2 * np.pi * hue
+    grid = np.array([saturation * np.cos(angle), saturation * np.sin(angle)], np.float32).reshape(2, 1, 1)
+    plane = np.array([[round(255 * value)]], np.uint8)
+    merged = color.merge_literal(plane, grid, "hsv")[0, 0].astype(int)
+    assert np.abs(merged - [red, green, blue]).max() <= 1
+
+
+@given(st.floats(-180, 180), spaces, st.integers(20, 235))
+@settings(max_examples=200, deadline=None)
+def test_out_of_gamut_keeps_the_hue(angle: float, space: ColorSpace, level: int) -> None:
+    """Ten times as much chroma than fits comes back towards gray along its own Cb : Cr."""
+    plane = np.full((1, 1), level, np.uint8)
+    unit = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))], np.float32).reshape(2, 1, 1)
+    reach = 200 if space == "lab" else 1
+    red, green, blue = color.merge_rgb(plane, unit * reach, space)[0, 0].astype(float)
+    assert min(red, green, blue) >= 0
+    # At the gamut's edge: one channel is at its end.
+    assert min(red, green, blue) <= 1 or max(red, green, blue) >= 254 or space == "hsv"
+    assert abs(0.299 * red + 0.587 * green + 0.114 * blue - level) <= 1
+
+
+def test_hues_are_enlarged_without_a_seam_at_red() -> None:
+    """Between two reds at -10 and +10 degrees lies red, not cyan."""
+    angles = np.deg2rad([-10, 10])
+    grid = np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32).reshape(2, 1, 2)
+    rgb = color.merge_literal(np.full((1, 9), 200, np.uint8), grid, "hsv")
+    assert (rgb[..., 0] >= rgb[..., 1:].max(axis=-1)).all()
+    red, green, blue = rgb[0, 4].astype(int)
+    assert red == 200
+    assert abs(green - blue) <= 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (3, 4), (333, 501)])
+def test_half_rounds_up(shape: tuple[int, int]) -> None:
+    assert color.half(np.zeros(shape, np.uint8)).shape == ((shape[0] + 1) // 2, (shape[1] + 1) // 2)
+
+
+def test_strips_make_no_difference(gray: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = np.random.default_rng(1).normal(size=(2, 14, 14)).astype(np.float32) * 25
+    whole = color.merge_rgb(gray, grid, "lab")
+    monkeypatch.setattr(color, "STRIP_PIXELS", 1000)
+    np.testing.assert_array_equal(color.merge_rgb(gray, grid, "lab"), whole)

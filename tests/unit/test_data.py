@@ -1,0 +1,139 @@
+import io
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from model_export import data, recipe
+from model_export.recipe import Augment, Recipe
+from service import color
+from tests.conftest import encoded
+
+
+def photographs(count: int) -> dict[str, bytes]:
+    random = np.random.default_rng(0)
+    made = {}
+    for number in range(count):
+        small = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        large = cv2.resize(small, (80, 60), interpolation=cv2.INTER_CUBIC)
+        made[f"made/{number:03d}.jpg"] = encoded(large, "JPEG", quality=95)
+    return made
+
+
+def write_shard(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def write_folder(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return write_shard(tmp_path / "train.tar", photographs(20) | {"README.txt": b"no photograph"})
+
+
+def test_a_shard_and_a_folder_hold_the_same(tmp_path: Path, shard: Path) -> None:
+    in_shard = data.find([shard])
+    in_folder = data.find([write_folder(tmp_path / "folder", photographs(20) | {"notes.txt": b""})])
+    assert [entry.name for entry in in_shard] == [entry.name for entry in in_folder]
+    assert len(in_shard) == 20
+    for one, other in zip(in_shard, in_folder, strict=True):
+        np.testing.assert_array_equal(one.read(), other.read())
+
+
+def test_no_photographs_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        data.find([tmp_path])
+
+
+def test_an_unreadable_photograph_is_named(tmp_path: Path) -> None:
+    (entry,) = data.find([write_folder(tmp_path, {"broken.jpg": b"\xff\xd8\xff no"})])
+    with pytest.raises(data.UnreadablePhotograph, match=r"broken\.jpg"):
+        entry.read()
+
+
+def test_the_same_photographs_are_held_out_whatever_else_there_is(shard: Path) -> None:
+    entries = data.find([shard])
+    training, held_out = data.hold_out(entries, 5)
+    assert sorted(e.name for e in training + held_out) == sorted(e.name for e in entries)
+    assert set(data.hold_out(list(reversed(entries)), 5)[1]) == set(held_out)
+    fewer = [entry for entry in entries if entry in held_out or entry.name > "made/010"]
+    assert set(data.hold_out(fewer, 5)[1]) == set(held_out)
+
+
+@pytest.mark.parametrize("space", color.COLOR_SPACES)
+def test_a_sample_is_what_the_service_sees(astronaut: np.ndarray, space: color.ColorSpace) -> None:
+    lightness, chroma = data.sample(astronaut, 64, space)
+    assert (lightness.shape, chroma.shape) == ((64, 64, 1), (16, 16, 2))
+    served = color.split(color.luma_of_rgb(astronaut), space, 64)
+    np.testing.assert_allclose(lightness[..., 0], served[0], atol=0.02)
+    back = color.merge_rgb(color.luma_of_rgb(astronaut), np.ascontiguousarray(chroma.transpose(2, 0, 1)), space)
+    assert np.abs(back.astype(int) - astronaut).mean() < 12
+
+
+def test_a_stream_shows_each_photograph_once_before_any_again(shard: Path) -> None:
+    stream = data.Stream(data.find([shard]), 10, "lab", Augment(), seed=3)
+    names = [entry.name for _ in range(4) for entry, _ in stream._next()]
+    assert len(set(names[:20])) == 20
+    assert len(set(names[20:])) == 20
+
+
+def test_a_stream_is_repeatable_and_has_the_right_shapes(shard: Path) -> None:
+    def take(seed: int) -> list[data.Batch]:
+        stream = data.Stream(data.find([shard]), 4, "hsv", Augment(degrade=1.0), seed)
+        return list(stream.batches(32, 3))
+
+    first, again, other = take(1), take(1), take(2)
+    for (lightness, chroma), (same_lightness, same_chroma) in zip(first, again, strict=True):
+        assert (lightness.shape, chroma.shape) == ((4, 32, 32, 1), (4, 8, 8, 2))
+        assert 0 <= lightness.min() <= lightness.max() <= 1
+        np.testing.assert_array_equal(lightness, same_lightness)
+        np.testing.assert_array_equal(chroma, same_chroma)
+    assert not np.array_equal(first[0][0], other[0][0])
+
+
+def test_ageing_changes_lightness_and_never_chroma(astronaut: np.ndarray) -> None:
+    old = data.augmented(astronaut, 64, "lab", Augment(degrade=1.0), np.random.default_rng(5))
+    new = data.augmented(astronaut, 64, "lab", Augment(degrade=0.0), np.random.default_rng(5))
+    np.testing.assert_array_equal(old[1], new[1])
+    assert np.abs(old[0] - new[0]).mean() > 0.01
+
+
+def test_shipped_recipes_are_valid() -> None:
+    found = sorted((Path(recipe.__file__).parent / "recipes").glob("*.toml"))
+    assert found
+    for path in found:
+        assert recipe.load(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"name": "x", "learning_rate": 1},
+        {"name": "x", "curriculum": [{"until": 0.5, "side": 96}]},
+        {"name": "x", "curriculum": [{"until": 1.0, "side": 100}]},
+        {"name": "x", "optimizer": {"batch": 0}},
+    ],
+)
+def test_a_wrong_recipe_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Recipe.model_validate(wrong)
+
+
+def test_a_curriculum_goes_through_its_stages() -> None:
+    stages = Recipe.model_validate(
+        {"name": "x", "curriculum": [{"until": 0.5, "side": 96}, {"until": 1.0, "side": 128}]}
+    )
+    assert [stages.side(progress) for progress in (0, 0.49, 0.5, 0.99, 1.0)] == [96, 96, 128, 128, 128]

@@ -1,0 +1,111 @@
+import asyncio
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import pytest
+
+from service.admission import Places
+from service.problems import ClientGone, DeadlineExceeded, Overloaded
+from service.workers import Workers
+
+T = TypeVar("T")
+
+
+async def never() -> None:
+    await asyncio.sleep(60)
+
+
+def play(scene: Callable[[Workers], Awaitable[T]], *, workers: int = 1, places: int = 2) -> T:
+    async def main() -> T:
+        pool = Workers(workers, Places("photos", places))
+        try:
+            return await scene(pool)
+        finally:
+            for _ in range(200):
+                if not pool.places.taken:
+                    break
+                await asyncio.sleep(0.01)
+            assert pool.places.taken == 0
+            pool.stop()
+
+    return asyncio.run(main())
+
+
+def soon(seconds: float = 10) -> float:
+    return time.monotonic() + seconds
+
+
+def test_an_answer_and_an_error_come_back() -> None:
+    async def scene(pool: Workers) -> int:
+        with pytest.raises(ValueError, match="broken"):
+            await pool.run(lambda _: int("broken"), deadline=soon(), gone=never)
+        return await pool.run(lambda _: 42, deadline=soon(), gone=never)
+
+    assert play(scene) == 42
+
+
+def test_the_deadline_is_kept_though_the_thread_goes_on() -> None:
+    door = threading.Event()
+    told = threading.Event()
+
+    def stuck(cancelled: threading.Event) -> None:
+        assert door.wait(10)
+        if cancelled.is_set():
+            told.set()
+
+    async def scene(pool: Workers) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await pool.run(stuck, deadline=soon(0.05), gone=never)
+        assert pool.places.taken == 1, "the place is free only when the thread is back"
+        assert pool.stuck_for() > 0.04
+        door.set()
+        assert await asyncio.to_thread(told.wait, 10)
+
+    play(scene)
+
+
+def test_a_client_that_hangs_up_frees_what_has_not_begun() -> None:
+    door = threading.Event()
+    ran = []
+
+    async def gone() -> None:
+        await asyncio.sleep(0.05)
+
+    async def scene(pool: Workers) -> None:
+        first = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+        await asyncio.sleep(0.01)
+        with pytest.raises(ClientGone):
+            await pool.run(lambda _: ran.append(1), deadline=soon(), gone=gone)
+        await asyncio.sleep(0.01)
+        assert pool.places.taken == 1
+        door.set()
+        assert await first
+
+    play(scene)
+    assert ran == []
+
+
+def test_no_place_is_an_immediate_refusal() -> None:
+    door = threading.Event()
+
+    async def scene(pool: Workers) -> None:
+        jobs = [asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never)) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded) as caught:
+            await pool.run(lambda _: None, deadline=soon(), gone=never)
+        assert caught.value.retry_after == 1
+        door.set()
+        assert all(await asyncio.gather(*jobs))
+
+    play(scene)
+
+
+def test_workers_that_take_photos_are_not_stuck() -> None:
+    async def scene(pool: Workers) -> None:
+        assert pool.stuck_for() == 0
+        await pool.run(lambda _: time.sleep(0.02), deadline=soon(), gone=never)
+        assert pool.stuck_for() == 0
+
+    play(scene, workers=2)

@@ -111,7 +111,7 @@ def age(luma: Bytes, random: np.random.Generator) -> Bytes:
         plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), random.uniform(0.3, 1.2)), np.float32)
     if random.random() < 0.5:
         plane = plane + random.normal(0, random.uniform(0.005, 0.05), plane.shape).astype(np.float32)
-    aged = np.clip(plane * 255 + 0.5, 0, 255).astype(np.uint8)
+    aged = np.asarray(np.clip(plane * 255 + 0.5, 0, 255), np.uint8)
     if random.random() < 0.3:
         _, data = cv2.imencode(".jpg", aged, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(30, 80))])
         aged = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.uint8)

@@ -82,11 +82,11 @@ class Run:
         elif init:
             checkpoint.load_weights(init / checkpoint.BEST, self.network)
         settings = self.recipe.optimizer
-        self.optimizer = keras.optimizers.AdamW(
-            settings.learning_rate, weight_decay=settings.weight_decay, use_ema=True, ema_momentum=settings.average
-        )
+        self.optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
         self.optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         _compile(self.network, self.recipe, self.bins, self.optimizer)
+        # Kept here: an optimizer with `use_ema` overwrites the weights with their average whenever `fit` returns.
+        self.average = self.network.get_weights()
         # A learning rate of zero moves the batch-norm statistics and nothing else.
         _compile(self.averaged, self.recipe, self.bins, keras.optimizers.SGD(0.0))
         self.stream = data.Stream(
@@ -127,19 +127,20 @@ class Run:
         self.optimizer.learning_rate = learning_rate(self.recipe, self.state.progress)
         batches = self.stream.batches(self.recipe.side(self.state.progress), ROUND)
         history = self.network.fit(batches, steps_per_epoch=ROUND, verbose=0)
+        kept = self.recipe.optimizer.average**ROUND
+        for mean, weights in zip(self.average, self.network.get_weights(), strict=True):
+            mean += (1 - kept) * (weights - mean)
         return float(history.history["loss"][0])
 
-    def _average(self, side: int) -> None:
-        raw = self.network.get_weights()
-        self.optimizer.finalize_variable_values(self.network.trainable_variables)
-        self.averaged.set_weights(self.network.get_weights())
-        self.network.set_weights(raw)
+    def _settle(self, side: int) -> None:
+        """Gives the averaged weights batch-norm statistics of their own."""
+        self.averaged.set_weights(self.average)
         self.averaged.fit(self.stream.batches(side, SETTLE), steps_per_epoch=SETTLE, verbose=0)
 
     def _check(self, loss: float) -> None:
         """Averages, validates, writes the checkpoint and a line of the run's history."""
         side = self.recipe.side(self.state.progress)
-        self._average(side)
+        self._settle(side)
         lightness, chroma = data.fixed(self.held_out, self.recipe.curriculum[-1].side, self.recipe.color_space)
         validation = float(self.averaged.evaluate(lightness, chroma, batch_size=50, verbose=0))
         checkpoint.save_weights(self.folder / checkpoint.WEIGHTS, self.network)

@@ -22,7 +22,7 @@ from service.contract import ContractError
 from service.engine import EngineError
 from service.problems import Problem
 from service.routes import State
-from service.settings import Settings
+from service.settings import Settings, table
 from service.telemetry import set_up_logging
 
 log = logging.getLogger(__name__)
@@ -88,12 +88,17 @@ def _models(_: argparse.Namespace) -> None:
         )
 
 
+def _settings(_: argparse.Namespace) -> None:
+    print(table(Settings()), end="")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
     parser.add_argument("--version", action="version", version=version("tomau"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
+    commands.add_parser("settings", help="list the settings and their values").set_defaults(call=_settings)
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument("photo", type=Path)

@@ -81,7 +81,7 @@ def split_rgb(rgb: Bytes, color_space: ColorSpace) -> tuple[Floats, Floats]:
     unit = _unit(rgb)
     if color_space == "lab":
         lab = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2Lab), np.float32)
-        return lab[..., 0] / 100, lab[..., 1:]
+        return lab[..., 0] / np.float32(100), lab[..., 1:]
     hsv = np.asarray(cv2.cvtColor(unit, cv2.COLOR_RGB2HSV), np.float32)
     hue = np.deg2rad(hsv[..., 0])
     direction = np.stack([np.cos(hue), np.sin(hue)], axis=-1)

@@ -9,6 +9,7 @@ from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
+SHIPPED_MODELS = Path(__file__).parent / "models"
 
 
 class Settings(BaseSettings):
@@ -20,7 +21,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
-    models: Path = Field(Path(__file__).parent / "models", description="folder of the .onnx models")
+    models: Path = Field(SHIPPED_MODELS, description="folder of the .onnx models")
     default_model: str = Field("compact", description="name of the model that is used when none is named")
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cuda refuses to start without a GPU; auto takes one where there is one"
@@ -48,3 +49,13 @@ class Settings(BaseSettings):
     def cores(self) -> int:
         """Processor cores that this process may use."""
         return len(sched_getaffinity(0))
+
+
+def table(settings: Settings) -> str:
+    """The settings' variables, values and meanings, as a Markdown table."""
+    lines = ["| variable | value | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = "" if value is None else f"`{value}`"
+        lines.append(f"| `TOMAU_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,65 @@
+# make serve   set up and serve on TOMAU_HOST:TOMAU_PORT (127.0.0.1:8000)
+# make test    set up and run the tests
+# The rest is in README.md. Every target does its own set-up in .venv; a second call starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A service for a GPU: make serve TARGET=gpu VENV=.venv-gpu
+TARGET ?= cpu
+# Photographs for `make train` and `make export`: tar shards and folders.
+DATA ?=
+RUN ?= runs/compact
+RECIPE ?= compact
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
+
+.PHONY: serve test test-fast lint train export evaluate bench lock clean
+
+serve: $(VENV)/.serve
+	$(BIN)/tomau serve
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+# Without training and exporting a network.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo 'say where the photographs are: make train DATA="shard.tar folder"'; exit 2; }
+	$(BIN)/python -m model_export train $(RECIPE) --data $(DATA) --run $(RUN) $(ARGS)
+
+export: $(VENV)/.dev
+	@test -n "$(DATA)" || { echo 'say where held-out photographs are: make export DATA="shard.tar folder"'; exit 2; }
+	$(BIN)/python -m model_export export --run $(RUN) --output service/models/$(RECIPE).onnx --data $(DATA) $(ARGS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.service $(ARGS)
+
+# New versions within the ranges of pyproject.toml: make lock ARGS=--upgrade
+lock: $(VENV)/.dev
+	PATH="$(BIN):$$PATH" requirements/compile.sh $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/pip:
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# The development set-up holds all that serving needs, in the same versions.
+$(VENV)/.serve: requirements/serve-$(TARGET).lock pyproject.toml | $(BIN)/pip
+	$(INSTALL) --no-deps --require-hashes -r requirements/serve-$(TARGET).lock
+	$(INSTALL) --no-deps --editable .
+	touch $@
+
+$(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/pip
+	$(INSTALL) --no-deps --require-hashes -r requirements/dev.lock
+	$(INSTALL) --no-deps --editable .
+	touch $@ $(VENV)/.serve

@@ -1,0 +1,37 @@
+"""Every curl example of the README, run as it stands against the shipped model."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Serve, decoded, luma
+
+README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+BLOCKS = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+EXAMPLES = [line for block in BLOCKS for line in block.splitlines() if line.startswith("curl")]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_every_curl_example(tmp_path: Path, serve: Serve, jpeg: bytes) -> None:
+    assert len(EXAMPLES) >= 6
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    with serve(models=None) as server:
+        answers = {}
+        for line in EXAMPLES:
+            command = line.replace("localhost:8000", f"127.0.0.1:{server.port}")
+            ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+            assert ended.returncode == 0, f"{line}: {ended.stderr.decode()}"
+            answers[line] = ended.stdout
+    coloured = (tmp_path / "coloured.jpg").read_bytes()
+    assert np.abs(luma(coloured) - luma(jpeg)).mean() < 1
+    assert decoded(coloured).shape[:2] == luma(jpeg).shape
+    assert (tmp_path / "bolder.webp").read_bytes()[8:12] == b"WEBP"
+    assert max(decoded((tmp_path / "preview.png").read_bytes()).shape) == 320
+    problem = next(json.loads(answer) for line, answer in answers.items() if "strength=3" in line)
+    shown = json.loads(re.search(r"```json\n(.*?)```", README, re.DOTALL)[1])
+    assert problem | {"instance": "..."} == shown

@@ -1,0 +1,89 @@
+"""The shipped model on real photographs that it has not been trained on: those in the wheels of scikit-image and -learn."""
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import skimage.data
+from sklearn.datasets import load_sample_images
+
+from model_export import evaluate
+from service import color
+from service.catalog import Catalog
+from service.colorizer import Colorizer, Options
+from service.settings import SHIPPED_MODELS, Settings
+from tests.conftest import decoded, encoded, luma
+
+
+@pytest.fixture(scope="module")
+def colorizer() -> Colorizer:
+    settings = Settings(device="cpu")
+    return Colorizer(Catalog(settings), settings)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> dict[str, np.ndarray]:
+    china, flower = load_sample_images().images
+    names = ("astronaut", "chelsea", "coffee", "rocket")
+    return {name: getattr(skimage.data, name)() for name in names} | {"china": china, "flower": flower}
+
+
+def coloured(colorizer: Colorizer, rgb: np.ndarray, **options: object) -> np.ndarray:
+    data = encoded(color.luma_of_rgb(rgb), "PNG")
+    return decoded(colorizer.colorize(data, Options(**options)).data)  # type: ignore[arg-type]
+
+
+def test_every_photo_keeps_its_luma_and_gets_colour(colorizer: Colorizer, photographs: dict[str, np.ndarray]) -> None:
+    for name, rgb in photographs.items():
+        answer = coloured(colorizer, rgb)
+        assert answer.shape == rgb.shape
+        assert np.abs(color.luma_of_rgb(answer).astype(int) - color.luma_of_rgb(rgb)).max() <= 1, name
+        assert evaluate.mean_chroma(answer) > 3, name
+
+
+def test_a_jpeg_keeps_its_luma(colorizer: Colorizer, photographs: dict[str, np.ndarray]) -> None:
+    for name, rgb in photographs.items():
+        source = encoded(rgb, "JPEG", quality=88)
+        assert np.abs(luma(colorizer.colorize(source, Options()).data) - luma(source)).mean() < 1, name
+
+
+def test_its_hues_are_nearer_to_the_truth_than_a_constant(
+    colorizer: Colorizer, photographs: dict[str, np.ndarray]
+) -> None:
+    def errors(answer: dict[str, np.ndarray]) -> float:
+        return float(np.mean([evaluate.hue_error(answer[name], rgb) for name, rgb in photographs.items()]))
+
+    warm = np.array([3.0, 12.0], np.float32).reshape(2, 1, 1)
+    constant = {name: color.merge_rgb(color.luma_of_rgb(rgb), warm, "lab") for name, rgb in photographs.items()}
+    assert errors({name: coloured(colorizer, rgb) for name, rgb in photographs.items()}) < errors(constant)
+
+
+def test_the_same_photo_gives_the_same_colours(colorizer: Colorizer, photographs: dict[str, np.ndarray]) -> None:
+    first, second = (coloured(colorizer, photographs["china"]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("shape", [(100, 500), (500, 100), (40, 40)])
+def test_long_and_small_photos_are_coloured_without_harm(
+    colorizer: Colorizer, photographs: dict[str, np.ndarray], shape: tuple[int, int]
+) -> None:
+    resized = cv2.resize(photographs["china"], shape[::-1], interpolation=cv2.INTER_AREA)
+    answer = coloured(colorizer, resized)
+    assert np.abs(color.luma_of_rgb(answer).astype(int) - color.luma_of_rgb(resized)).max() <= 1
+
+
+def test_the_folder_is_small_and_its_hashes_are_right() -> None:
+    files = [path for path in SHIPPED_MODELS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 12 * 1024 * 1024
+    for path in SHIPPED_MODELS.glob("*.onnx"):
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert path.with_suffix(".onnx.sha256").read_text().split() == [digest, path.name]
+        assert path.with_suffix(".md").is_file(), "each model has a card"
+
+
+def test_every_shipped_model_says_what_it_is(colorizer: Colorizer) -> None:
+    for model in colorizer.catalog:
+        assert "research" in model.contract.license.lower()
+        assert Path(model.contract.name).name == model.contract.name

@@ -1,0 +1,53 @@
+"""What the pages say is what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service import problems
+from service.colorizer import Options
+from service.problems import ClientGone, Problem
+from service.settings import SHIPPED_MODELS, Settings, table
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_the_settings_page_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TOMAU_{name.upper()}", raising=False)
+    expected = table(Settings()).replace(str(SHIPPED_MODELS), "service/models")
+    page = (ROOT / "docs" / "settings.md").read_text("utf-8")
+    assert page.endswith("\n\n" + expected)
+
+
+def test_the_readme_names_every_option() -> None:
+    listed = re.findall(r"^\| `(\w+)` \| .* \|$", README, re.MULTILINE)
+    assert listed == list(Options.model_fields)
+
+
+def test_the_readme_names_every_code_and_its_status() -> None:
+    listed = {
+        (int(status), code)
+        for statuses, codes in re.findall(r"^\| ([45]\d\d(?:, \d+)*) \| (.*) \|$", README, re.MULTILINE)
+        for code in re.findall(r"`(\w+)`", codes)
+        for status in statuses.split(", ")
+    }
+    kinds = [kind for kind in vars(problems).values() if isinstance(kind, type) and issubclass(kind, Problem)]
+    known = {(kind.status, kind.code) for kind in kinds if kind is not ClientGone}
+    assert known <= listed
+    assert {code for _, code in listed} == {code for _, code in known}
+
+
+def test_every_problem_has_its_own_code() -> None:
+    kinds = [kind for kind in vars(problems).values() if isinstance(kind, type) and issubclass(kind, Problem)]
+    codes = [kind.code for kind in kinds if kind is not Problem]
+    assert len(codes) == len(set(codes))
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "service" / "models").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text("utf-8")):
+            if not target.startswith("http"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

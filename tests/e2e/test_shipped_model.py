@@ -1,4 +1,4 @@
-"""The shipped model on real photographs that it has not been trained on: those in the wheels of scikit-image and -learn."""
+"""The shipped model on photographs that it has not been trained on: those in the wheels of scikit-image and -learn."""
 
 import hashlib
 from pathlib import Path

@@ -1,0 +1,53 @@
+import asyncio
+import logging
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from service import app
+from service.problems import ClientGone
+from service.routes import State
+from service.settings import Settings
+
+
+class Ended(BaseException):
+    pass
+
+
+def test_a_service_whose_workers_are_all_stuck_ends_itself(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(app, "STUCK_CHECK_S", 0.02)
+    door = threading.Event()
+    settings = Settings(models=models, device="cpu", workers=2, stuck_s=0.1)
+    state: State = app.create_app(settings).state.tomau
+
+    async def gone() -> None:
+        await asyncio.sleep(0.3)
+
+    async def scene() -> None:
+        jobs = [
+            asyncio.create_task(state.workers.run(lambda _: door.wait(10), deadline=float("inf"), gone=gone))
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.05)
+        assert not state.is_stuck()
+        with pytest.raises(Ended):
+            await asyncio.wait_for(app._watch(state), 5)
+        door.set()
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        assert all(outcome is True or isinstance(outcome, ClientGone) for outcome in outcomes)
+
+    with caplog.at_level(logging.CRITICAL):
+        asyncio.run(scene())
+    assert codes == [app.EXIT_STUCK]
+    assert "all 2 workers are stuck" in caplog.text

@@ -94,7 +94,7 @@ def _settings(_: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
-    parser.add_argument("--version", action="version", version=version("tomau"))
+    parser.add_argument("--version", action="version", version=f"tomau {version('tomau')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
@@ -109,10 +109,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _faults(error: ValidationError) -> str:
+    """Each bad setting or option, by the name that the user gave it."""
+    is_setting = error.title == Settings.__name__
+    names = [str(fault["loc"][0]) for fault in error.errors()]
+    shown = [f"TOMAU_{name.upper()}" if is_setting else name for name in names]
+    return "; ".join(f"{name}: {fault['msg']}" for name, fault in zip(shown, error.errors(), strict=True))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; what is wrong is said in one line, with a non-zero code."""
     args = _parser().parse_args(argv)
     try:
         args.call(args)
-    except (Problem, CatalogError, ContractError, EngineError, ValidationError, OSError) as error:
+    except ValidationError as error:
+        sys.exit(f"tomau: {_faults(error)}")
+    except (Problem, CatalogError, ContractError, EngineError, OSError) as error:
         sys.exit(f"tomau: {error}")

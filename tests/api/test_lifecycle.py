@@ -39,8 +39,8 @@ def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, a
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1), metadata={})}, {}, "tomau.contract"),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEFAULT_MODEL": "other"}, "'other'"),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "cuda"}, "cuda"),
-        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "abacus"}, "device"),
-        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"PORT": "99999"}, "port"),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "abacus"}, "TOMAU_DEVICE: "),
+        ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"PORT": "99999"}, "TOMAU_PORT: "),
     ],
 )
 def test_what_can_not_be_served_is_said_in_a_line(

@@ -29,6 +29,15 @@ class State:
     best_loss: float = float("inf")
 
 
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run is: its recipe, the chroma bins, float32 [Q, 2], and the names of the photographs held out."""
+
+    recipe: Recipe
+    bins: NDArray[np.float32]
+    held_out: list[str]
+
+
 def _replace(path: Path, data: bytes) -> None:
     new = path.with_name(path.name + ".new")
     new.write_bytes(data)
@@ -61,23 +70,23 @@ def load_state(run: Path) -> State:
     return State(**json.loads((run / "state.json").read_text("utf-8")))
 
 
-def save_setup(run: Path, recipe: Recipe, bins: NDArray[np.float32]) -> None:
-    """Writes what the network is rebuilt from."""
-    _replace(run / "recipe.json", recipe.model_dump_json(indent=1).encode())
-    _replace(run / "bins.json", json.dumps(np.round(bins, 6).tolist()).encode())
+def save_setup(run: Path, setup: Setup) -> None:
+    """Writes what the network is rebuilt from, and what it must never be trained on."""
+    _replace(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
+    _replace(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
+    _replace(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
 
 
-def load_setup(run: Path) -> tuple[Recipe, NDArray[np.float32]]:
-    """Reads the recipe and the chroma bins, float32 [Q, 2]."""
+def load_setup(run: Path) -> Setup:
+    """Reads a run's setup."""
     recipe = Recipe.model_validate_json((run / "recipe.json").read_text("utf-8"))
-    return recipe, np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
+    bins = np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
+    return Setup(recipe, bins, json.loads((run / "held-out.json").read_text("utf-8")))
 
 
-def load_network(
-    run: Path, weights: str = BEST, side: int | None = None
-) -> tuple[keras.Model, Recipe, NDArray[np.float32]]:
-    """A run's network with its weights, its recipe and its bins; of a fixed input size if one is given."""
-    recipe, bins = load_setup(run)
-    network = compact.build(recipe.network, len(bins), side)
+def load_network(run: Path, weights: str = BEST, side: int | None = None) -> tuple[keras.Model, Setup]:
+    """A run's network with its weights; of a fixed input size if one is given."""
+    setup = load_setup(run)
+    network = compact.build(setup.recipe.network, len(setup.bins), side)
     load_weights(run / weights, network)
-    return network, recipe, bins
+    return network, setup

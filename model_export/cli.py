@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,17 +28,20 @@ def _train(args: argparse.Namespace) -> None:
     from model_export import recipe, train
 
     keras.config.set_dtype_policy(args.precision)
-    limits = train.Limits(args.max_minutes, args.checkpoint_minutes)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    limits = train.Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
     state = train.train(recipe.load(args.recipe), args.run, args.data, limits, args.init)
     print(f"{state.views:,} views in {state.minutes:.0f} minutes; best validation loss {state.best_loss:.4f}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from model_export import data, evaluate, sheet
+    from model_export import checkpoint, data, evaluate, sheet
     from service.engine import Engine
 
     engine = Engine(args.model, args.model.read_bytes(), "cpu")
     entries = data.find(args.data)
+    if args.held_out_of:
+        _, entries = data.split_off(entries, checkpoint.load_setup(args.held_out_of).held_out)
     training = data.find(args.training) if args.training else entries
     _, drawn = data.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
     constant = evaluate.mean_chroma_of(drawn, engine.contract.color_space)
@@ -79,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--data", type=Path, nargs="+", required=True, help="tar shards and folders of photographs")
     train.add_argument("--run", type=Path, required=True, help="the run's folder; one that has a checkpoint is resumed")
     train.add_argument("--init", type=Path, help="start from the best weights of this finished run")
-    train.add_argument("--max-minutes", type=float, help="time budget: the schedule is fitted into it")
+    train.add_argument("--max-minutes", type=float, help="time budget: the whole schedule is fitted into it")
+    train.add_argument("--stop-after", type=float, help="minutes after which this call stops, to be resumed")
     train.add_argument("--checkpoint-minutes", type=float, default=10.0, help="between two checkpoints (default 10)")
     train.add_argument("--precision", default="mixed_bfloat16", choices=("mixed_bfloat16", "float32"))
 
@@ -87,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(call=_evaluate)
     evaluate.add_argument("--model", type=Path, required=True)
     evaluate.add_argument("--data", type=Path, nargs="+", required=True, help="held-out shards and folders")
+    evaluate.add_argument(
+        "--held-out-of", type=Path, help="of --data, only what this run has held out: to choose a gain"
+    )
     evaluate.add_argument("--neutral", type=Path, nargs="+", help="nearly neutral photographs")
     evaluate.add_argument("--training", type=Path, nargs="+", help="where the constant baseline's colour comes from")
     evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the contact sheet")
@@ -100,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--data", type=Path, nargs="+", required=True, help="photographs for the parity check")
     export.add_argument("--name", help="shown by /models; by default that of the file")
     export.add_argument("--version", default="1")
-    export.add_argument("--size", type=int, default=160, help="side of the input, a multiple of 32 (default 160)")
+    export.add_argument(
+        "--size", type=int, help="side of the input, a multiple of 32; by default that of the last stage"
+    )
     export.add_argument("--gain", type=float, default=1.0, help="scales the predicted chroma (default 1)")
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)

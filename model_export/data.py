@@ -1,9 +1,10 @@
 """Photographs in tar shards and folders, streamed as batches of (lightness, chroma)."""
 
 import hashlib
+import logging
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_export.recipe import Augment
-from service.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_rgb, split_rgb
+from service.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_rgb, split_rgb, square
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 # The chroma that a network answers is this much smaller than its input.
 OUTPUT_STRIDE = 4
+
+# So many in a row that can't be read are no accident.
+MOST_UNREADABLE = 20
 
 # Lightness and chroma, of one photograph or of several.
 Example = tuple[Floats, Floats]
@@ -41,7 +47,7 @@ class Entry:
         """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph."""
         with self.file.open("rb") as stream:
             data = os.pread(stream.fileno(), self.size, self.offset)
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
         if picture is None:
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
         return np.asarray(picture, np.uint8)
@@ -69,15 +75,18 @@ def find(paths: Sequence[Path]) -> list[Entry]:
 
 
 def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[Entry]]:
-    """Splits off `count` photographs, the same ones whatever else there is: (training, held out)."""
+    """Splits off `count` photographs, drawn by their names' hashes: (the others, these)."""
     ranked = sorted(entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     return ranked[count:], ranked[:count]
 
 
-def _square(rgb: Bytes, side: int) -> Bytes:
-    shrinks = min(rgb.shape[:2]) >= side
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(rgb, (side, side), interpolation=method), np.uint8)
+def split_off(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[Entry], list[Entry]]:
+    """Splits off the photographs of these names: (the others, these). Raises FileNotFoundError when none is there."""
+    wanted = set(names)
+    found = [entry for entry in entries if entry.name in wanted]
+    if not found:
+        raise FileNotFoundError(f"none of the {len(wanted)} held-out photographs is in the data")
+    return [entry for entry in entries if entry.name not in wanted], found
 
 
 def _example(small: Bytes, luma: Bytes, color_space: ColorSpace) -> Example:
@@ -89,7 +98,7 @@ def _example(small: Bytes, luma: Bytes, color_space: ColorSpace) -> Example:
 
 def sample(rgb: Bytes, side: int, color_space: ColorSpace) -> Example:
     """What a network sees and should answer: lightness [side, side, 1] from luma, and chroma [side/4, side/4, 2]."""
-    small = _square(rgb, side)
+    small = square(rgb, side)
     return _example(small, luma_of_rgb(small), color_space)
 
 
@@ -120,7 +129,7 @@ def age(luma: Bytes, random: np.random.Generator) -> Bytes:
 
 def augmented(rgb: Bytes, side: int, color_space: ColorSpace, augment: Augment, random: np.random.Generator) -> Example:
     """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
-    small = _square(_crop(rgb, augment.min_crop, random), side)
+    small = square(_crop(rgb, augment.min_crop, random), side)
     luma = luma_of_rgb(small)
     if random.random() < augment.degrade:
         luma = age(luma, random)
@@ -146,6 +155,7 @@ class Stream:
         self.color_space = color_space
         self.augment = augment
         self.random = np.random.default_rng(seed)
+        self.unreadable: set[str] = set()
         self.order: NDArray[np.int64] = np.empty(0, np.int64)
 
     def _next(self) -> list[tuple[Entry, int]]:
@@ -155,12 +165,25 @@ class Stream:
         seeds = self.random.integers(2**63, size=self.batch)
         return [(self.entries[i], int(seed)) for i, seed in zip(drawn, seeds, strict=True)]
 
-    def batches(self, side: int, count: int, *, threads: int = 2, ahead: int = 4) -> Iterator[Batch]:
+    def _read(self, entry: Entry) -> Bytes:
+        """The photograph, or another one where it can't be read: a bad file in a large collection ends no run."""
+        for number in range(MOST_UNREADABLE):
+            try:
+                return entry.read()
+            except UnreadablePhotograph as error:
+                if entry.name not in self.unreadable:
+                    log.warning("left out: %s", error)
+                    self.unreadable.add(entry.name)
+                digest = hashlib.sha256(f"{entry.name}{number}".encode()).digest()
+                entry = self.entries[int.from_bytes(digest[:8]) % len(self.entries)]
+        raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
+
+    def batches(self, side: int, count: int, *, threads: int = os.cpu_count() or 1, ahead: int = 4) -> Iterator[Batch]:
         """`count` batches of lightness [N, side, side, 1] and chroma [N, side/4, side/4, 2]."""
 
         def one(item: tuple[Entry, int]) -> Example:
             entry, seed = item
-            return augmented(entry.read(), side, self.color_space, self.augment, np.random.default_rng(seed))
+            return augmented(self._read(entry), side, self.color_space, self.augment, np.random.default_rng(seed))
 
         def whole(items: list[tuple[Entry, int]]) -> Batch:
             return _stack([one(item) for item in items])

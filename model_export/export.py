@@ -105,7 +105,7 @@ def export(
     *,
     name: str,
     version: str,
-    size: int,
+    size: int | None,
     gain: float,
     license_: str,
     trained_on: str,
@@ -114,16 +114,21 @@ def export(
 ) -> Parity:
     """Writes `output` and, beside it, its SHA-256; returns how far it is from the network.
 
-    photographs: real ones for the parity check. Raises ParityError, and writes nothing, when it is off.
+    size: side of the input; that of the run's last stage if None. photographs: real ones for the parity check.
+    Raises ParityError, and writes nothing, when it is off.
     """
     keras.config.set_dtype_policy("float32")
-    network, recipe, bins = checkpoint.load_network(run, weights, size)
-    contract = Contract(name, version, recipe.color_space, size, license_, trained_on)
-    model = serving_model(network, bins, size, gain)
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError("tf2onnx exports TensorFlow graphs: set KERAS_BACKEND=tensorflow")
+    size = size or checkpoint.load_setup(run).recipe.curriculum[-1].side
+    network, setup = checkpoint.load_network(run, weights, size)
+    color_space = setup.recipe.color_space
+    contract = Contract(name, version, color_space, size, license_, trained_on)
+    model = serving_model(network, setup.bins, size, gain)
     content = to_onnx(model, contract).SerializeToString()
-    lightness, _ = data.fixed(photographs, size, recipe.color_space)
+    lightness, _ = data.fixed(photographs, size, color_space)
     found = parity(model, Engine(output, content, "cpu"), np.ascontiguousarray(lightness.transpose(0, 3, 1, 2)))
-    tolerance = TOLERANCE[recipe.color_space] * max(1.0, gain)
+    tolerance = TOLERANCE[color_space] * max(1.0, gain)
     if not found.largest <= tolerance:
         raise ParityError(f"ONNX differs from Keras by {found.largest:.4f}, more than {tolerance}")
     _write(output, content)

@@ -29,7 +29,7 @@ class Network(_Table):
 class Augment(_Table):
     """What is done to a photograph before it is learnt from. Probabilities are per photograph."""
 
-    min_crop: Share = Field(0.6, description="least share of each side that a crop keeps")
+    min_crop: Share = Field(0.75, description="least share of each side that a crop keeps")
     degrade: Share = Field(0.3, description="probability that the lightness is made to look old")
 
 

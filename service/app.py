@@ -33,9 +33,11 @@ async def _raise_problem(_: Request, problem: Exception) -> Response:
 
 async def _http_exception(request: Request, error: Exception) -> Response:
     """The framework's own refusals, as problems."""
-    status = error.status_code if isinstance(error, HTTPException) else 500
+    if not isinstance(error, HTTPException):
+        raise error
     known: dict[int, type[Problem]] = {404: NotFound, 405: MethodNotAllowed}
-    raise known.get(status, InternalError)(f"{request.method} {request.url.path}")
+    kind = known.get(error.status_code, InternalError)
+    raise kind(f"{request.method} {request.url.path}", allow=(error.headers or {}).get("Allow"))
 
 
 async def _watch(state: State) -> None:

@@ -85,7 +85,10 @@ class Catalog:
     def _load(self, path: Path, settings: Settings) -> Model:
         data, digest = _verified(path)
         engine = Engine(path, data, self.device, settings.max_batch)
-        engine.warm()
+        try:
+            engine.warm()
+        except Exception as error:
+            raise EngineError(f"{path}: can't be run on {self.device}: {error}") from error
         batcher = Batcher(
             engine,
             executors=settings.cores if self.device == "cpu" else EXECUTORS_A_GPU,

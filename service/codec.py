@@ -11,7 +11,14 @@ from PIL import Image, UnidentifiedImageError
 
 from service.color import Bytes, luma_of_rgb
 from service.photo import Format, Photo, Pixels, Planes
-from service.problems import EmptyUpload, InvalidOption, TooManyPixels, UnreadableImage, UnsupportedType
+from service.problems import (
+    EmptyUpload,
+    InvalidOption,
+    TooManyPixels,
+    TooManyScans,
+    UnreadableImage,
+    UnsupportedType,
+)
 
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -20,6 +27,12 @@ SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_3
 QUALITY = 92
 LEAST_QUALITY = 85
 ORIENTATION_TAG = 0x0112
+MAX_SCANS = 100
+# A photo with large metadata has some hundred segments; Pillow joins the Exif ones in quadratic time.
+MAX_SEGMENTS = 2000
+MAX_EXIF_SEGMENTS = 16
+# What libjpeg warns about though every pixel is there.
+HARMLESS_WARNINGS = ("extraneous bytes before marker", "Invalid SOS parameters")
 # The luma table of ITU-T T.81, annex K.1: its sum tells a JPEG's quality, whatever the order of its entries.
 LUMA_TABLE = np.array(
     [
@@ -61,6 +74,25 @@ def _format(data: bytes) -> Format:
     raise UnsupportedType("the file is not a JPEG, PNG or WebP image", field="file")
 
 
+def _check_jpeg_segments(data: bytes) -> None:
+    """Refuses a JPEG whose segments or scans would keep a decoder busy for minutes; reads only its markers."""
+    position = 2
+    segments = exif_segments = 0
+    while data[position : position + 1] == b"\xff" and segments < MAX_SEGMENTS:
+        marker = data[position + 1 : position + 2]
+        if marker == b"\xda":
+            break
+        exif_segments += data[position + 4 : position + 10] == b"Exif\0\0"
+        segments += 1
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    if segments >= MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
+        raise UnreadableImage("the JPEG's header has too many segments", field="file", limit=MAX_SEGMENTS)
+    # In the coded data a marker is a marker: every 0xFF of the data itself is followed by a zero.
+    scans = data.count(b"\xff\xda", position)
+    if scans > MAX_SCANS:
+        raise TooManyScans(f"the JPEG has {scans} scans, more than {MAX_SCANS}", field="file", limit=MAX_SCANS)
+
+
 def _unreadable(format_: Format, error: Exception) -> UnreadableImage:
     return UnreadableImage(f"the {format_.upper()} file is damaged or cut short ({error})", field="file")
 
@@ -89,6 +121,8 @@ def _check(image: Image.Image, data: bytes, format_: Format, limits: Limits) -> 
         )
     if getattr(image, "is_animated", False) and image.format != "MPO":
         raise UnsupportedType("the image is animated; only still ones can be coloured", field="file")
+    if format_ == "png" and data[12:16] != b"IHDR":
+        raise UnreadableImage("the PNG does not begin with its header", field="file")
     if format_ == "png" and data[24] == 16:
         raise UnsupportedType("the PNG has 16 bits a channel; 8 are supported", field="file")
 
@@ -96,8 +130,8 @@ def _check(image: Image.Image, data: bytes, format_: Format, limits: Limits) -> 
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
-        return 1  # A damaged EXIF block says nothing about the picture.
+    except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
+        return 1
 
 
 def _upright(plane: Bytes, orientation: int) -> Bytes:
@@ -137,32 +171,34 @@ def _jpeg_luma(image: Image.Image, data: bytes) -> Bytes:
     try:
         plane = simplejpeg.decode_jpeg(data, "GRAY")
     except ValueError as error:
-        if "colorspace" not in str(error).lower():
+        if "colorspace" in str(error).lower():
+            return luma_of_rgb(np.asarray(image.convert("RGB")))
+        if not any(warning in str(error) for warning in HARMLESS_WARNINGS):
             raise
-        return luma_of_rgb(np.asarray(image.convert("RGB")))
+        plane = simplejpeg.decode_jpeg(data, "GRAY", strict=False)
     return np.asarray(plane[..., 0], np.uint8)
 
 
 def _luma_and_alpha(image: Image.Image) -> tuple[Bytes, Bytes | None]:
+    if image.has_transparency_data:
+        pixels = np.asarray(image.convert("RGBA"))
+        alpha = np.ascontiguousarray(pixels[..., 3])
+        return luma_of_rgb(np.ascontiguousarray(pixels[..., :3])), alpha
     if image.mode in ("L", "1"):
         return np.asarray(image.convert("L")), None
-    if image.has_transparency_data:
-        pixels = np.asarray(image.convert("LA" if image.mode == "LA" else "RGBA"))
-        alpha = np.ascontiguousarray(pixels[..., -1])
-        gray = pixels[..., 0] if image.mode == "LA" else luma_of_rgb(np.ascontiguousarray(pixels[..., :3]))
-        return np.ascontiguousarray(gray), alpha
     return luma_of_rgb(np.asarray(image.convert("RGB"))), None
 
 
 def decode(data: bytes, limits: Limits) -> Photo:
     """A JPEG, PNG or WebP file as an upright Photo.
 
-    Raises EmptyUpload, UnsupportedType, TooManyPixels, or UnreadableImage for a damaged or truncated file.
+    Raises EmptyUpload, UnsupportedType, TooManyPixels, TooManyScans, or UnreadableImage for a damaged file.
     """
     format_ = _format(data)
+    if format_ == "jpeg":
+        _check_jpeg_segments(data)
     with _open(data, format_) as image:
         _check(image, data, format_, limits)
-        orientation = _orientation(image)
         try:
             if format_ == "jpeg":
                 luma, alpha = _jpeg_luma(image, data), None
@@ -170,6 +206,8 @@ def decode(data: bytes, limits: Limits) -> Photo:
                 luma, alpha = _luma_and_alpha(image)
         except (OSError, SyntaxError, ValueError, struct.error) as error:
             raise _unreadable(format_, error) from error
+        # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
+        orientation = _orientation(image)
         quality = _jpeg_quality(image) if format_ == "jpeg" else None
     upright_alpha = None if alpha is None else _upright(alpha, orientation)
     return Photo(_upright(luma, orientation), upright_alpha, format_, quality)

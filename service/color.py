@@ -67,10 +67,20 @@ def lightness_of_luma(luma: Bytes, color_space: ColorSpace) -> Floats:
     return _unit(luma)
 
 
+def square(picture: Bytes, size: int) -> Bytes:
+    """A picture, uint8 [H, W, ...], as [size, size, ...]: each side shrunk by area, then enlarged bilinearly."""
+    height, width = picture.shape[:2]
+    if height > size or width > size:
+        shrunk = (min(width, size), min(height, size))
+        picture = np.asarray(cv2.resize(picture, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+    if picture.shape[:2] == (size, size):
+        return picture
+    return np.asarray(cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
 def split(luma: Bytes, color_space: ColorSpace, size: int) -> Floats:
-    """The model's input: the whole photo as lightness in 0..1, float32 [1, size, size], shrunk by area."""
-    small = np.asarray(cv2.resize(luma, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-    return lightness_of_luma(small, color_space)[np.newaxis]
+    """The model's input: the whole photo as lightness in 0..1, float32 [1, size, size]."""
+    return lightness_of_luma(square(luma, size), color_space)[np.newaxis]
 
 
 def split_rgb(rgb: Bytes, color_space: ColorSpace) -> tuple[Floats, Floats]:

@@ -44,8 +44,8 @@ class Contract:
         if color_space is None:
             raise ContractError(f"tomau.color_space is {space!r}, not one of {', '.join(COLOR_SPACES)}")
         return cls(
-            name=_text(metadata, "name"),
-            version=_text(metadata, "version"),
+            name=_header_text(metadata, "name"),
+            version=_header_text(metadata, "version"),
             color_space=color_space,
             input_size=_number(metadata, "input_size", MAX_INPUT_SIZE),
             license=_text(metadata, "license"),
@@ -69,7 +69,11 @@ class Contract:
     def check_graph(self, inputs: Mapping[str, tuple[str, Shape]], outputs: Mapping[str, tuple[str, Shape]]) -> None:
         """Holds a graph's inputs and outputs, name to (type, shape), against the contract; raises ContractError."""
         size = self.input_size
-        _check_port("input", inputs, INPUT, (1, size, size))
+        batch = _check_port("input", inputs, INPUT, (1, size, size))[0]
+        if isinstance(batch, int) and batch != self.max_batch:
+            raise ContractError(
+                f"input {INPUT!r} has a fixed batch of {batch}, but tomau.max_batch is {self.max_batch}"
+            )
         shape = _check_port("output", outputs, OUTPUT, (2, None, None))
         for side in shape[2:]:
             if isinstance(side, int) and not 1 <= side <= size:
@@ -80,6 +84,14 @@ def _text(metadata: Mapping[str, str], key: str) -> str:
     value = metadata.get(f"tomau.{key}", "").strip()
     if not value:
         raise ContractError(f"the metadata has no tomau.{key}")
+    return value
+
+
+def _header_text(metadata: Mapping[str, str], key: str) -> str:
+    """Text that goes into a header of every answer."""
+    value = _text(metadata, key)
+    if not (value.isascii() and value.isprintable()):
+        raise ContractError(f"tomau.{key} is {value!r}, which is not plain ASCII")
     return value
 
 

@@ -5,7 +5,7 @@ Problem
 ├── 404  UnknownModel  NotFound
 ├── 405  MethodNotAllowed
 ├── 408  UploadTooSlow
-├── 413  TooManyBytes  TooManyPixels
+├── 413  TooManyBytes  TooManyPixels  TooManyScans
 ├── 415  UnsupportedType
 ├── 422  InvalidOption  MissingFile
 ├── 499  ClientGone (nobody reads it; for the log)
@@ -26,13 +26,20 @@ class Problem(Exception):
     title: ClassVar[str] = "Internal error"
 
     def __init__(
-        self, detail: str, *, field: str | None = None, limit: int | float | None = None, retry_after: int | None = None
+        self,
+        detail: str,
+        *,
+        field: str | None = None,
+        limit: int | float | None = None,
+        retry_after: int | None = None,
+        allow: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.field = field
         self.limit = limit
         self.retry_after = retry_after
+        self.allow = allow
 
     def body(self, request_id: str) -> dict[str, Any]:
         """The members of the problem document."""
@@ -49,7 +56,8 @@ class Problem(Exception):
 
     def headers(self) -> Mapping[str, str]:
         """Headers that belong to the answer."""
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        optional = {"Retry-After": self.retry_after, "Allow": self.allow}
+        return {name: str(value) for name, value in optional.items() if value is not None}
 
 
 class EmptyUpload(Problem):
@@ -104,6 +112,12 @@ class TooManyPixels(Problem):
     """The image is larger than is taken; known from its header, before it is decoded."""
 
     status, code, title = 413, "too_many_pixels", "The image has too many pixels"
+
+
+class TooManyScans(Problem):
+    """A progressive JPEG has so many scans that decoding it would take for ever."""
+
+    status, code, title = 413, "too_many_scans", "The JPEG has too many scans"
 
 
 class UnsupportedType(Problem):

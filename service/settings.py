@@ -1,7 +1,7 @@
 """Every knob of the service, read from `TOMAU_*` variables."""
 
+import os
 from functools import cached_property
-from os import sched_getaffinity
 from pathlib import Path
 from typing import Literal
 
@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     @cached_property
     def cores(self) -> int:
         """Processor cores that this process may use."""
-        return len(sched_getaffinity(0))
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def table(settings: Settings) -> str:

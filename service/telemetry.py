@@ -84,7 +84,8 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._started = time.monotonic()
-        self._body_is_whole = False
+        headers = {key for key, _ in scope["headers"]}
+        self._body_is_whole = not headers & {b"content-length", b"transfer-encoding"}
         self._status: int | None = None
         self._sent = 0
 
@@ -134,7 +135,7 @@ class _Exchange:
         log.info(
             "%s %s %s %.1f ms %d bytes",
             self._scope["method"],
-            self._scope["path"],
+            self._scope["raw_path"].decode("ascii", "replace"),  # still percent-encoded: one line stays one line
             self._status,
             1000 * (time.monotonic() - self._started),
             self._sent,

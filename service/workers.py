@@ -62,20 +62,26 @@ class Workers:
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
         number = next(self._numbers)
+        # A cancelled job stays in the pool's queue until its turn; the photo that its call holds must not.
+        held = [call]
 
         def work() -> T:
             self._started[number] = time.monotonic()
             try:
-                return context.run(call, cancelled)
+                return context.run(held.pop(), cancelled)
             finally:
                 del self._started[number]
+
+        def done(_: Future[T]) -> None:
+            held.clear()
+            loop.call_soon_threadsafe(self.places.give_back)
 
         try:
             job = self._pool.submit(work)
         except BaseException:
             self.places.give_back()
             raise
-        job.add_done_callback(lambda _: loop.call_soon_threadsafe(self.places.give_back))
+        job.add_done_callback(done)
         return job
 
     def stuck_for(self) -> float:

@@ -80,8 +80,3 @@ class ExpectedChroma(layers.Layer):  # type: ignore[misc]
     def compute_output_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Keras."""
         return (*shape[:-1], 2)
-
-
-def chroma_model(network: keras.Model, bins: NDArray[np.float32], gain: float = 1.0) -> keras.Model:
-    """The network with its answer as chroma, float32 [N, S/4, S/4, 2]."""
-    return keras.Model(network.input, ExpectedChroma(bins, gain)(network.output), name="chroma")

@@ -91,7 +91,10 @@ def test_forms(client: httpx.Client, jpeg: bytes) -> None:
 
 def test_paths_and_methods(client: httpx.Client) -> None:
     is_problem(client.get("/nowhere"), 404, "not_found")
-    is_problem(client.get("/colorize"), 405, "method_not_allowed")
+    refused = client.get("/colorize")
+    is_problem(refused, 405, "method_not_allowed")
+    assert refused.headers["allow"] == "POST"
+    assert "connection" not in refused.headers, "there is no body to wait for"
     is_problem(client.post("/nowhere", content=b"x" * 100_000), 404, "not_found")
 
 

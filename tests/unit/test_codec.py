@@ -8,7 +8,15 @@ from PIL import Image, ImageOps
 
 from service import codec, color
 from service.photo import Pixels, Planes
-from service.problems import EmptyUpload, InvalidOption, Problem, TooManyPixels, UnreadableImage, UnsupportedType
+from service.problems import (
+    EmptyUpload,
+    InvalidOption,
+    Problem,
+    TooManyPixels,
+    TooManyScans,
+    UnreadableImage,
+    UnsupportedType,
+)
 from tests.conftest import decoded, encoded, luma
 
 LIMITS = codec.Limits(max_pixels=100_000_000, max_side=65_500)
@@ -82,12 +90,15 @@ def test_png_modes(astronaut: np.ndarray, mode: str) -> None:
         np.testing.assert_array_equal(photo.alpha, np.asarray(image)[..., -1])
 
 
-def test_a_palette_with_transparency_keeps_it() -> None:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 255, 255, 255])
-    image.putpixel((0, 0), 0)
+@pytest.mark.parametrize("mode", ["P", "L", "1", "RGB"])
+def test_one_transparent_colour_is_kept(mode: str) -> None:
+    image = Image.new(mode, (4, 4), "white" if mode != "P" else 1)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 255, 255, 255])
+    nothing = (0, 0, 0) if mode == "RGB" else 0
+    image.putpixel((0, 0), nothing)
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", transparency=0)
+    image.save(buffer, "PNG", transparency=nothing)
     photo = codec.decode(buffer.getvalue(), LIMITS)
     assert photo.alpha is not None
     assert photo.alpha[0, 0] == 0
@@ -104,6 +115,14 @@ def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L"))
     photo = codec.decode(data, LIMITS)
     np.testing.assert_allclose(photo.luma, expected, atol=1)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 9.0, -1.0])
+def test_an_orientation_that_is_none(gray: np.ndarray, format_: str, value: float) -> None:
+    entry = struct.pack("<HHIf", codec.ORIENTATION_TAG, 11, 1, value)
+    block = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
+    assert codec.decode(encoded(gray, format_, exif=block), LIMITS).luma.shape == gray.shape
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -167,6 +186,59 @@ def test_a_truncated_file_is_unreadable(gray: np.ndarray, format_: str, share: f
     data = encoded(gray, format_)
     with pytest.raises(UnreadableImage):
         codec.decode(data[: int(len(data) * share)], LIMITS)
+
+
+def test_a_damaged_png_is_never_answered_with_wrong_pixels(gray: np.ndarray) -> None:
+    data = encoded(gray, "PNG")
+    start = data.index(b"IDAT") + 10
+    for position in np.linspace(start, len(data) - 40, 25).astype(int):
+        broken = bytearray(data)
+        broken[position] ^= 0x55
+        try:
+            found = codec.decode(bytes(broken), LIMITS).luma
+        except UnreadableImage:
+            continue
+        np.testing.assert_array_equal(found, gray)
+
+
+def test_a_png_whose_header_is_not_first(gray: np.ndarray) -> None:
+    data = encoded(gray, "PNG")
+    private = struct.pack(">I", 0) + b"prVt" + struct.pack(">I", zlib.crc32(b"prVt"))
+    with pytest.raises(UnreadableImage):
+        codec.decode(data[:8] + private + data[8:], LIMITS)
+
+
+def scans(data: bytes, count: int) -> bytes:
+    """The JPEG with its last scan repeated."""
+    start = data.rindex(b"\xff\xda")
+    return data[:-2] + data[start:-2] * count + data[-2:]
+
+
+def test_scans_are_counted_before_decoding(gray: np.ndarray) -> None:
+    data = encoded(gray, "JPEG", progressive=True)
+    own = data.count(b"\xff\xda")
+    assert codec.decode(data, LIMITS).luma.shape == gray.shape
+    with pytest.raises(TooManyScans) as caught:
+        codec.decode(scans(data, 101 - own), LIMITS)
+    assert caught.value.limit == 100
+
+
+def test_segments_are_counted_before_they_are_joined(jpeg: bytes) -> None:
+    def segments(body: bytes, count: int) -> bytes:
+        return jpeg[:2] + (b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body) * count + jpeg[2:]
+
+    with pytest.raises(UnreadableImage, match="segments"):
+        codec.decode(segments(b"Exif\0\0" + bytes(10), 17), LIMITS)
+    with pytest.raises(UnreadableImage, match="segments"):
+        codec.decode(segments(b"more", 2000), LIMITS)
+    assert codec.decode(segments(b"http://ns.adobe.com/xap/1.0/\0", 500), LIMITS).format == "jpeg"
+
+
+def test_a_jpeg_that_is_only_slightly_off_is_taken(jpeg: bytes) -> None:
+    whole = codec.decode(jpeg, LIMITS).luma
+    with_junk = jpeg[:-2] + b"junk!" + jpeg[-2:]
+    np.testing.assert_array_equal(codec.decode(with_junk, LIMITS).luma, whole)
+    np.testing.assert_array_equal(codec.decode(jpeg + b"more behind its end", LIMITS).luma, whole)
 
 
 def test_an_animation_is_refused() -> None:

@@ -121,15 +121,28 @@ def test_literal_hsv_is_that_of_the_standard_library(red: int, green: int, blue:
 @given(st.floats(-180, 180), spaces, st.integers(20, 235))
 @settings(max_examples=200, deadline=None)
 def test_out_of_gamut_keeps_the_hue(angle: float, space: ColorSpace, level: int) -> None:
-    """Ten times as much chroma than fits comes back towards gray along its own Cb : Cr."""
-    plane = np.full((1, 1), level, np.uint8)
-    unit = np.array([np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))], np.float32).reshape(2, 1, 1)
-    reach = 200 if space == "lab" else 1
-    red, green, blue = color.merge_rgb(plane, unit * reach, space)[0, 0].astype(float)
-    assert min(red, green, blue) >= 0
-    # At the gamut's edge: one channel is at its end.
-    assert min(red, green, blue) <= 1 or max(red, green, blue) >= 254 or space == "hsv"
-    assert abs(0.299 * red + 0.587 * green + 0.114 * blue - level) <= 1
+    """Chroma that does not fit comes back towards gray along its own Cb : Cr, to the gamut's edge and no further."""
+    luma = np.full((1, 1), level / 255, np.float32)
+    reach = np.float32(120 if space == "lab" else 1)
+    x, y = (np.full((1, 1), reach * f(np.deg2rad(angle)), np.float32) for f in (np.cos, np.sin))
+    wanted = color._color_difference(luma, x, y, space)
+    kept = color._into_gamut(luma, *wanted)
+    cb, cr = (float(c[0, 0]) for c in kept)
+    assert np.arctan2(cr, cb) == pytest.approx(float(np.arctan2(wanted[1], wanted[0])[0, 0]), abs=1e-4)
+    channels = luma[0, 0] + np.array([1.402 * cr, -0.344136 * cb - 0.714136 * cr, 1.772 * cb])
+    assert channels.min() >= -1e-5
+    assert channels.max() <= 1 + 1e-5
+    if (cb, cr) != tuple(float(c[0, 0]) for c in wanted):
+        assert channels.min() < 1e-4 or channels.max() > 1 - 1e-4
+
+
+@pytest.mark.parametrize(("sides", "size"), [((40, 60), 64), ((32, 32), 64), ((100, 40), 64), ((64, 64), 64)])
+def test_small_photos_are_enlarged_smoothly(sides: tuple[int, int], size: int) -> None:
+    """Not by repeating pixels: a ramp stays a ramp."""
+    ramp = np.tile(np.linspace(0, 255, sides[1]).astype(np.uint8), (sides[0], 1))
+    steps = np.diff(color.square(ramp, size)[size // 2].astype(int))
+    assert steps.min() >= 0
+    assert steps.max() <= 1.6 * 255 / min(size, sides[1])
 
 
 def test_hues_are_enlarged_without_a_seam_at_red() -> None:

@@ -14,6 +14,10 @@ def test_metadata_goes_there_and_back(max_batch: int | None) -> None:
     assert Contract.from_metadata(facts.to_metadata()) == facts
 
 
+def test_a_fixed_batch_has_to_be_declared() -> None:
+    contract(max_batch=1).check_graph({INPUT: (FLOAT, (1, 1, 32, 32))}, {OUTPUT: (FLOAT, (1, 2, 8, 8))})
+
+
 @pytest.mark.parametrize("key", ["contract", "name", "version", "color_space", "input_size", "license", "data"])
 def test_a_missing_key_is_named(key: str) -> None:
     metadata = contract().to_metadata()
@@ -34,6 +38,8 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("input_size", "²"),
         ("max_batch", "many"),
         ("name", "  "),
+        ("name", "màu"),
+        ("version", "1\n2"),
     ],
 )
 def test_a_wrong_value_is_named(key: str, value: str) -> None:
@@ -58,6 +64,7 @@ def test_good_graphs(out: Shape) -> None:
         ({INPUT: (FLOAT, GOOD_IN)}, {OUTPUT: (FLOAT, ("batch", 2, 64, 64))}),
         ({INPUT: (FLOAT, GOOD_IN)}, {OUTPUT: (FLOAT, ("batch", 2, 8))}),
         ({INPUT: (FLOAT, GOOD_IN)}, {}),
+        ({INPUT: (FLOAT, (1, 1, 32, 32))}, {OUTPUT: (FLOAT, (1, 2, 8, 8))}),
     ],
 )
 def test_graphs_that_break_it(inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]]) -> None:

@@ -88,10 +88,27 @@ def test_any_content_comes_through_in_any_pieces(content: bytes, size: int) -> N
     assert take(FORM, [body[i : i + size] for i in range(0, len(body), size)]).data == content
 
 
-@given(st.binary(max_size=300), st.integers(1, 50))
-@settings(max_examples=200, deadline=None)
-def test_no_body_is_a_fault(content: bytes, size: int) -> None:
+FRAGMENTS = [
+    f"--{BOUNDARY}\r\n".encode(),
+    f"\r\n--{BOUNDARY}\r\n".encode(),
+    f"\r\n--{BOUNDARY}--\r\n".encode(),
+    b'Content-Disposition: form-data; name="file"; filename="a"\r\n',
+    b'Content-Disposition: form-data; name="strength"\r\n',
+    b"Content-Disposition: form-data\r\n",
+    b"Content-Type: image/jpeg\r\n",
+    b": \r\n",
+    b"\r\n",
+    b"\xff\xd8picture",
+    b"0.5",
+    b"--",
+]
+
+
+@given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=20)), max_size=12), st.integers(1, 50))
+@settings(max_examples=500, deadline=None)
+def test_no_body_is_a_fault(pieces: list[bytes], size: int) -> None:
     """Whatever comes is an upload or a problem."""
+    content = b"".join(pieces)
     try:
         take(FORM, [content[i : i + size] for i in range(0, len(content), size)] or [b""])
     except Problem as problem:

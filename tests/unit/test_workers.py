@@ -1,6 +1,8 @@
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -103,9 +105,44 @@ def test_no_place_is_an_immediate_refusal() -> None:
 
 
 def test_workers_that_take_photos_are_not_stuck() -> None:
+    """One thread hangs, the other takes photo after photo: busy, but not stuck."""
+    door = threading.Event()
+
     async def scene(pool: Workers) -> None:
         assert pool.stuck_for() == 0
-        await pool.run(lambda _: time.sleep(0.02), deadline=soon(), gone=never)
-        assert pool.stuck_for() == 0
+        held = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+        await asyncio.sleep(0.2)
+        assert pool.stuck_for() == 0, "one is free"
+        seen = await pool.run(lambda _: pool.stuck_for(), deadline=soon(), gone=never)
+        assert 0 < seen < 0.1, "since the last one began, not the first"
+        door.set()
+        assert await held
 
     play(scene, workers=2)
+
+
+def test_a_cancelled_photo_is_let_go_at_once() -> None:
+    door = threading.Event()
+
+    class Photo:
+        def __call__(self, cancelled: threading.Event) -> None:
+            raise AssertionError("nobody waits for it")
+
+    async def gone() -> None:
+        await asyncio.sleep(0.02)
+
+    async def scene(pool: Workers) -> None:
+        held = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+        await asyncio.sleep(0.02)
+        photo = Photo()
+        alive = weakref.ref(photo)
+        with pytest.raises(ClientGone):
+            await pool.run(photo, deadline=soon(), gone=gone)
+        del photo
+        await asyncio.sleep(0.02)
+        gc.collect()
+        assert alive() is None, "it waits in the queue, and holds its upload"
+        door.set()
+        assert await held
+
+    play(scene)

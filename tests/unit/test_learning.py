@@ -1,0 +1,107 @@
+"""The parts that a network is taught by. Slow only because Keras takes its time to be imported."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export.recipe import Network, Recipe
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+BINS = np.array([[a, b] for a in range(-60, 61, 10) for b in range(-60, 61, 10)], np.float32)
+
+
+def test_bins_are_those_that_photographs_occupy() -> None:
+    from model_export.losses import occupied_bins
+
+    chroma = np.array([[0, 0]] * 50 + [[9, -11]] * 49 + [[88, 88]], np.float32)
+    assert occupied_bins(chroma, 10, least=0).tolist() == [[0, 0], [10, -10], [90, 90]]
+    assert occupied_bins(chroma, 10, least=0.02).tolist() == [[0, 0], [10, -10]]
+
+
+def test_soft_encoding_is_a_distribution_whose_mean_is_the_chroma() -> None:
+    from model_export.losses import soft_encode
+
+    chroma = np.random.default_rng(0).uniform(-40, 40, (100, 2)).astype(np.float32)
+    weights = np.asarray(soft_encode(chroma, BINS, 10.0))
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+    np.testing.assert_allclose(weights @ BINS, chroma, atol=0.3)
+    nearest = np.linalg.norm(chroma[:, np.newaxis] - BINS, axis=-1).argmin(axis=-1)
+    np.testing.assert_array_equal(weights.argmax(axis=-1), nearest)
+
+
+def test_the_loss_is_least_at_the_truth() -> None:
+    from model_export.losses import bin_loss, soft_encode
+
+    chroma = np.random.default_rng(1).uniform(-40, 40, (2, 4, 4, 2)).astype(np.float32)
+    truth = np.log(np.asarray(soft_encode(chroma, BINS, 10.0)) + 1e-12)
+    for weight in (0.0, 0.5):
+        loss = bin_loss(BINS, 10.0, weight)
+        best = np.asarray(loss(chroma, truth))
+        assert best.shape == (2,)
+        assert (np.asarray(loss(chroma, np.zeros_like(truth))) > best + 1).all()
+        assert (np.asarray(loss(chroma, np.roll(truth, 3, axis=-1))) > best + 1).all()
+    entropy = -(np.exp(truth) * truth).sum(axis=-1).mean(axis=(1, 2))
+    np.testing.assert_allclose(np.asarray(bin_loss(BINS, 10.0, 0.0)(chroma, truth)), entropy, atol=1e-3)
+
+
+def test_chroma_statistics_see_timidity() -> None:
+    from model_export.losses import bin_loss, soft_encode
+
+    chroma = np.random.default_rng(2).uniform(-40, 40, (1, 8, 8, 2)).astype(np.float32)
+    timid = np.log(np.asarray(soft_encode(chroma / 4, BINS, 10.0)) + 1e-12)
+    extra = bin_loss(BINS, 10.0, 1.0)(chroma, timid) - bin_loss(BINS, 10.0, 0.0)(chroma, timid)
+    size = np.linalg.norm(chroma, axis=-1)
+    assert float(np.asarray(extra)[0]) == pytest.approx(0.75 * (size.mean() + size.std()) / 10, rel=0.05)
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    from model_export.train import learning_rate
+
+    recipe = Recipe.model_validate({"name": "x", "optimizer": {"learning_rate": 1e-3, "warm_up": 0.1}})
+    rates = [learning_rate(recipe, progress) for progress in np.linspace(0, 1, 101)]
+    assert rates[0] == pytest.approx(1e-5)
+    assert rates[10] == pytest.approx(1e-3)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-5)
+
+
+def test_the_average_forgets_its_start_and_follows() -> None:
+    from model_export.train import WeightAverage
+
+    average = WeightAverage([np.full(3, 100.0, np.float32)], momentum=0.999)
+    for _ in range(4):
+        average.update([np.ones(3, np.float32)], 50)
+    np.testing.assert_allclose(average.weights[0], 1, atol=0.01)
+    late = WeightAverage([np.zeros(3, np.float32)], momentum=0.999, steps=100_000)
+    late.update([np.ones(3, np.float32)], 50)
+    np.testing.assert_allclose(late.weights[0], 1 - 0.999**50, rtol=1e-3)
+
+
+def test_weights_survive_a_checkpoint(tmp_path: Path) -> None:
+    import keras
+
+    from model_export import checkpoint
+    from model_export.networks import compact
+
+    tiny = Network(widths=(4, 6, 8, 10, 12), context=8)
+    network = compact.build(tiny, 5)
+    checkpoint.save_weights(tmp_path / "w.npz", network)
+    keras.utils.set_random_seed(1)
+    other = compact.build(tiny, 5)
+    picture = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
+    before = np.asarray(network(picture))
+    assert not np.allclose(np.asarray(other(picture)), before, atol=0.5)
+    checkpoint.load_weights(tmp_path / "w.npz", other)
+    np.testing.assert_allclose(np.asarray(other(picture)), before, atol=5e-2)
+    with pytest.raises(ValueError, match=r"shape|weights"):
+        checkpoint.load_weights(tmp_path / "w.npz", compact.build(tiny, 6))
+
+
+def test_the_shipped_network_has_the_size_that_is_said() -> None:
+    from model_export.networks import compact
+
+    network = compact.build(Network(), 186)
+    assert 3_000_000 <= network.count_params() <= 8_000_000
+    assert network.compute_output_shape((1, 224, 224, 1)) == (1, 56, 56, 186)

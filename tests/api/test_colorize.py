@@ -88,7 +88,8 @@ def test_health(client: httpx.Client) -> None:
 
 
 def test_the_docs_need_no_network(client: httpx.Client) -> None:
-    page = client.get("/docs")
+    page = client.get("/", follow_redirects=True)
+    assert page.url.path == "/docs"
     assert page.status_code == 200
     assert "http:" not in page.text
     assert "https:" not in page.text

@@ -1,7 +1,9 @@
 """Bytes to a Photo, and a coloured photo to bytes. Limits are checked on the header, before anything is decoded."""
 
 import io
+import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -27,6 +29,9 @@ SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_3
 QUALITY = 92
 LEAST_QUALITY = 85
 ORIENTATION_TAG = 0x0112
+# A marker: not a stuffed zero, a restart, a fill byte, or another one that stands alone.
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
 MAX_SCANS = 100
 # A photo with large metadata has some hundred segments; Pillow joins the Exif ones in quadratic time.
 MAX_SEGMENTS = 2000
@@ -74,23 +79,27 @@ def _format(data: bytes) -> Format:
     raise UnsupportedType("the file is not a JPEG, PNG or WebP image", field="file")
 
 
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers and where what follows them begins, up to the end of the image, as a decoder would find them."""
+    position = 2
+    while match := MARKER.search(data, position):
+        marker, start = data[match.end() - 1], match.end()
+        if marker == END_OF_IMAGE:
+            return
+        yield marker, start
+        position = start + int.from_bytes(data[start : start + 2])
+
+
 def _check_jpeg_segments(data: bytes) -> None:
     """Refuses a JPEG whose segments or scans would keep a decoder busy for minutes; reads only its markers."""
-    position = 2
-    segments = exif_segments = 0
-    while data[position : position + 1] == b"\xff" and segments < MAX_SEGMENTS:
-        marker = data[position + 1 : position + 2]
-        if marker == b"\xda":
-            break
-        exif_segments += data[position + 4 : position + 10] == b"Exif\0\0"
-        segments += 1
-        position += 2 + int.from_bytes(data[position + 2 : position + 4])
-    if segments >= MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
-        raise UnreadableImage("the JPEG's header has too many segments", field="file", limit=MAX_SEGMENTS)
-    # In the coded data a marker is a marker: every 0xFF of the data itself is followed by a zero.
-    scans = data.count(b"\xff\xda", position)
-    if scans > MAX_SCANS:
-        raise TooManyScans(f"the JPEG has {scans} scans, more than {MAX_SCANS}", field="file", limit=MAX_SCANS)
+    exif_segments = scans = 0
+    for number, (marker, start) in enumerate(_jpeg_segments(data)):
+        scans += marker == START_OF_SCAN
+        exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
+        if scans > MAX_SCANS:
+            raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
+        if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
+            raise UnreadableImage("the JPEG has too many segments", field="file", limit=MAX_SEGMENTS)
 
 
 def _unreadable(format_: Format, error: Exception) -> UnreadableImage:

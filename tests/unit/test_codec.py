@@ -234,8 +234,8 @@ def test_segments_are_counted_before_they_are_joined(jpeg: bytes) -> None:
     assert codec.decode(segments(b"http://ns.adobe.com/xap/1.0/\0", 500), LIMITS).format == "jpeg"
     # Not hidden behind junk or fill bytes, and nothing behind the image's end is counted.
     for disguise in (b"junk", b"\xff" * 9):
+        hidden = b"\xff\xe1\0\x06more" + disguise + segments(b"Exif\0\0" + bytes(10), 17)[2:]
         with pytest.raises(UnreadableImage, match="segments"):
-            hidden = b"\xff\xe1\0\x06more" + disguise + segments(b"Exif\0\0" + bytes(10), 17)[2:]
             codec.decode(jpeg[:2] + hidden, LIMITS)
     assert codec.decode(jpeg + b"\xff\xda\xff\xe1Exif\0\0" * 500, LIMITS).format == "jpeg"
 

@@ -1,18 +1,11 @@
 """The command `tomau`."""
 
 import argparse
-import asyncio
-import logging
-import signal
-import socket
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
-import uvicorn
-from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.app import create_app
@@ -21,44 +14,9 @@ from service.colorizer import Colorizer, Options
 from service.contract import ContractError
 from service.engine import EngineError
 from service.problems import Problem
-from service.routes import State
+from service.server import Server
 from service.settings import Settings, table
 from service.telemetry import set_up_logging
-
-log = logging.getLogger(__name__)
-
-
-class Server(uvicorn.Server):
-    """Turns readiness red on SIGTERM, and still takes requests for a moment before it drains."""
-
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
-        config = uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=round(settings.deadline_s) + 5,
-        )
-        super().__init__(config)
-        self._state: State = app.state.tomau
-        self._delay = settings.drain_delay_s
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to serve; the event loop is there now."""
-        self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first SIGTERM waits for the drain delay; anything else ends at once."""
-        if sig != signal.SIGTERM or self._state.draining or not self._delay:
-            self._state.draining = True
-            super().handle_exit(sig, frame)
-            return
-        self._state.draining = True
-        log.info("SIGTERM: not ready any more, taking requests for another %g s", self._delay)
-        self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, super().handle_exit, sig, None)
 
 
 def _serve(_: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Every error that a client can get, as RFC 9457 problem+json.
 
 Problem
-├── 400  EmptyUpload  BrokenUpload  UnreadableImage
+├── 400  InvalidRequest  EmptyUpload  BrokenUpload  UnreadableImage
 ├── 404  UnknownModel  NotFound
 ├── 405  MethodNotAllowed
 ├── 408  UploadTooSlow
@@ -58,6 +58,12 @@ class Problem(Exception):
         """Headers that belong to the answer."""
         optional = {"Retry-After": self.retry_after, "Allow": self.allow}
         return {name: str(value) for name, value in optional.items() if value is not None}
+
+
+class InvalidRequest(Problem):
+    """Not HTTP."""
+
+    status, code, title = 400, "invalid_request", "The request is not valid HTTP"
 
 
 class EmptyUpload(Problem):

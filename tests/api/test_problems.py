@@ -1,5 +1,7 @@
+import json
 import socket
 import struct
+import time
 
 import httpx
 import numpy as np
@@ -124,6 +126,46 @@ def test_a_client_that_is_refused_while_it_sends_gets_its_answer(serve: Serve, a
         assert answer.startswith(b"HTTP/1.1 413"), answer[:200]
         assert b'"code": "too_many_bytes"' in answer
         assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def answer_to(connection: socket.socket) -> bytes:
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return answer
+
+
+def test_headers_have_to_come_in_time(serve: Serve) -> None:
+    whole = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+    with serve(head_s=0.3) as server:
+        address = ("127.0.0.1", server.port)
+        with socket.create_connection(address, 10) as half, socket.create_connection(address, 10) as idle:
+            half.sendall(whole[:20])
+            answer = answer_to(half)
+            assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+            assert json.loads(answer.split(b"\r\n\r\n")[1])["limit"] == 0.3
+            assert answer_to(idle) == b"", "who sends nothing is told nothing"
+        with socket.create_connection(address, 10) as again:
+            again.sendall(whole)
+            assert again.recv(65536).startswith(b"HTTP/1.1 200")
+            again.sendall(whole[:20])
+            assert answer_to(again).startswith(b"HTTP/1.1 408"), "the second request of a connection, too"
+        with socket.create_connection(address, 10) as slow, socket.create_connection(address, 10) as late:
+            slow.sendall(whole[:20])
+            time.sleep(0.1)
+            slow.sendall(whole[20:])
+            assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+            late.sendall(b"POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 4\r\n\r\n")
+            time.sleep(0.5)
+            late.sendall(b"body")
+            assert late.recv(65536).startswith(b"HTTP/1.1 415"), "the body has its own limit"
+
+
+def test_what_is_not_http(server: Server) -> None:
+    answer = exchange(server, b"\x16\x03\x01 hello, is this HTTPS?\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    problem = json.loads(answer.split(b"\r\n\r\n")[1])
+    assert problem["code"] == "invalid_request"
 
 
 def test_a_slow_upload_is_ended(serve: Serve) -> None:

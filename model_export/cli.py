@@ -48,9 +48,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     rows = evaluate.evaluate(engine, entries, data.find(args.neutral) if args.neutral else [], constant)
     print(evaluate.markdown(rows))
     evaluate.write(rows, args.output)
+    predict = evaluate.model_predictor(engine)
+    if args.gains:
+        sample = evaluate.take_sample(entries, predict, engine.contract.color_space)
+        print(evaluate.gain_table(sample, args.gains))
     shown = [e for e in entries if not args.sources or e.name.split("/")[0] in args.sources]
     _, shown = data.hold_out(shown, min(args.sheet, len(shown)))
-    picture = sheet.draw(shown, evaluate.model_predictor(engine), engine.contract.color_space)
+    picture = sheet.draw(shown, predict, engine.contract.color_space)
     sheet.save(picture, args.output / "sheet.jpg")
 
 
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--neutral", type=Path, nargs="+", help="nearly neutral photographs")
     evaluate.add_argument("--training", type=Path, nargs="+", help="where the constant baseline's colour comes from")
+    evaluate.add_argument("--gains", type=float, nargs="+", help="also a table of what each of these gains would do")
     evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the contact sheet")
     evaluate.add_argument("--sheet", type=int, default=24, help="photographs on the contact sheet (default 24)")
     evaluate.add_argument("--sources", nargs="+", help="folders of the shards that the sheet may show")

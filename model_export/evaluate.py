@@ -181,6 +181,16 @@ def evaluate(
     }
 
 
+def gain_table(sample: Sample, gains: Sequence[float]) -> str:
+    """What each gain costs in CIEDE2000 and gives in colourfulness, as a table: to choose one for the export."""
+    aim = colorfulness(sample.truth).mean()
+    lines = ["| gain | de00 | colourfulness, of the truth's |", "| --- | --- | --- |"]
+    for gain in gains:
+        answer = sample.answered(gain)
+        lines.append(f"| {gain:g} | {difference(answer, sample.truth):.2f} | {colorfulness(answer).mean() / aim:.0%} |")
+    return "\n".join(lines) + "\n"
+
+
 def markdown(rows: dict[str, Figures]) -> str:
     """The figures as a table."""
     columns = [field for field in Figures.__dataclass_fields__ if field != "best_strength"]

@@ -92,7 +92,22 @@ def test_train_resume_export_evaluate_and_serve(
     assert engine.contract == Contract("tiny", "1", space, 64, engine.contract.license, engine.contract.data)
 
     output = tmp_path / "evaluation"
-    model_export("evaluate", "--model", file, "--data", held_out, "--output", output, "--sheet", 4)
+    model_export(
+        "evaluate",
+        "--model",
+        file,
+        "--data",
+        held_out,
+        "--output",
+        output,
+        "--sheet",
+        4,
+        "--held-out-of",
+        run,
+        "--gains",
+        1,
+        2,
+    )
     figures = json.loads((output / "figures.json").read_text())
     assert list(figures) == ["gray", "constant", "tiny"]
     assert figures["gray"]["hue"] == 90

@@ -121,13 +121,16 @@ def test_train_resume_export_evaluate_and_serve(
 
 @pytest.mark.slow
 def test_training_learns(tmp_path: Path, shards: tuple[Path, Path]) -> None:
-    """In ten rounds of fifty steps the loss falls by a fifth: it can't when each round is undone by the next."""
+    """The loss falls over ten rounds of fifty steps, and no round is undone by putting the average in its place."""
     recipe, run = tmp_path / "tiny.toml", tmp_path / "run"
     recipe.write_text(RECIPE.format(space="lab", bin_size=20.0, views=2000) + "\nlearning_rate = 5e-3\n")
     model_export("train", recipe, "--data", shards[0], "--run", run, "--checkpoint-minutes", 0)
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [line["views"] for line in history] == list(range(200, 2001, 200))
-    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    with np.load(run / "weights.npz") as raw, np.load(run / "average.npz") as average:
+        kernels = [name for name in raw.files if raw[name].ndim == 4]
+        assert any(not np.array_equal(raw[name], average[name]) for name in kernels)
     # The average follows, and the best one is the one that is kept.
     assert history[-1]["validation_loss"] < history[0]["validation_loss"]
     best = min(line["validation_loss"] for line in history)

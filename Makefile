@@ -13,7 +13,7 @@ RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast lint train export evaluate bench lock clean
+.PHONY: serve test test-fast lint train export bench lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve

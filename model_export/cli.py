@@ -35,17 +35,17 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from model_export import checkpoint, data, evaluate, sheet
+    from model_export import checkpoint, evaluate, sheet, sources
     from service.engine import Engine
 
     engine = Engine(args.model, args.model.read_bytes(), "cpu")
-    entries = data.find(args.data)
+    entries = sources.find(args.data)
     if args.held_out_of:
-        _, entries = data.split_off(entries, checkpoint.load_setup(args.held_out_of).held_out)
-    training = data.find(args.training) if args.training else entries
-    _, drawn = data.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
+        _, entries = sources.split_off(entries, checkpoint.load_setup(args.held_out_of).held_out)
+    training = sources.find(args.training) if args.training else entries
+    _, drawn = sources.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
     constant = evaluate.mean_chroma_of(drawn, engine.contract.color_space)
-    rows = evaluate.evaluate(engine, entries, data.find(args.neutral) if args.neutral else [], constant)
+    rows = evaluate.evaluate(engine, entries, sources.find(args.neutral) if args.neutral else [], constant)
     print(evaluate.markdown(rows))
     evaluate.write(rows, args.output)
     predict = evaluate.model_predictor(engine)
@@ -53,15 +53,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         sample = evaluate.take_sample(entries, predict, engine.contract.color_space)
         print(evaluate.gain_table(sample, args.gains))
     shown = [e for e in entries if not args.sources or e.name.split("/")[0] in args.sources]
-    _, shown = data.hold_out(shown, min(args.sheet, len(shown)))
+    _, shown = sources.hold_out(shown, min(args.sheet, len(shown)))
     picture = sheet.draw(shown, predict, engine.contract.color_space)
     sheet.save(picture, args.output / "sheet.jpg")
 
 
 def _export(args: argparse.Namespace) -> None:
-    from model_export import data, export
+    from model_export import export, sources
 
-    _, photographs = data.hold_out(data.find(args.data), PARITY_PHOTOGRAPHS)
+    _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
     parity = export.export(
         args.run,
         args.output,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from skimage.color import deltaE_ciede2000, rgb2lab
 from tqdm import tqdm
 
-from model_export import data
+from model_export import data, sources
 from service import color
 from service.color import Bytes, ColorSpace, Floats
 from service.engine import Engine
@@ -73,10 +73,10 @@ def model_predictor(engine: Engine) -> Predict:
     return predict
 
 
-def take_sample(entries: Sequence[data.Entry], predict: Predict, color_space: ColorSpace) -> Sample:
+def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space: ColorSpace) -> Sample:
     """Colours every photograph at its own size and keeps some pixels of each."""
 
-    def one(entry: data.Entry) -> tuple[Bytes, Floats, Bytes]:
+    def one(entry: sources.Entry) -> tuple[Bytes, Floats, Bytes]:
         rgb = entry.read()
         luma = color.luma_of_rgb(rgb)
         planes = color.enlarge(predict(luma), *luma.shape)
@@ -158,7 +158,7 @@ def constant_predictor(chroma: tuple[float, float]) -> Predict:
     return lambda _: grid
 
 
-def mean_chroma_of(entries: Sequence[data.Entry], color_space: ColorSpace) -> tuple[float, float]:
+def mean_chroma_of(entries: Sequence[sources.Entry], color_space: ColorSpace) -> tuple[float, float]:
     """The constant that training photographs would suggest: their mean chroma."""
     _, chroma = data.fixed(entries, 32, color_space)
     x, y = chroma.reshape(-1, 2).mean(axis=0)
@@ -166,7 +166,7 @@ def mean_chroma_of(entries: Sequence[data.Entry], color_space: ColorSpace) -> tu
 
 
 def evaluate(
-    engine: Engine, entries: Sequence[data.Entry], neutral: Sequence[data.Entry], constant: tuple[float, float]
+    engine: Engine, entries: Sequence[sources.Entry], neutral: Sequence[sources.Entry], constant: tuple[float, float]
 ) -> dict[str, Figures]:
     """Figures of gray, of the constant (its chroma in the model's space) and of the model."""
     space = engine.contract.color_space

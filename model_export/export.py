@@ -13,7 +13,7 @@ from keras import layers
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export import checkpoint, data
+from model_export import checkpoint, data, sources
 from model_export.networks import compact
 from service.color import Floats
 from service.contract import INPUT, OUTPUT, Contract
@@ -109,7 +109,7 @@ def export(
     gain: float,
     license_: str,
     trained_on: str,
-    photographs: Sequence[data.Entry],
+    photographs: Sequence[sources.Entry],
     weights: str = checkpoint.BEST,
 ) -> Parity:
     """Writes `output` and, beside it, its SHA-256; returns how far it is from the network.

@@ -6,7 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from model_export import data
+from model_export import sources
 from model_export.evaluate import Predict
 from service import color
 from service.color import Bytes, ColorSpace
@@ -24,7 +24,7 @@ def _fit(rgb: Bytes, height: int, width: int) -> Bytes:
 
 
 def draw(
-    entries: Sequence[data.Entry],
+    entries: Sequence[sources.Entry],
     predict: Predict,
     color_space: ColorSpace,
     *,

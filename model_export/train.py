@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export import checkpoint, data
+from model_export import checkpoint, data, sources
 from model_export.checkpoint import Setup, State
 from model_export.losses import bin_loss, occupied_bins
 from model_export.networks import compact
@@ -50,7 +50,7 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
     return peak * max(0.01, 0.5 + 0.5 * math.cos(math.pi * min(phase, 1)))
 
 
-def choose_bins(recipe: Recipe, entries: Sequence[data.Entry]) -> NDArray[np.float32]:
+def choose_bins(recipe: Recipe, entries: Sequence[sources.Entry]) -> NDArray[np.float32]:
     """The bins that the training photographs occupy, float32 [Q, 2]."""
     random = np.random.default_rng(recipe.seed)
     drawn = random.permutation(len(entries))[:BIN_PHOTOGRAPHS]
@@ -84,7 +84,7 @@ class WeightAverage:
             mean += (1 - kept) * (new - mean)
 
 
-def _set_up(recipe: Recipe, folder: Path, entries: Sequence[data.Entry], init: Path | None) -> Setup:
+def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], init: Path | None) -> Setup:
     """The setup of the run in `folder`, or that of a new one. Raises ValueError when it is not what was asked for."""
     if (folder / "state.json").exists():
         setup = checkpoint.load_setup(folder)
@@ -92,7 +92,7 @@ def _set_up(recipe: Recipe, folder: Path, entries: Sequence[data.Entry], init: P
             raise ValueError(f"the run in {folder} was begun with another recipe")
         return setup
     if init is None:
-        training, held_out = data.hold_out(entries, recipe.validate_on)
+        training, held_out = sources.hold_out(entries, recipe.validate_on)
         setup = Setup(recipe, choose_bins(recipe, training), [entry.name for entry in held_out])
     else:
         old = checkpoint.load_setup(init)
@@ -107,12 +107,14 @@ def _set_up(recipe: Recipe, folder: Path, entries: Sequence[data.Entry], init: P
 class Run:
     """One run in one folder: trains, averages, validates, keeps the best."""
 
-    def __init__(self, recipe: Recipe, folder: Path, entries: Sequence[data.Entry], init: Path | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], init: Path | None = None
+    ) -> None:
         keras.utils.set_random_seed(recipe.seed)
         setup = _set_up(recipe, folder, entries, init)
         self.folder = folder
         self.recipe = recipe
-        training, self.held_out = data.split_off(entries, setup.held_out)
+        training, self.held_out = sources.split_off(entries, setup.held_out)
         self.network = compact.build(recipe.network, len(setup.bins))
         self.averaged = compact.build(recipe.network, len(setup.bins))
         for layer in self.averaged.layers:
@@ -217,4 +219,4 @@ def train(recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, i
     init: the folder of another run whose best weights, bins and held-out photographs this one starts from.
     Raises FileNotFoundError when there are no photographs, ValueError when a folder's run is another one.
     """
-    return Run(recipe, folder, data.find(paths), init).train(limits)
+    return Run(recipe, folder, sources.find(paths), init).train(limits)

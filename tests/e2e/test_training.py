@@ -144,7 +144,7 @@ def test_an_export_that_is_off_fails_and_writes_nothing(
     script = f"""
 import sys
 from pathlib import Path
-from model_export import checkpoint, data, export
+from model_export import checkpoint, data, export, sources
 from model_export.networks import compact
 from model_export.recipe import Recipe
 import keras, numpy as np
@@ -162,7 +162,7 @@ def spoilt(graph):
             tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.asarray(3, values.dtype), tensor.name))
 import onnx
 export._halve = spoilt
-photographs = data.find([Path({str(shards[1])!r})])
+photographs = sources.find([Path({str(shards[1])!r})])
 try:
     export.export(run, run / "x.onnx", name="x", version="1", size=64, gain=1.0, license_="l", trained_on="d",
                   photographs=photographs)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from model_export import data, recipe
+from model_export import data, recipe, sources
 from model_export.recipe import Augment, Recipe
 from service import color
 from tests.conftest import encoded
@@ -45,8 +45,8 @@ def shard(tmp_path: Path) -> Path:
 
 
 def test_a_shard_and_a_folder_hold_the_same(tmp_path: Path, shard: Path) -> None:
-    in_shard = data.find([shard])
-    in_folder = data.find([write_folder(tmp_path / "folder", photographs(20) | {"notes.txt": b""})])
+    in_shard = sources.find([shard])
+    in_folder = sources.find([write_folder(tmp_path / "folder", photographs(20) | {"notes.txt": b""})])
     assert [entry.name for entry in in_shard] == [entry.name for entry in in_folder]
     assert len(in_shard) == 20
     for one, other in zip(in_shard, in_folder, strict=True):
@@ -55,12 +55,12 @@ def test_a_shard_and_a_folder_hold_the_same(tmp_path: Path, shard: Path) -> None
 
 def test_no_photographs_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        data.find([tmp_path])
+        sources.find([tmp_path])
 
 
 def test_an_unreadable_photograph_is_named(tmp_path: Path) -> None:
-    (entry,) = data.find([write_folder(tmp_path, {"broken.jpg": b"\xff\xd8\xff no"})])
-    with pytest.raises(data.UnreadablePhotograph, match=r"broken\.jpg"):
+    (entry,) = sources.find([write_folder(tmp_path, {"broken.jpg": b"\xff\xd8\xff no"})])
+    with pytest.raises(sources.UnreadablePhotograph, match=r"broken\.jpg"):
         entry.read()
 
 
@@ -70,29 +70,29 @@ def test_a_bad_photograph_is_left_out_and_a_bad_collection_is_an_error(
     folder = write_folder(
         tmp_path / "mixed", photographs(6) | {"made/bad.jpg": b"\xff\xd8\xff no", "made/empty.png": b""}
     )
-    stream = data.Stream(data.find([folder]), 8, "lab", Augment(), seed=0)
+    stream = data.Stream(sources.find([folder]), 8, "lab", Augment(), seed=0)
     assert [lightness.shape for lightness, _ in stream.batches(32, 3)] == [(8, 32, 32, 1)] * 3
     assert stream.unreadable == {"made/bad.jpg", "made/empty.png"}
     assert caplog.text.count("left out") == 2
     bad = write_folder(tmp_path / "bad", {f"{number}.jpg": b"no" for number in range(4)})
-    with pytest.raises(data.UnreadablePhotograph, match="4 photographs"):
-        next(data.Stream(data.find([bad]), 8, "lab", Augment(), seed=0).batches(32, 1))
+    with pytest.raises(sources.UnreadablePhotograph, match="4 photographs"):
+        next(data.Stream(sources.find([bad]), 8, "lab", Augment(), seed=0).batches(32, 1))
 
 
 def test_held_out_photographs_are_found_again_by_name(shard: Path) -> None:
-    entries = data.find([shard])
-    training, held_out = data.split_off(entries, ["made/003.jpg", "made/017.jpg", "elsewhere.jpg"])
+    entries = sources.find([shard])
+    training, held_out = sources.split_off(entries, ["made/003.jpg", "made/017.jpg", "elsewhere.jpg"])
     assert [entry.name for entry in held_out] == ["made/003.jpg", "made/017.jpg"]
     assert len(training) == 18
     with pytest.raises(FileNotFoundError):
-        data.split_off(entries, ["elsewhere.jpg"])
+        sources.split_off(entries, ["elsewhere.jpg"])
 
 
 def test_the_same_photographs_are_held_out_in_any_order(shard: Path) -> None:
-    entries = data.find([shard])
-    training, held_out = data.hold_out(entries, 5)
+    entries = sources.find([shard])
+    training, held_out = sources.hold_out(entries, 5)
     assert sorted(e.name for e in training + held_out) == sorted(e.name for e in entries)
-    assert set(data.hold_out(list(reversed(entries)), 5)[1]) == set(held_out)
+    assert set(sources.hold_out(list(reversed(entries)), 5)[1]) == set(held_out)
 
 
 @pytest.mark.parametrize("space", color.COLOR_SPACES)
@@ -106,7 +106,7 @@ def test_a_sample_is_what_the_service_sees(astronaut: np.ndarray, space: color.C
 
 
 def test_a_stream_shows_each_photograph_once_before_any_again(shard: Path) -> None:
-    stream = data.Stream(data.find([shard]), 10, "lab", Augment(), seed=3)
+    stream = data.Stream(sources.find([shard]), 10, "lab", Augment(), seed=3)
     names = [entry.name for _ in range(4) for entry, _ in stream._next()]
     assert len(set(names[:20])) == 20
     assert len(set(names[20:])) == 20
@@ -114,7 +114,7 @@ def test_a_stream_shows_each_photograph_once_before_any_again(shard: Path) -> No
 
 def test_a_stream_is_repeatable_and_has_the_right_shapes(shard: Path) -> None:
     def take(seed: int) -> list[data.Batch]:
-        stream = data.Stream(data.find([shard]), 4, "hsv", Augment(degrade=1.0), seed)
+        stream = data.Stream(sources.find([shard]), 4, "hsv", Augment(degrade=1.0), seed)
         return list(stream.batches(32, 3))
 
     first, again, other = take(1), take(1), take(2)

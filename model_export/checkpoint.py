@@ -6,17 +6,21 @@ Kernels are stored in half precision, everything that is one-dimensional (biases
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.networks import compact
+from model_export import files, networks
 from model_export.recipe import Recipe
+
+Weights: TypeAlias = list[NDArray[np.float32]]
 
 WEIGHTS = "weights.npz"  # as the optimizer left them, to resume from
 AVERAGE = "average.npz"  # their average, batch norm settled, of the newest checkpoint
-BEST = "best.npz"  # the average with the lowest validation loss
+BEST = "best.npz"  # the average with the lowest loss
+DISCRIMINATOR = "discriminator.npz"  # of an adversarial run
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +42,6 @@ class Setup:
     held_out: list[str]
 
 
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(data)
-    new.replace(path)
-
-
 def save_weights(path: Path, model: keras.Model) -> None:
     """Writes all of a model's weights, in their order."""
     arrays = {f"{number:03d}": array for number, array in enumerate(model.get_weights())}
@@ -53,16 +51,20 @@ def save_weights(path: Path, model: keras.Model) -> None:
     new.replace(path)
 
 
-def load_weights(path: Path, model: keras.Model) -> None:
-    """Reads them back; raises ValueError when their number or a shape differs."""
+def read_weights(path: Path) -> Weights:
+    """Reads them back."""
     with np.load(path) as stored:
-        arrays = [stored[k].astype(np.float32) for k in sorted(stored.files)]
-    model.set_weights(arrays)
+        return [stored[key].astype(np.float32) for key in sorted(stored.files)]
+
+
+def load_weights(path: Path, model: keras.Model) -> None:
+    """Gives a model the weights of a file; raises ValueError when their number or a shape differs."""
+    model.set_weights(read_weights(path))
 
 
 def save_state(run: Path, state: State) -> None:
     """Writes how far the run is."""
-    _replace(run / "state.json", json.dumps(asdict(state), indent=1).encode())
+    files.write(run / "state.json", json.dumps(asdict(state), indent=1).encode())
 
 
 def load_state(run: Path) -> State:
@@ -72,9 +74,9 @@ def load_state(run: Path) -> State:
 
 def save_setup(run: Path, setup: Setup) -> None:
     """Writes what the network is rebuilt from, and what it must never be trained on."""
-    _replace(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
-    _replace(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
-    _replace(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
+    files.write(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
+    files.write(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
+    files.write(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
 
 
 def load_setup(run: Path) -> Setup:
@@ -87,6 +89,6 @@ def load_setup(run: Path) -> Setup:
 def load_network(run: Path, weights: str = BEST, side: int | None = None) -> tuple[keras.Model, Setup]:
     """A run's network with its weights; of a fixed input size if one is given."""
     setup = load_setup(run)
-    network = compact.build(setup.recipe.network, len(setup.bins), side)
+    network = networks.of(setup.recipe).build(setup.recipe, setup.bins, side)
     load_weights(run / weights, network)
     return network, setup

@@ -12,6 +12,8 @@ RECIPES = Path(__file__).parent / "recipes"
 LICENSE = "Research use: trained on photographs of mixed, partly non-commercial licences"
 PARITY_PHOTOGRAPHS = 32
 CONSTANT_PHOTOGRAPHS = 2000
+# Of foreign.py, which is imported only to adapt.
+PRESETS = ("ddcolor", "deoldify", "eccv16", "siggraph17")
 
 
 def _recipe(text: str) -> Path:
@@ -35,27 +37,32 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from model_export import checkpoint, evaluate, sheet, sources
+    from model_export import checkpoint, evaluate, plots, sheet, sources
     from service.engine import Engine
 
-    engine = Engine(args.model, args.model.read_bytes(), "cpu")
+    # Read first: a wrong name shouldn't cost minutes.
+    histories = {run.name: plots.read_history(run) for run in args.run}
+    files = (args.model, *args.previous)
+    models = evaluate.name_models([(file, Engine(file, file.read_bytes(), "cpu")) for file in files])
+    engine = next(iter(models.values()))
     entries = sources.find(args.data)
     if args.held_out_of:
         _, entries = sources.split_off(entries, checkpoint.load_setup(args.held_out_of).held_out)
+    shown = [n for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources]
+    if not shown:
+        raise ValueError(f"no photograph is of the sources {', '.join(args.sources)}")
     training = sources.find(args.training) if args.training else entries
     _, drawn = sources.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
     constant = evaluate.mean_chroma_of(drawn, engine.contract.color_space)
-    rows = evaluate.evaluate(engine, entries, sources.find(args.neutral) if args.neutral else [], constant)
-    print(evaluate.markdown(rows))
-    evaluate.write(rows, args.output)
-    predict = evaluate.model_predictor(engine)
+    origin = f"{len(drawn):,} training photographs" if args.training else "these photographs themselves"
+    neutral = sources.find(args.neutral) if args.neutral else []
+    report = evaluate.evaluate(models, entries, neutral, constant, origin)
+    evaluate.write(report, args.output)
+    print(evaluate.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
     if args.gains:
-        sample = evaluate.take_sample(entries, predict, engine.contract.color_space)
-        print(evaluate.gain_table(sample, args.gains))
-    shown = [e for e in entries if not args.sources or e.name.split("/")[0] in args.sources]
-    _, shown = sources.hold_out(shown, min(args.sheet, len(shown)))
-    picture = sheet.draw(shown, predict, engine.contract.color_space)
-    sheet.save(picture, args.output / "sheet.jpg")
+        print(evaluate.gain_table(report.rows[report.model].sample, args.gains))
+    sheet.save_all(entries, shown, report, evaluate.way_of(engine), args.sheet, args.output)
+    plots.save_all({name: report.rows[name].sample for name in models}, histories, args.output)
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -77,6 +84,26 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{args.output}: differs from the network by {parity.mean:.5f} on average, {parity.largest:.5f} at most")
 
 
+def _adapt(args: argparse.Namespace) -> None:
+    from model_export import adapt, foreign
+
+    given = {field: getattr(args, field) for field in foreign.OPTIONS}
+    changes = {field: tuple(x) if isinstance(x, list) else x for field, x in given.items() if x is not None}
+    found = adapt.adapt(
+        args.file,
+        args.path,
+        foreign.interface(args.preset, changes),
+        name=args.name or args.path.stem,
+        version=args.version,
+        size=args.size,
+    )
+    size, single = found.contract.input_size, found.contract.max_batch == 1
+    print(f"{args.path}: {size} x {size} pixels, {'one photo at a time' if single else 'batches of any size'}")
+    print(f"differs from {args.file} by {found.mean:.5f} on average, {found.largest:.5f} at most (Lab units)")
+    if found.zeros:
+        print(f"inputs that only get zeros: {', '.join(found.zeros)}")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -86,7 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", type=_recipe, help="a TOML file, or the name of a shipped recipe")
     train.add_argument("--data", type=Path, nargs="+", required=True, help="tar shards and folders of photographs")
     train.add_argument("--run", type=Path, required=True, help="the run's folder; one that has a checkpoint is resumed")
-    train.add_argument("--init", type=Path, help="start from the best weights of this finished run")
+    train.add_argument(
+        "--init",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="start from the best weights of a finished run or of our ONNX file; of several: from their mean",
+    )
     train.add_argument("--max-minutes", type=float, help="time budget: the whole schedule is fitted into it")
     train.add_argument("--stop-after", type=float, help="minutes after which this call stops, to be resumed")
     train.add_argument("--checkpoint-minutes", type=float, default=10.0, help="between two checkpoints (default 10)")
@@ -102,9 +135,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--neutral", type=Path, nargs="+", help="nearly neutral photographs")
     evaluate.add_argument("--training", type=Path, nargs="+", help="where the constant baseline's colour comes from")
     evaluate.add_argument("--gains", type=float, nargs="+", help="also a table of what each of these gains would do")
-    evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the contact sheet")
+    evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the pictures")
     evaluate.add_argument("--sheet", type=int, default=24, help="photographs on the contact sheet (default 24)")
-    evaluate.add_argument("--sources", nargs="+", help="folders of the shards that the sheet may show")
+    evaluate.add_argument("--sources", nargs="+", help="folders of the shards that the sheets may show")
+    evaluate.add_argument(
+        "--previous", type=Path, nargs="+", default=[], help="other ONNX models, each a row of the table"
+    )
+    evaluate.add_argument("--run", type=Path, nargs="+", default=[], help="runs whose training curves are drawn")
 
     export = commands.add_parser("export", help="write a run's best weights as an ONNX file")
     export.set_defaults(call=_export)
@@ -120,6 +157,42 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)
     export.add_argument("--trained-on", default="the research shards of tomau (44,000 photographs)")
+
+    adapt = commands.add_parser("adapt", help="wrap somebody else's ONNX colorizer so that the service can serve it")
+    adapt.set_defaults(call=_adapt)
+    adapt.add_argument("file", type=Path, metavar="FILE.onnx")
+    adapt.add_argument("-o", dest="path", type=Path, required=True, metavar="NAME.onnx", help="the file to write")
+    adapt.add_argument("--preset", choices=PRESETS, help="whose it is; the options below change it, or do without it")
+    adapt.add_argument("--size", type=int, help="side of the input, pixels, where the graph leaves it open")
+    adapt.add_argument("--name", help="shown by /models; by default that of the file to write")
+    adapt.add_argument("--version", default="1")
+    adapt.add_argument("--license", help="of the weights; has to be given without a preset")
+    adapt.add_argument("--data", help="what they were trained on")
+    adapt.add_argument(
+        "--input",
+        dest="takes",
+        choices=("lightness", "gray", "rgb"),
+        help="one channel of L*, one of sRGB gray, or that gray three times",
+    )
+    adapt.add_argument("--input-range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="default 0 1")
+    adapt.add_argument("--mean", type=float, nargs="+", help="taken off after that: one, or one a channel (default 0)")
+    adapt.add_argument("--std", type=float, nargs="+", help="then divided by (default 1)")
+    adapt.add_argument("--output", dest="answers", choices=("ab", "rgb", "bgr"), help="a* and b*, or a picture")
+    adapt.add_argument(
+        "--output-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="what a picture's black and white are, or the ends of --ab-range (default 0 1)",
+    )
+    adapt.add_argument(
+        "--ab-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="the a* and b* that --output-range stands for (default: the same, Lab units as they are)",
+    )
+    adapt.add_argument("--layout", choices=("nchw", "nhwc"), help="where the channels are (default nchw)")
     return parser
 
 

@@ -5,19 +5,18 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.recipe import Augment
+from model_export.recipe import Augment, Shards
 from model_export.sources import Entry, UnreadablePhotograph
 from service.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_rgb, split_rgb, square
 
 log = logging.getLogger(__name__)
-
-# The chroma that a network answers is this much smaller than its input.
-OUTPUT_STRIDE = 4
 
 # So many in a row that can't be read are no accident.
 MOST_UNREADABLE = 20
@@ -27,25 +26,40 @@ Example = tuple[Floats, Floats]
 Batch = tuple[Floats, Floats]
 
 
-def _example(small: Bytes, luma: Bytes, color_space: ColorSpace) -> Example:
-    grid = small.shape[0] // OUTPUT_STRIDE
-    _, chroma = split_rgb(small, color_space)
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a network is shown and asked for.
+
+    stride: its input is so many times larger than the chroma it answers. lightness: that of the luma, as in service,
+    or the true one of the colours ("own").
+    """
+
+    color_space: ColorSpace
+    stride: int = 4
+    lightness: Literal["luma", "own"] = "luma"
+
+
+def _example(small: Bytes, luma: Bytes, form: Form) -> Example:
+    grid = small.shape[0] // form.stride
+    lightness, chroma = split_rgb(small, form.color_space)
+    if form.lightness == "luma":
+        lightness = lightness_of_luma(luma, form.color_space)
     coarse = np.asarray(cv2.resize(chroma, (grid, grid), interpolation=cv2.INTER_AREA), np.float32)
-    return lightness_of_luma(luma, color_space)[..., np.newaxis], coarse
+    return lightness[..., np.newaxis], coarse
 
 
-def sample(rgb: Bytes, side: int, color_space: ColorSpace) -> Example:
-    """What a network sees and should answer: lightness [side, side, 1] from luma, and chroma [side/4, side/4, 2]."""
+def sample(rgb: Bytes, side: int, form: Form) -> Example:
+    """What a network sees and should answer: lightness [side, side, 1] and chroma [side/stride, side/stride, 2]."""
     small = square(rgb, side)
-    return _example(small, luma_of_rgb(small), color_space)
+    return _example(small, luma_of_rgb(small), form)
 
 
-def _crop(rgb: Bytes, least: float, random: np.random.Generator) -> Bytes:
+def _crop(rgb: Bytes, augment: Augment, random: np.random.Generator) -> Bytes:
     height, width = rgb.shape[:2]
-    rows, columns = (max(1, round(n * random.uniform(least, 1))) for n in (height, width))
+    rows, columns = (max(1, round(n * random.uniform(augment.min_crop, 1))) for n in (height, width))
     top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
     crop = rgb[top : top + rows, left : left + columns]
-    return crop[:, ::-1] if random.random() < 0.5 else crop
+    return crop[:, ::-1] if random.random() < augment.mirror else crop
 
 
 def age(luma: Bytes, random: np.random.Generator) -> Bytes:
@@ -65,13 +79,13 @@ def age(luma: Bytes, random: np.random.Generator) -> Bytes:
     return aged
 
 
-def augmented(rgb: Bytes, side: int, color_space: ColorSpace, augment: Augment, random: np.random.Generator) -> Example:
+def augmented(rgb: Bytes, side: int, form: Form, augment: Augment, random: np.random.Generator) -> Example:
     """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
-    small = square(_crop(rgb, augment.min_crop, random), side)
+    small = square(_crop(rgb, augment, random), side)
     luma = luma_of_rgb(small)
     if random.random() < augment.degrade:
         luma = age(luma, random)
-    return _example(small, luma, color_space)
+    return _example(small, luma, form)
 
 
 def _stack(samples: Sequence[Example]) -> Batch:
@@ -79,27 +93,46 @@ def _stack(samples: Sequence[Example]) -> Batch:
     return np.stack(lightness), np.stack(chroma)
 
 
+def _order(count: int, shards: Shards | None, random: np.random.Generator) -> Iterator[NDArray[np.int64]]:
+    """Without end, the numbers of photographs that come next, each once."""
+    if shards is None:
+        while True:
+            yield random.permutation(count)
+    parts = np.array_split(np.arange(count), shards.count)[: shards.drawn]
+    while True:
+        part = parts[random.integers(len(parts))]
+        for _ in range(shards.epochs):
+            yield random.permutation(part)
+
+
 class Stream:
-    """Endless augmented batches; every photograph once before any comes again.
+    """Endless augmented batches; every photograph once before any comes again, or as `shards` has it.
 
     A thread pool decodes ahead of the network; the same seed gives the same batches.
     """
 
     def __init__(
-        self, entries: Sequence[Entry], batch: int, color_space: ColorSpace, augment: Augment, seed: int
+        self,
+        entries: Sequence[Entry],
+        batch: int,
+        form: Form,
+        augment: Augment,
+        seed: int,
+        shards: Shards | None = None,
     ) -> None:
         self.entries = entries
         self.batch = batch
-        self.color_space = color_space
+        self.form = form
         self.augment = augment
         self.random = np.random.default_rng(seed)
         self.unreadable: set[str] = set()
-        self.order: NDArray[np.int64] = np.empty(0, np.int64)
+        self.order = _order(len(entries), shards, self.random)
+        self.ahead: NDArray[np.int64] = np.empty(0, np.int64)
 
     def _next(self) -> list[tuple[Entry, int]]:
-        while len(self.order) < self.batch:
-            self.order = np.concatenate([self.order, self.random.permutation(len(self.entries))])
-        drawn, self.order = self.order[: self.batch], self.order[self.batch :]
+        while len(self.ahead) < self.batch:
+            self.ahead = np.concatenate([self.ahead, next(self.order)])
+        drawn, self.ahead = self.ahead[: self.batch], self.ahead[self.batch :]
         seeds = self.random.integers(2**63, size=self.batch)
         return [(self.entries[i], int(seed)) for i, seed in zip(drawn, seeds, strict=True)]
 
@@ -117,11 +150,11 @@ class Stream:
         raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
 
     def batches(self, side: int, count: int, *, threads: int = os.cpu_count() or 1, ahead: int = 4) -> Iterator[Batch]:
-        """`count` batches of lightness [N, side, side, 1] and chroma [N, side/4, side/4, 2]."""
+        """`count` batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2]."""
 
         def one(item: tuple[Entry, int]) -> Example:
             entry, seed = item
-            return augmented(self._read(entry), side, self.color_space, self.augment, np.random.default_rng(seed))
+            return augmented(self._read(entry), side, self.form, self.augment, np.random.default_rng(seed))
 
         def whole(items: list[tuple[Entry, int]]) -> Batch:
             return _stack([one(item) for item in items])
@@ -135,7 +168,7 @@ class Stream:
                 yield batch
 
 
-def fixed(entries: Sequence[Entry], side: int, color_space: ColorSpace) -> Batch:
+def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
     """The photographs as they are, as one batch; for a held-out set that fits into memory."""
     with ThreadPoolExecutor() as pool:
-        return _stack(list(pool.map(lambda entry: sample(entry.read(), side, color_space), entries)))
+        return _stack(list(pool.map(lambda entry: sample(entry.read(), side, form), entries)))

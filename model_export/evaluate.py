@@ -1,17 +1,31 @@
-"""Measures a model on held-out photographs, beside answers that anyone could give."""
+"""Measures models on held-out photographs, beside answers that anyone could give."""
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from skimage.color import deltaE_ciede2000, rgb2lab
 from tqdm import tqdm
 
-from model_export import data, sources
+from model_export import sources
+from model_export.metrics import (
+    Doubles,
+    ab_errors,
+    ab_rmse,
+    accuracy,
+    colorfulness,
+    difference,
+    differences,
+    hs_rmse,
+    hue_error,
+    mean_chroma,
+    psnr,
+    rarity,
+    strips,
+)
 from service import color
 from service.color import Bytes, ColorSpace, Floats
 from service.engine import Engine
@@ -19,9 +33,11 @@ from service.engine import Engine
 # Pixels of each photograph that are measured; the same ones in every run.
 PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
-# Below this chroma, Lab units, an answer has no hue.
-NO_HUE = 0.5
 MOST_GAIN = 8.0
+# The rows that every table begins with.
+BASELINES = ("gray", "constant")
+# The constant is the mean of photographs shrunk to this side, so that each counts the same.
+CONSTANT_SIDE = 32
 
 Predict = Callable[[Bytes], Floats]
 
@@ -33,7 +49,9 @@ class Figures:
     de00: mean CIEDE2000. de00_best: the same at the best of the strengths 0.2, 0.4, .. 1, for the whole set.
     hue: mean absolute error of hue, weighted by the true chroma. vivid_gain: the gain that makes the set as colourful
     as the truth (Hasler and Suesstrunk 2003), None where nothing does; de00_vivid: CIEDE2000 at that gain.
-    cf_gap: mean colourfulness minus the truth's. neutral: mean chroma given to nearly neutral photographs.
+    cf_gap: mean colourfulness minus the truth's; cf_err: mean of the photographs' absolute differences.
+    neutral: mean chroma given to nearly neutral photographs. auc, auc_reb: accuracy of Zhang et al. 2016, percent,
+    plain and rebalanced. ab_rmse in Lab units, hs_rmse in 0..255, psnr in dB (None for the truth itself).
     """
 
     de00: float
@@ -43,7 +61,22 @@ class Figures:
     de00_vivid: float | None
     vivid_gain: float | None
     cf_gap: float
-    neutral: float | None = None
+    cf_err: float
+    neutral: float | None
+    auc: float
+    auc_reb: float
+    ab_rmse: float
+    hs_rmse: float
+    psnr: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFigures:
+    """The same of the photographs of one collection."""
+
+    photographs: int
+    de00: float
+    hue: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +90,49 @@ class Sample:
 
     def answered(self, strength: float) -> Bytes:
         """The answer's RGB at a strength, uint8 [P, n, 3]."""
-        x, y = self.chroma * np.float32(strength)
-        return color.rgb_at(self.luma, x, y, self.color_space)
+        rgb = np.empty_like(self.truth)
+        for rows in strips(len(rgb)):
+            x, y = self.chroma[:, rows] * np.float32(strength)
+            rgb[rows] = color.rgb_at(self.luma[rows], x, y, self.color_space)
+        return rgb
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way to answer: a model's, or one that anyone could think of."""
+
+    predict: Predict
+    color_space: ColorSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A way's figures: of the set, of each photograph (mean CIEDE2000 and hue error, float64 [P]), of each source."""
+
+    sample: Sample
+    figures: Figures
+    de00: Doubles
+    hue: Doubles
+    by_source: dict[str, SourceFigures]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All ways, measured on the same photographs. `model` names the row that it is about, `note` what was measured."""
+
+    rows: dict[str, Measured]
+    model: str
+    note: str
+
+    def harm(self) -> Doubles:
+        """Each photograph's CIEDE2000 minus that of its gray, float64 [P]: below zero where the model helps."""
+        return self.rows[self.model].de00 - self.rows["gray"].de00
+
+    def caption(self, photograph: int) -> str:
+        """How well the model has done on one of them."""
+        row, gray = self.rows[self.model], self.rows["gray"]
+        error = f"CIEDE2000 {row.de00[photograph]:.1f}, gray {gray.de00[photograph]:.1f}"
+        return f"{error}; hue {row.hue[photograph]:.0f} degrees off"
 
 
 def model_predictor(engine: Engine) -> Predict:
@@ -89,33 +163,6 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
     return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space)
 
 
-def colorfulness(rgb: Bytes) -> NDArray[np.float64]:
-    """M3 of Hasler and Suesstrunk, "Measuring colourfulness in natural images" (2003), [P] of pixels [P, n, 3]."""
-    red, green, blue = np.moveaxis(rgb.astype(np.float64), -1, 0)
-    red_green, yellow_blue = red - green, (red + green) / 2 - blue
-    spread = np.hypot(red_green.std(axis=1), yellow_blue.std(axis=1))
-    mean = np.hypot(red_green.mean(axis=1), yellow_blue.mean(axis=1))
-    return np.asarray(spread + 0.3 * mean)
-
-
-def difference(rgb: Bytes, truth: Bytes) -> float:
-    """Mean CIEDE2000 of pixels."""
-    return float(
-        deltaE_ciede2000(  # type: ignore[no-untyped-call]
-            rgb2lab(rgb), rgb2lab(truth)
-        ).mean()
-    )
-
-
-def hue_error(rgb: Bytes, truth: Bytes) -> float:
-    """Mean absolute hue error, degrees, weighted by the true chroma; 90 where the answer has no hue."""
-    answer, true = rgb2lab(rgb)[..., 1:], rgb2lab(truth)[..., 1:]
-    turn = np.arctan2(answer[..., 1], answer[..., 0]) - np.arctan2(true[..., 1], true[..., 0])
-    error = np.abs(np.rad2deg(np.arctan2(np.sin(turn), np.cos(turn))))
-    error = np.where(np.hypot(answer[..., 0], answer[..., 1]) < NO_HUE, 90, error)
-    return float(np.average(error, weights=np.hypot(true[..., 0], true[..., 1])))
-
-
 def vivid_gain(sample: Sample) -> float | None:
     """The gain at which the answers are as colourful as the truth, to a hundredth; None where nothing does."""
     aim = colorfulness(sample.truth).mean()
@@ -130,26 +177,47 @@ def vivid_gain(sample: Sample) -> float | None:
 
 def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
     """All figures of one way to answer."""
-    plain = sample.answered(1)
-    by_strength = {strength: difference(sample.answered(strength), sample.truth) for strength in STRENGTHS}
+    plain, truth = sample.answered(1), sample.truth
+    by_strength = {strength: difference(sample.answered(strength), truth) for strength in STRENGTHS}
     best = min(by_strength, key=by_strength.__getitem__)
     gain = vivid_gain(sample)
+    gaps = colorfulness(plain) - colorfulness(truth)
+    errors = ab_errors(plain, truth)
     return Figures(
         de00=by_strength[1.0],
         de00_best=by_strength[best],
         best_strength=best,
-        hue=hue_error(plain, sample.truth),
-        de00_vivid=None if gain is None else difference(sample.answered(gain), sample.truth),
+        hue=hue_error(plain, truth),
+        de00_vivid=None if gain is None else difference(sample.answered(gain), truth),
         vivid_gain=gain,
-        cf_gap=float((colorfulness(plain) - colorfulness(sample.truth)).mean()),
+        cf_gap=float(gaps.mean()),
+        cf_err=float(np.abs(gaps).mean()),
         neutral=None if neutral is None else mean_chroma(neutral.answered(1)),
+        auc=accuracy(errors),
+        auc_reb=accuracy(errors, rarity(truth)),
+        ab_rmse=ab_rmse(errors),
+        hs_rmse=hs_rmse(plain, truth),
+        psnr=psnr(plain, truth),
     )
 
 
-def mean_chroma(rgb: Bytes) -> float:
-    """Mean Lab chroma of pixels."""
-    lab = rgb2lab(rgb)
-    return float(np.hypot(lab[..., 1], lab[..., 2]).mean())
+def source_of(entry: sources.Entry) -> str:
+    """The collection that a photograph is of: the first folder in its name; "-" where it has none."""
+    folder, *inside = Path(entry.name).parts
+    return folder if inside else "-"
+
+
+def _measure_in_parts(sample: Sample, names: Sequence[str], neutral: Sample | None) -> Measured:
+    """Measures the set, its photographs and its sources; `names` has the source of each photograph."""
+    plain, truth = sample.answered(1), sample.truth
+    de00 = differences(plain, truth).mean(axis=1, dtype=np.float64)
+    hue = np.array([hue_error(*pixels) for pixels in zip(plain, truth, strict=True)])
+    by_source = {}
+    for name in sorted(set(names)):
+        rows = np.flatnonzero(np.array(names) == name)
+        error = hue_error(plain[rows], truth[rows])
+        by_source[name] = SourceFigures(len(rows), float(de00[rows].mean()), error)
+    return Measured(sample, measure(sample, neutral), de00, hue, by_source)
 
 
 def constant_predictor(chroma: tuple[float, float]) -> Predict:
@@ -160,25 +228,65 @@ def constant_predictor(chroma: tuple[float, float]) -> Predict:
 
 def mean_chroma_of(entries: Sequence[sources.Entry], color_space: ColorSpace) -> tuple[float, float]:
     """The constant that training photographs would suggest: their mean chroma."""
-    _, chroma = data.fixed(entries, 32, color_space)
-    x, y = chroma.reshape(-1, 2).mean(axis=0)
+
+    def one(entry: sources.Entry) -> Floats:
+        _, chroma = color.split_rgb(color.square(entry.read(), CONSTANT_SIDE), color_space)
+        return chroma
+
+    with ThreadPoolExecutor() as pool:
+        x, y = np.mean(list(pool.map(one, entries)), axis=(0, 1, 2))
     return float(x), float(y)
 
 
+def _names(name: str, file: Path) -> Iterator[str]:
+    yield name
+    yield f"{name} ({file.stem})"
+    yield from (f"{name} ({file.stem}, {number})" for number in itertools.count(2))
+
+
+def name_models(models: Sequence[tuple[Path, Engine]]) -> dict[str, Engine]:
+    """What models, each with its file, are called in a table.
+
+    The first has its own name, the others name and version; to what is taken already the file's name is added.
+    """
+    named: dict[str, Engine] = {}
+    for file, engine in models:
+        contract = engine.contract
+        wanted = f"{contract.name} {contract.version}" if named else contract.name
+        named[next(name for name in _names(wanted, file) if name not in {*BASELINES, *named})] = engine
+    return named
+
+
+def way_of(engine: Engine) -> Way:
+    """What a model answers."""
+    return Way(model_predictor(engine), engine.contract.color_space)
+
+
+def _ways(models: Mapping[str, Engine], constant: tuple[float, float]) -> dict[str, Way]:
+    """The baselines and the models; the constant is chroma in the first model's colour space."""
+    space = next(iter(models.values())).contract.color_space
+    ways = {name: Way(constant_predictor(c), space) for name, c in zip(BASELINES, ((0, 0), constant), strict=True)}
+    return ways | {name: way_of(engine) for name, engine in models.items()}
+
+
 def evaluate(
-    engine: Engine, entries: Sequence[sources.Entry], neutral: Sequence[sources.Entry], constant: tuple[float, float]
-) -> dict[str, Figures]:
-    """Figures of gray, of the constant (its chroma in the model's space) and of the model."""
-    space = engine.contract.color_space
-    ways = {
-        "gray": constant_predictor((0, 0)),
-        "constant": constant_predictor(constant),
-        engine.contract.name: model_predictor(engine),
-    }
-    return {
-        name: measure(take_sample(entries, predict, space), take_sample(neutral, predict, space) if neutral else None)
-        for name, predict in ways.items()
-    }
+    models: Mapping[str, Engine],
+    entries: Sequence[sources.Entry],
+    neutral: Sequence[sources.Entry],
+    constant: tuple[float, float],
+    origin: str,
+) -> Report:
+    """Measures gray, the constant (chroma in the first model's colour space) and the models on the same photographs.
+
+    neutral: nearly neutral photographs, may be none. origin: whose mean colour the constant is, for the note.
+    """
+    names = [source_of(entry) for entry in entries]
+    rows = {}
+    for name, way in _ways(models, constant).items():
+        gray = take_sample(neutral, way.predict, way.color_space) if neutral else None
+        rows[name] = _measure_in_parts(take_sample(entries, way.predict, way.color_space), names, gray)
+    note = f"{len(entries):,} photographs, {PIXELS:,} pixels of each; {len(neutral):,} nearly neutral ones."
+    return Report(rows, next(iter(models)), f"{note} `constant` is the mean colour of {origin}.")
 
 
 def gain_table(sample: Sample, gains: Sequence[float]) -> str:
@@ -191,20 +299,39 @@ def gain_table(sample: Sample, gains: Sequence[float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def markdown(rows: dict[str, Figures]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def markdown(rows: Mapping[str, Figures]) -> str:
     """The figures as a table."""
     columns = [field for field in Figures.__dataclass_fields__ if field != "best_strength"]
-    lines = ["| answer | " + " | ".join(columns) + " |", "| --- |" + " --- |" * len(columns)]
+    lines = []
     for name, figures in rows.items():
         values = asdict(figures)
-        cells = ["-" if values[column] is None else f"{values[column]:.2f}" for column in columns]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        lines.append([name, *("-" if values[column] is None else f"{values[column]:.2f}" for column in columns)])
+    return _table(["answer", *columns], lines)
 
 
-def write(rows: dict[str, Figures], folder: Path) -> None:
+def sources_markdown(report: Report) -> str:
+    """Where the model helps and where it harms, as a table: a row a source, the most helped first."""
+    gray, model = report.rows["gray"].by_source, report.rows[report.model].by_source
+    head = ["source", "photographs", "de00 of gray", f"de00 of {report.model}", "difference", "hue"]
+    lines = [
+        (own.de00 - gray[name].de00, [name, str(own.photographs), f"{gray[name].de00:.2f}", f"{own.de00:.2f}"], own.hue)
+        for name, own in model.items()
+    ]
+    return _table(head, [[*cells, f"{harm:+.2f}", f"{hue:.1f}"] for harm, cells, hue in sorted(lines)])
+
+
+def write(report: Report, folder: Path) -> None:
     """Writes `figures.json` and `figures.md`."""
     folder.mkdir(parents=True, exist_ok=True)
-    document = {name: asdict(figures) for name, figures in rows.items()}
+    document = {
+        name: {**asdict(row.figures), "sources": {key: asdict(value) for key, value in row.by_source.items()}}
+        for name, row in report.rows.items()
+    }
     (folder / "figures.json").write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    (folder / "figures.md").write_text(markdown(rows), "utf-8")
+    table = markdown({name: row.figures for name, row in report.rows.items()})
+    (folder / "figures.md").write_text(f"{table}\n{report.note}\n\n{sources_markdown(report)}", "utf-8")

@@ -1,6 +1,5 @@
 """A run's best weights as an ONNX file that obeys the service's contract."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,10 @@ import keras
 import numpy as np
 import onnx
 from keras import layers
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export import checkpoint, data, sources
-from model_export.networks import compact
+from model_export import checkpoint, data, networks, readback, sources
+from model_export.files import write_model
 from service.color import Floats
 from service.contract import INPUT, OUTPUT, Contract
 from service.engine import Engine
@@ -38,12 +36,12 @@ class Parity:
     mean: float
 
 
-def serving_model(network: keras.Model, bins: NDArray[np.float32], size: int, gain: float) -> keras.Model:
-    """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, S/4, S/4]."""
+def serving_model(network: keras.Model, setup: checkpoint.Setup, size: int, gain: float) -> keras.Model:
+    """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, s, s]."""
     lightness = keras.Input((1, size, size), name=INPUT)
     # One channel: moving its axis to the end is a reshape.
-    logits = network(layers.Reshape((size, size, 1))(lightness))
-    chroma = compact.ExpectedChroma(bins, gain)(logits)
+    answer = network(layers.Reshape((size, size, 1))(lightness))
+    chroma = networks.of(setup.recipe).chroma(setup.recipe, setup.bins, gain)(answer)
     return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
 
 
@@ -124,21 +122,15 @@ def export(
     network, setup = checkpoint.load_network(run, weights, size)
     color_space = setup.recipe.color_space
     contract = Contract(name, version, color_space, size, license_, trained_on)
-    model = serving_model(network, setup.bins, size, gain)
-    content = to_onnx(model, contract).SerializeToString()
-    lightness, _ = data.fixed(photographs, size, color_space)
+    model = serving_model(network, setup, size, gain)
+    proto = to_onnx(model, contract)
+    if setup.recipe.network.kind == "compact":
+        readback.embed(proto, network.get_weights(), setup)
+    content = proto.SerializeToString()
+    lightness, _ = data.fixed(photographs, size, data.Form(color_space))
     found = parity(model, Engine(output, content, "cpu"), np.ascontiguousarray(lightness.transpose(0, 3, 1, 2)))
     tolerance = TOLERANCE[color_space] * max(1.0, gain)
     if not found.largest <= tolerance:
         raise ParityError(f"ONNX differs from Keras by {found.largest:.4f}, more than {tolerance}")
-    _write(output, content)
-    digest = hashlib.sha256(content).hexdigest()
-    _write(output.with_suffix(".onnx.sha256"), f"{digest}  {output.name}\n".encode())
+    write_model(output, content)
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content)
-    new.replace(path)

@@ -40,20 +40,58 @@ def _statistics(chroma: Tensor) -> tuple[Tensor, Tensor]:
     return ops.mean(size, axis=(1, 2)), ops.std(size, axis=(1, 2))
 
 
-def bin_loss(bins: NDArray[np.float32], size: float, chroma_statistics: float) -> Callable[[Tensor, Tensor], Tensor]:
+def _statistics_error(chroma: Tensor, answer: Tensor, size: float) -> Tensor:
+    """L1 on each photo's mean chroma and its spread, in bins: it keeps answers as colourful as the photographs are."""
+    pairs = zip(_statistics(chroma), _statistics(answer), strict=True)
+    return sum(ops.abs(true - own) for true, own in pairs) / size
+
+
+def cie94(chroma: Tensor, answer: Tensor) -> Tensor:
+    """The CIE 1994 colour difference, graphic arts, of two (a*, b*) of one lightness, [..., 2]: one value a pixel.
+
+    It is nearly CIEDE2000, and has a gradient everywhere: a difference in vivid colours counts for less.
+    """
+    true_size, own_size = (ops.sqrt(ops.sum(ops.square(c), axis=-1) + 1e-3) for c in (chroma, answer))
+    in_size = ops.square(true_size - own_size)
+    in_hue = ops.maximum(ops.sum(ops.square(chroma - answer), axis=-1) - in_size, 0)
+    weighted = in_size / ops.square(1 + 0.045 * true_size) + in_hue / ops.square(1 + 0.015 * true_size)
+    return ops.sqrt(weighted + 1e-3)
+
+
+def bin_loss(
+    bins: NDArray[np.float32], size: float, chroma_statistics: float, difference: float = 0.0
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of the soft-encoded true chroma, [N, s, s, 2], under logits, [N, s, s, Q].
 
-    Plus `chroma_statistics` times the L1, in bins, on each photo's mean chroma and its spread: it keeps the mean of
-    the distribution as colourful as the photographs are.
+    Plus, of the distribution's mean: `chroma_statistics` times the error of its statistics, and `difference` times its
+    mean CIE94, in bins.
     """
 
     def loss(chroma: Tensor, logits: Tensor) -> Tensor:
         log_probability = ops.log_softmax(logits, axis=-1)
-        entropy = -ops.mean(ops.sum(soft_encode(chroma, bins, size) * log_probability, axis=-1), axis=(1, 2))
-        if not chroma_statistics:
-            return entropy
+        total = -ops.mean(ops.sum(soft_encode(chroma, bins, size) * log_probability, axis=-1), axis=(1, 2))
         expected = ops.matmul(ops.exp(log_probability), bins)
-        pairs = zip(_statistics(chroma), _statistics(expected), strict=True)
-        return entropy + chroma_statistics * sum(ops.abs(true - own) for true, own in pairs) / size
+        if chroma_statistics:
+            total = total + chroma_statistics * _statistics_error(chroma, expected, size)
+        if difference:
+            total = total + difference * ops.mean(cie94(chroma, expected), axis=(1, 2)) / size
+        return total
 
     return loss
+
+
+def chroma_loss(size: float, chroma_statistics: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """L1 between the true chroma and an answer in units of `size`, both [N, s, s, 2], plus the same statistics."""
+
+    def loss(chroma: Tensor, answer: Tensor) -> Tensor:
+        distance = ops.mean(ops.abs(chroma / size - answer), axis=(1, 2, 3))
+        if not chroma_statistics:
+            return distance
+        return distance + chroma_statistics * _statistics_error(chroma, answer * size, size)
+
+    return loss
+
+
+def root_mean_square(truth: Tensor, answer: Tensor) -> Tensor:
+    """Over the whole batch, one value: the first tutorial's loss."""
+    return ops.sqrt(ops.mean(ops.square(truth - answer)))

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,31 +15,70 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Network(_Table):
-    """The compact network. The defaults are 5 million parameters, 1.3 GMAC at 224 pixels."""
+class Compact(_Table):
+    """Our network. The defaults are 5 million parameters, 1.3 GMAC at 224 pixels."""
 
+    kind: Literal["compact"] = "compact"
     widths: tuple[int, int, int, int, int] = Field(
         (32, 48, 96, 192, 288), description="channels at 1/2, 1/4, 1/8, 1/16 and 1/32 of the input"
     )
     blocks: tuple[int, int, int, int] = Field((1, 2, 2, 1), description="residual blocks at 1/4 .. 1/32")
     context: int = Field(384, description="hidden units of the global-context branch")
+    head: Literal["bins", "chroma"] = Field("bins", description="a distribution over chroma bins, or chroma itself")
     bin_size: float = Field(10.0, gt=0, description="pitch of the chroma bins: Lab units, or 0..1 for hsv")
+
+
+class ResNet50FCN(_Table):
+    """The first tutorial's network: 34 million parameters."""
+
+    kind: Literal["resnet50_fcn"]
+    hue: Literal["number", "vector"] = Field("number", description="H and S in OpenCV's bytes, or (S cos H, S sin H)")
+
+
+class UNet(_Table):
+    """The second tutorial's generator: 54 million parameters, or a residual encoder of 18 layers under it."""
+
+    kind: Literal["unet_gan"]
+    encoder: Literal["plain", "resnet18"] = "plain"
+    adversarial_from: Share = Field(1.0, description="share of the run from which on the discriminator takes part")
+    l1_weight: float = Field(100.0, ge=0, description="of the L1 beside the discriminator's verdict")
+    adversarial_rate: float = Field(2e-4, gt=0, description="learning rate of both from then on")
+
+
+Network = Annotated[Compact | ResNet50FCN | UNet, Field(discriminator="kind")]
 
 
 class Augment(_Table):
     """What is done to a photograph before it is learnt from. Probabilities are per photograph."""
 
     min_crop: Share = Field(0.75, description="least share of each side that a crop keeps")
+    mirror: Share = Field(0.5, description="probability that left and right are exchanged")
     degrade: Share = Field(0.3, description="probability that the lightness is made to look old")
 
 
-class Optimizer(_Table):
-    """AdamW with a cosine schedule and an average of the weights."""
+class Sift(_Table):
+    """Which photographs are fit to learn from; see sift.py for what is measured."""
 
+    enabled: bool = Field(True, description="false trusts the data: nothing is looked at, nothing left out")
+    min_side: int = Field(64, ge=1, description="least short side, pixels")
+    min_chroma: float = Field(
+        0.5, ge=0, description="least chroma that a photograph's tones don't explain, Lab units; 0 keeps gray ones"
+    )
+    keep_duplicates: bool = Field(False, description="those that look like one before them, or like its mirror image")
+
+
+class Optimizer(_Table):
+    """How weights are changed. The defaults are those of our own recipes."""
+
+    kind: Literal["adamw", "adam", "rmsprop"] = "adamw"
     learning_rate: float = Field(2e-3, gt=0, description="at its peak, after the warm-up")
+    schedule: Literal["cosine", "constant"] = "cosine"
     warm_up: Share = Field(0.03, description="share of the run in which the learning rate rises")
-    weight_decay: float = Field(0.02, ge=0)
-    average: Share = Field(0.999, description="momentum of the weight average, per step")
+    weight_decay: float = Field(0.02, ge=0, description="of adamw")
+    beta_1: Share = Field(0.9, description="of adam and adamw")
+    average: Share = Field(
+        0.999, description="momentum of the weight average, per step; 0 takes the weights as they are"
+    )
     batch: int = Field(64, gt=0, description="photographs a step")
 
 
@@ -50,19 +89,39 @@ class Stage(_Table):
     side: int = Field(gt=0, multiple_of=32, description="side of the square network input, pixels")
 
 
+class Shards(_Table):
+    """The first tutorial's order: the data in parts, some rounds on one part drawn at random, then on another."""
+
+    count: int = Field(10, gt=1, description="equal parts of the training data")
+    drawn: int = Field(8, gt=0, description="the first so many are ever drawn")
+    epochs: int = Field(5, gt=0, description="times a part is gone through before the next is drawn")
+
+
 class Recipe(_Table):
     """A whole run. Views are photographs seen, repetitions counted."""
 
     name: str
     color_space: ColorSpace = "lab"
+    lightness: Literal["luma", "own"] = Field(
+        "luma", description="what the network is shown: the lightness of the luma, as in service, or the colour's own"
+    )
+    best_by: Literal["validation", "training", "last"] = Field(
+        "validation", description="the loss that chooses the best weights; or the last ones are taken for the best"
+    )
+    shards: Shards | None = Field(None, description="a part at a time; all photographs once before any again if absent")
     views: int = Field(600_000, gt=0, description="length of the run; a time budget may end it sooner")
     seed: int = 0
     validate_on: int = Field(500, gt=0, description="photographs split off the training data")
     chroma_statistics: float = Field(
         0.0, ge=0, description="weight of the L1 on each photo's mean chroma and its spread, per bin"
     )
+    difference: float = Field(
+        0.0, ge=0, description="weight of the CIE94 difference of the mean of the bins' distribution, per bin; lab only"
+    )
     curriculum: tuple[Stage, ...] = (Stage(until=0.45, side=96), Stage(until=1.0, side=128))
-    network: Network = Network()
+    network: Network = Compact()
+    sources: tuple[str, ...] = Field((), description="only photographs of these collections; empty for all")
+    sift: Sift = Sift()
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
 
@@ -71,6 +130,13 @@ class Recipe(_Table):
         ends = [stage.until for stage in self.curriculum]
         if not ends or ends != sorted(ends) or ends[-1] != 1:
             raise ValueError("curriculum: `until` must rise and end at 1.0")
+        return self
+
+    @model_validator(mode="after")
+    def _difference_is_of_lab_bins(self) -> Self:
+        has_bins = isinstance(self.network, Compact) and self.network.head == "bins"
+        if self.difference and not (has_bins and self.color_space == "lab"):
+            raise ValueError("difference: only for a network with bins in lab")
         return self
 
     def side(self, progress: float) -> int:

@@ -1,61 +1,203 @@
-"""Collections of photographs: tar shards and folders, and what of them is held out."""
+"""Collections of photographs: folders, tar shards and zip files as data sets are published; what is held out.
+
+Nothing is unpacked. Photographs in a tar, in a tar within a tar, or in a zip are read where they lie.
+"""
 
 import hashlib
+import logging
 import os
+import re
+import struct
 import tarfile
+import zipfile
+import zlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from service.color import Bytes
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+log = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+ARCHIVES = frozenset({"tar", "zip", "tgz", "gz", "bz2", "xz", "zst"})
+
+# How files begin: gzip, bzip2, xz and Zstandard; zip.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+ZIP = b"PK"
+
+# APPNOTE.TXT of zip, 4.3.7: a local header's fixed part ends with the lengths of the name and of the extra field.
+ZIP_HEADER = struct.Struct("<26xHH")
+ZIP_ENCRYPTED = 0x1
+
+# Where the layouts have their class labels, the first that fits: Places365, folders of classes, ImageNet, our shards.
+PLACES = re.compile(r"(?:^|/)data_(?:256|large)/(.+)/[^/]+$")
+CLASSES = re.compile(r"(?:^|/)(?:train|val)/([^/]+)/[^/]+$")
+WORDNET = re.compile(r"(?:^|/)(n\d{8})/[^/]+$")
+SHARD = re.compile(r"/([^/]+)-\d+\.\w+$")
 
 
 class UnreadablePhotograph(ValueError):
     """A file among the training data that no decoder takes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Where one encoded photograph lies: a file of its own, or a part of a tar shard."""
+class Entry(NamedTuple):
+    """Where one encoded photograph lies: a file of its own, or a part of a tar or zip file.
+
+    A tuple, because there may be millions. `name` is the path within the folder or archive, `size` that of the part.
+    """
 
     name: str
-    file: Path
+    file: str
     offset: int
     size: int
+    deflated: bool = False
+
+    @property
+    def source(self) -> str:
+        """The collection it belongs to: the first part of its name, empty where there is but one."""
+        return self.name.partition("/")[0] if "/" in self.name else ""
+
+    @property
+    def label(self) -> str | None:
+        """Its class where the layout tells: `a/abbey` (Places365), `n01440764` (ImageNet), `dog` (train/dog/1.jpg).
+
+        In a shard, also what stands before the number in SOURCE/LABEL-00001.webp.
+        """
+        own = self.file.endswith(self.name)
+        place = self.file if own else self.name
+        layouts = (PLACES, CLASSES, WORDNET) if own else (PLACES, CLASSES, WORDNET, SHARD)
+        return next((found[1] for layout in layouts if (found := layout.search(place))), None)
+
+    def encoded(self) -> bytes:
+        """The photograph's file. Raises UnreadablePhotograph where a zip file is broken, OSError."""
+        descriptor = os.open(self.file, os.O_RDONLY)
+        try:
+            data = os.pread(descriptor, self.size, self.offset)
+        finally:
+            os.close(descriptor)
+        try:
+            return zlib.decompress(data, -zlib.MAX_WBITS) if self.deflated else data
+        except zlib.error as error:
+            raise UnreadablePhotograph(f"{self.name} in {self.file}: {error}") from error
 
     def read(self) -> Bytes:
         """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph."""
-        with self.file.open("rb") as stream:
-            data = os.pread(stream.fileno(), self.size, self.offset)
+        data = self.encoded()
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
         if picture is None:
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
         return np.asarray(picture, np.uint8)
 
 
-def _of_shard(shard: Path) -> Iterator[Entry]:
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            if member.isfile() and Path(member.name).suffix.lower() in SUFFIXES:
-                yield Entry(member.name, shard, member.offset_data, member.size)
+def _suffix(name: str) -> str:
+    return name.rpartition(".")[2].lower()
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith(".") or part == "__MACOSX"
+
+
+def _tidy(name: str) -> str:
+    """A member's name without `./`; empty when a part of it is hidden."""
+    parts = [part for part in name.split("/") if part not in {"", "."}]
+    return "" if any(map(_is_hidden, parts)) else "/".join(parts)
+
+
+def _of_zip(path: Path) -> Iterator[Entry]:
+    with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
+        for member in archive.infolist():
+            name = _tidy(member.filename)
+            if member.is_dir() or _suffix(name) not in SUFFIXES:
+                continue
+            if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise ValueError(f"{name} in {path} is neither stored nor deflated: unpack the file first")
+            if member.flag_bits & ZIP_ENCRYPTED:
+                raise ValueError(f"{name} in {path} is encrypted: unpack the file first")
+            lengths = ZIP_HEADER.unpack(os.pread(stream.fileno(), ZIP_HEADER.size, member.header_offset))
+            offset = member.header_offset + ZIP_HEADER.size + sum(lengths)
+            deflated = member.compress_type == zipfile.ZIP_DEFLATED
+            yield Entry(name, str(path), offset, member.compress_size, deflated)
+
+
+def _of_tar(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str = "") -> Iterator[Entry]:
+    while (member := tar.next()) is not None:
+        # It remembers all that it has seen: gigabytes for a million photographs.
+        tar.members.clear()  # type: ignore[attr-defined]
+        name = _tidy(member.name)
+        stream = tar.extractfile(member) if name and _suffix(name) == "tar" else None
+        if name and member.isfile() and _suffix(name) in SUFFIXES:
+            yield Entry(folder + name, str(path), start + member.offset_data, member.size)
+        elif stream is not None:
+            with tarfile.open(fileobj=stream, mode="r:") as inner:
+                yield from _of_tar(inner, path, start + member.offset_data, f"{folder}{name[:-4]}/")
+
+
+def _of_archive(path: Path) -> Iterator[Entry]:
+    with path.open("rb") as stream:
+        start = stream.read(6)
+    if start.startswith(COMPRESSED):
+        raise ValueError(f"{path} is compressed as a whole, so no photograph can be read by itself: unpack it first")
+    try:
+        if start.startswith(ZIP):
+            yield from _of_zip(path)
+            return
+        with tarfile.open(path, "r:") as tar:
+            yield from _of_tar(tar, path)
+    except (tarfile.TarError, zipfile.BadZipFile, struct.error) as error:
+        raise ValueError(f"{path} can't be read as a folder, tar or zip file of photographs: {error}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _files(folder: Path | str, seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
+    """Every file below, in the order of their paths' parts. A folder that links lead to again is entered once."""
+    facts = os.stat(folder)  # noqa: PTH116, a Path for each of a hundred thousand folders
+    if (facts.st_dev, facts.st_ino) in seen:
+        return
+    seen.add((facts.st_dev, facts.st_ino))
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not _is_hidden(entry.name)), key=lambda entry: entry.name)
+    for entry in entries:
+        if _is_folder(entry):
+            yield from _files(entry.path, seen)
+        else:
+            yield entry
 
 
 def _of_folder(folder: Path) -> Iterator[Entry]:
-    for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() in SUFFIXES and file.is_file():
-            yield Entry(str(file.relative_to(folder)), file, 0, file.stat().st_size)
+    root = folder.absolute()
+    start = len(str(root / "_")) - 1
+    archives = 0
+    for file in _files(root, set()):
+        suffix = _suffix(file.name)
+        archives += suffix in ARCHIVES
+        if suffix in SUFFIXES and file.is_file():
+            yield Entry(file.path[start:], file.path, 0, file.stat().st_size)
+    if archives:
+        log.warning("%d archives in %s are not read: name each of them", archives, folder)
 
 
 def find(paths: Sequence[Path]) -> list[Entry]:
-    """All photographs in tar shards and folders, in a stable order. Raises FileNotFoundError where there are none."""
-    entries = [e for path in paths for e in (_of_folder(path) if path.is_dir() else _of_shard(path))]
-    if not entries:
-        raise FileNotFoundError(f"no photographs in {', '.join(map(str, paths)) or 'nothing'}")
+    """All photographs in folders, tar shards and zip files, in a stable order.
+
+    Of several members of one name in an archive the last counts, as when it is unpacked.
+    Raises FileNotFoundError where a path has none, ValueError for a file that is no archive or can't be read at random.
+    """
+    entries: list[Entry] = []
+    for path in paths:
+        found = {entry.name: entry for entry in (_of_folder(path) if path.is_dir() else _of_archive(path))}
+        if not found:
+            raise FileNotFoundError(f"no photographs in {path}")
+        entries += found.values()
     return entries
 
 

@@ -12,24 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export import checkpoint, data, sources
-from model_export.checkpoint import Setup, State
-from model_export.losses import bin_loss, occupied_bins
-from model_export.networks import compact
-from model_export.recipe import Recipe
-
-Weights = list[NDArray[np.float32]]
+from model_export import checkpoint, data, networks, readback, sift, sources
+from model_export.adversary import Adversary
+from model_export.checkpoint import Setup, State, Weights
+from model_export.losses import occupied_bins
+from model_export.recipe import Compact, Optimizer, Recipe, UNet
 
 # Steps between two looks at the clock and the learning rate.
 ROUND = 50
 # Batches that settle the batch-norm statistics after weights were averaged, and their momentum meanwhile.
 SETTLE = 100
 SETTLE_MOMENTUM = 0.97
+VALIDATION_BATCH = 50
 # The optimizer's moments start from nothing at every start: the learning rate rises over so many steps.
 RAMP = 100
 # Photographs whose chroma decides which bins there are, and the side they are looked at in.
 BIN_PHOTOGRAPHS = 3000
 BIN_SIDE = 32
+BIN_STRIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +42,47 @@ class Limits:
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """A linear warm-up, then half a cosine down to a hundredth of the peak."""
+    """A linear warm-up, then half a cosine down to a hundredth of the peak; or the peak all along."""
     peak, warm_up = recipe.optimizer.learning_rate, recipe.optimizer.warm_up
+    if recipe.optimizer.schedule == "constant":
+        return peak
     if progress < warm_up:
         return peak * max(progress / warm_up, 0.01)
     phase = (progress - warm_up) / (1 - warm_up)
     return peak * max(0.01, 0.5 + 0.5 * math.cos(math.pi * min(phase, 1)))
 
 
+def form(recipe: Recipe) -> data.Form:
+    """What the recipe's network is shown and asked for."""
+    return data.Form(recipe.color_space, networks.of(recipe).STRIDE, recipe.lightness)
+
+
 def choose_bins(recipe: Recipe, entries: Sequence[sources.Entry]) -> NDArray[np.float32]:
-    """The bins that the training photographs occupy, float32 [Q, 2]."""
+    """The bins that the training photographs occupy, float32 [Q, 2]; none for a network without bins."""
+    if not (isinstance(recipe.network, Compact) and recipe.network.head == "bins"):
+        return np.empty((0, 2), np.float32)
     random = np.random.default_rng(recipe.seed)
     drawn = random.permutation(len(entries))[:BIN_PHOTOGRAPHS]
-    _, chroma = data.fixed([entries[i] for i in drawn], BIN_SIDE * data.OUTPUT_STRIDE, recipe.color_space)
+    look = data.Form(recipe.color_space, BIN_STRIDE)
+    _, chroma = data.fixed([entries[i] for i in drawn], BIN_SIDE * BIN_STRIDE, look)
     return occupied_bins(chroma.reshape(-1, 2), recipe.network.bin_size)
 
 
-def _compile(network: keras.Model, recipe: Recipe, bins: NDArray[np.float32], optimizer: keras.Optimizer) -> None:
+def _jit_compile() -> bool | str:
     # XLA compiles convolutions for a CPU without oneDNN: slower, and without bfloat16.
-    jit = False if keras.backend.backend() == "tensorflow" else "auto"
-    loss = bin_loss(bins, recipe.network.bin_size, recipe.chroma_statistics)
-    network.compile(optimizer=optimizer, loss=loss, jit_compile=jit)
+    return False if keras.backend.backend() == "tensorflow" else "auto"
+
+
+def _optimizer(settings: Optimizer) -> keras.Optimizer:
+    if settings.kind == "rmsprop":
+        return keras.optimizers.RMSprop(settings.learning_rate)
+    if settings.kind == "adam":
+        return keras.optimizers.Adam(settings.learning_rate, beta_1=settings.beta_1)
+    optimizer = keras.optimizers.AdamW(
+        settings.learning_rate, weight_decay=settings.weight_decay, beta_1=settings.beta_1
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
 
 
 class WeightAverage:
@@ -84,39 +104,98 @@ class WeightAverage:
             mean += (1 - kept) * (new - mean)
 
 
-def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], init: Path | None) -> Setup:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a new run begins with: the mean of other runs' best weights, by their names, and the setup of the first."""
+
+    weights: dict[str, NDArray[np.float32]]
+    setup: Setup
+
+
+def _best_of(origin: Path) -> tuple[Weights, Setup]:
+    if origin.is_file():
+        return readback.load(origin)
+    return checkpoint.read_weights(origin / checkpoint.BEST), checkpoint.load_setup(origin)
+
+
+def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
+    """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
+
+    Runs that began with the same weights can be averaged, and the mean is often better than each of them (Wortsman
+    et al., "Model soups", 2022). Raises ValueError when one has another colour space, or others than the first.
+    """
+    found = [_best_of(origin) for origin in origins]
+    for origin, (_, setup) in zip(origins, found, strict=True):
+        first = found[0][1]
+        fits = setup.recipe.network == first.recipe.network and np.array_equal(setup.bins, first.bins)
+        if not fits or setup.recipe.color_space != recipe.color_space:
+            raise ValueError(f"{origin} has another network, colour space or other bins")
+    if not found:
+        return None
+    mean = [np.mean(arrays, axis=0) for arrays in zip(*(weights for weights, _ in found), strict=True)]
+    setup = found[0][1]
+    network = networks.of(setup.recipe).build(setup.recipe, setup.bins)
+    return Start({v.path: array for v, array in zip(network.weights, mean, strict=True)}, setup)
+
+
+def _begin_with(network: keras.Model, weights: dict[str, NDArray[np.float32]]) -> None:
+    """Gives a network the weights of one that has no layer that it has not; layers that are new stay as they are.
+
+    Raises ValueError when the other has more, or other shapes.
+    """
+    own = {variable.path: variable for variable in network.weights}
+    for path, array in weights.items():
+        if path not in own or own[path].shape != array.shape:
+            raise ValueError(f"{path}, of the shape {array.shape}, has no place in the recipe's network")
+        own[path].assign(array)
+
+
+def _hold_out(recipe: Recipe, entries: Sequence[sources.Entry], begun: Start | None) -> list[str]:
+    """Names of the photographs that validate: those of the run it starts from, where they are in the data."""
+    if begun:
+        names = {entry.name for entry in entries}
+        if any(name in names for name in begun.setup.held_out):
+            return begun.setup.held_out
+    return [entry.name for entry in sources.hold_out(entries, recipe.validate_on)[1]]
+
+
+def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None) -> Setup:
     """The setup of the run in `folder`, or that of a new one. Raises ValueError when it is not what was asked for."""
     if (folder / "state.json").exists():
         setup = checkpoint.load_setup(folder)
         if setup.recipe != recipe:
             raise ValueError(f"the run in {folder} was begun with another recipe")
         return setup
-    if init is None:
-        training, held_out = sources.hold_out(entries, recipe.validate_on)
-        setup = Setup(recipe, choose_bins(recipe, training), [entry.name for entry in held_out])
-    else:
-        old = checkpoint.load_setup(init)
-        if (old.recipe.network, old.recipe.color_space) != (recipe.network, recipe.color_space):
-            raise ValueError(f"the run in {init} has another network or colour space")
-        setup = Setup(recipe, old.bins, old.held_out)
+    held_out = _hold_out(recipe, entries, begun)
+    training, _ = sources.split_off(entries, held_out)
+    setup = Setup(recipe, begun.setup.bins if begun else choose_bins(recipe, training), held_out)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_setup(folder, setup)
     return setup
+
+
+def _use_all_accelerators() -> None:
+    """Each batch is split over them, and every one holds all of the weights."""
+    accelerators = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
+    if len(accelerators) > 1:
+        keras.distribution.set_distribution(keras.distribution.DataParallel(devices=accelerators))
 
 
 class Run:
     """One run in one folder: trains, averages, validates, keeps the best."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], init: Path | None = None
+        self, recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None = None
     ) -> None:
+        _use_all_accelerators()
         keras.utils.set_random_seed(recipe.seed)
-        setup = _set_up(recipe, folder, entries, init)
+        setup = _set_up(recipe, folder, entries, begun)
         self.folder = folder
         self.recipe = recipe
         training, self.held_out = sources.split_off(entries, setup.held_out)
-        self.network = compact.build(recipe.network, len(setup.bins))
-        self.averaged = compact.build(recipe.network, len(setup.bins))
+        architecture = networks.of(recipe)
+        self.network = architecture.build(recipe, setup.bins)
+        self.averaged = architecture.build(recipe, setup.bins)
         for layer in self.averaged.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.momentum = SETTLE_MOMENTUM
@@ -125,17 +204,19 @@ class Run:
             self.state = checkpoint.load_state(folder)
             checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.network)
             checkpoint.load_weights(folder / checkpoint.AVERAGE, self.averaged)
-        elif init:
-            checkpoint.load_weights(init / checkpoint.BEST, self.network)
+        elif begun:
+            _begin_with(self.network, begun.weights)
         settings = recipe.optimizer
         steps = self.state.views // settings.batch
         self.average = WeightAverage(self.averaged.get_weights(), settings.average, steps)
-        self.optimizer = keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay)
-        self.optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-        _compile(self.network, recipe, setup.bins, self.optimizer)
-        _compile(self.averaged, recipe, setup.bins, keras.optimizers.SGD(0.0))
+        self.optimizer = _optimizer(settings)
+        loss = architecture.loss(recipe, setup.bins)
+        self.network.compile(self.optimizer, loss, jit_compile=_jit_compile())
+        self.averaged.compile(keras.optimizers.SGD(0.0), loss, jit_compile=_jit_compile())
+        self.adversary: Adversary | None = None
         seed = recipe.seed + self.state.views
-        self.stream = data.Stream(training, settings.batch, recipe.color_space, recipe.augment, seed)
+        self.form = form(recipe)
+        self.stream = data.Stream(training, settings.batch, self.form, recipe.augment, seed, recipe.shards)
 
     def train(self, limits: Limits) -> State:
         """Goes on until the recipe's views or the time are used up, and returns where it stopped.
@@ -174,14 +255,30 @@ class Run:
         ramp = min(1.0, (views_of_this_call / batch + ROUND / 2) / RAMP)
         self.optimizer.learning_rate = ramp * learning_rate(self.recipe, self.state.progress)
         batches = self.stream.batches(self.recipe.side(self.state.progress), ROUND)
-        history = self.network.fit(batches, steps_per_epoch=ROUND, verbose=0)
+        if adversary := self._adversary():
+            loss = adversary.round(batches)
+        else:
+            loss = self.network.fit(batches, steps_per_epoch=ROUND, verbose=0).history["loss"][0]
         self.average.update(self.network.get_weights(), ROUND)
         self.state = replace(self.state, views=self.state.views + ROUND * batch)
-        return float(history.history["loss"][0])
+        return float(loss)
+
+    def _adversary(self) -> Adversary | None:
+        """The adversary, brought in when its time has come."""
+        settings = self.recipe.network
+        if not isinstance(settings, UNet) or self.state.progress < settings.adversarial_from:
+            return None
+        if self.adversary is None:
+            self.adversary = Adversary(self.network, settings, _jit_compile())
+            if (self.folder / checkpoint.DISCRIMINATOR).exists():
+                checkpoint.load_weights(self.folder / checkpoint.DISCRIMINATOR, self.adversary.discriminator)
+        return self.adversary
 
     def _settle(self, side: int) -> None:
         """Gives the averaged weights batch-norm statistics of their own, by running them and learning nothing."""
         self.averaged.set_weights(self.average.weights)
+        if not self.average.momentum:
+            return
         trainable = [variable.value for variable in self.averaged.trainable_variables]
         statistics = [variable.value for variable in self.averaged.non_trainable_variables]
         for lightness, _ in self.stream.batches(side, SETTLE):
@@ -193,13 +290,17 @@ class Run:
         """Averages, validates at the last stage's size, writes the checkpoint and a line of the run's history."""
         side = self.recipe.curriculum[-1].side
         self._settle(side)
-        lightness, chroma = data.fixed(self.held_out, side, self.recipe.color_space)
-        validation = float(self.averaged.evaluate(lightness, chroma, batch_size=50, verbose=0))
+        lightness, chroma = data.fixed(self.held_out, side, self.form)
+        validation = float(self.averaged.evaluate(lightness, chroma, batch_size=VALIDATION_BATCH, verbose=0))
         checkpoint.save_weights(self.folder / checkpoint.WEIGHTS, self.network)
         checkpoint.save_weights(self.folder / checkpoint.AVERAGE, self.averaged)
-        if validation < self.state.best_loss:
+        if self.adversary:
+            checkpoint.save_weights(self.folder / checkpoint.DISCRIMINATOR, self.adversary.discriminator)
+        takes_last = self.recipe.best_by == "last"
+        judged_by = loss if self.recipe.best_by == "training" else validation
+        if takes_last or judged_by < self.state.best_loss:
             checkpoint.save_weights(self.folder / checkpoint.BEST, self.averaged)
-            self.state = replace(self.state, best_loss=validation)
+            self.state = replace(self.state, best_loss=judged_by)
         checkpoint.save_state(self.folder, self.state)
         line = {
             "views": self.state.views,
@@ -213,10 +314,14 @@ class Run:
         tqdm.write(f"checkpoint: {line}")
 
 
-def train(recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, init: Path | None = None) -> State:
+def train(recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, init: Sequence[Path] = ()) -> State:
     """Trains or resumes the run in `folder` on the photographs at `paths`.
 
-    init: the folder of another run whose best weights, bins and held-out photographs this one starts from.
-    Raises FileNotFoundError when there are no photographs, ValueError when a folder's run is another one.
+    init: what a new run starts from, see `start`. Raises FileNotFoundError when there are no photographs, ValueError
+    when a folder's run is another one or had other photographs.
     """
-    return Run(recipe, folder, sources.find(paths), init).train(limits)
+    photographs = sift.choose(folder, paths, recipe)
+    run = Run(recipe, folder, photographs.entries, start(recipe, init))
+    # Not before: a folder whose run has another recipe is refused.
+    photographs.save(folder)
+    return run.train(limits)

@@ -1,65 +1,90 @@
 """Our network: a small residual U-Net with a global-context branch, over soft-encoded bins of chroma.
 
 The head predicts a distribution over bins of chroma as in Zhang, Isola and Efros, "Colorful Image Colorization"
-(ECCV 2016), at a quarter of the input's size; the answer is the distribution's mean, times a gain.
+(ECCV 2016), at a quarter of the input's size; the answer is the distribution's mean, times a gain. The other head
+predicts chroma itself.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import keras
 import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from model_export.recipe import Network
+from model_export.losses import bin_loss, chroma_loss
+from model_export.networks import Loss, Tensor
+from model_export.recipe import Compact, Recipe
 
+STRIDE = 4
 BATCH_NORM_MOMENTUM = 0.9
 
 
-def _convolution(x: keras.KerasTensor, filters: int, kernel: int = 3, stride: int = 1) -> keras.KerasTensor:
-    x = layers.Conv2D(filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal")(x)
-    return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM)(x)
+def _convolution(
+    x: Tensor, filters: int, name: str, kernel: int = 3, stride: int = 1, *, silent: bool = False
+) -> Tensor:
+    """silent: its answer is nothing until it has learnt."""
+    x = layers.Conv2D(
+        filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+    )(x)
+    gamma = "zeros" if silent else "ones"
+    return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, gamma_initializer=gamma, name=f"{name}_norm")(x)
 
 
-def _residual(x: keras.KerasTensor) -> keras.KerasTensor:
+def _residual(x: Tensor, name: str) -> Tensor:
+    """Hands on what it is given until it has learnt, so that a trained network can be given more blocks."""
     filters = x.shape[-1]
-    inner = layers.ReLU()(_convolution(x, filters))
-    return layers.ReLU()(layers.Add()([x, _convolution(inner, filters)]))
+    inner = layers.ReLU()(_convolution(x, filters, f"{name}_1"))
+    return layers.ReLU()(layers.Add()([x, _convolution(inner, filters, f"{name}_2", silent=True)]))
 
 
-def _context(x: keras.KerasTensor, hidden: int) -> keras.KerasTensor:
+def _context(x: Tensor, hidden: int) -> Tensor:
     """Tells every place what the whole picture is about."""
     summary = layers.GlobalAveragePooling2D(keepdims=True)(x)
-    summary = layers.Conv2D(hidden, 1, activation="relu", kernel_initializer="he_normal")(summary)
-    return layers.Add()([x, layers.Conv2D(x.shape[-1], 1)(summary)])
+    summary = layers.Conv2D(hidden, 1, activation="relu", kernel_initializer="he_normal", name="context_1")(summary)
+    return layers.Add()([x, layers.Conv2D(x.shape[-1], 1, name="context_2")(summary)])
 
 
-def _up(x: keras.KerasTensor, skip: keras.KerasTensor, filters: int) -> keras.KerasTensor:
-    x = layers.ReLU()(_convolution(x, filters, 1))
+def _up(x: Tensor, skip: Tensor, filters: int, name: str) -> Tensor:
+    x = layers.ReLU()(_convolution(x, filters, f"{name}_1", 1))
     x = layers.UpSampling2D(2)(x)
-    return layers.ReLU()(_convolution(layers.Concatenate()([x, skip]), filters))
+    return layers.ReLU()(_convolution(layers.Concatenate()([x, skip]), filters, f"{name}_2"))
 
 
-def build(settings: Network, bins: int, side: int | None = None) -> keras.Model:
-    """Lightness in 0..1, float32 [N, S, S, 1], to logits, float32 [N, S/4, S/4, bins].
-
-    S is a multiple of 32: `side`, or any where that is None. A fixed one makes a simpler graph.
-    """
+def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:
+    """To logits of the bins, or to chroma in units of a bin's pitch. A fixed side makes a simpler graph."""
+    settings = cast("Compact", recipe.network)
     stem, *widths = settings.widths
     lightness = keras.Input((side, side, 1), name="lightness")
     x = layers.Rescaling(4, -2)(lightness)
-    x = layers.ReLU()(_convolution(x, stem, 3, 2))
+    x = layers.ReLU()(_convolution(x, stem, "stem", stride=2))
     skips = []
-    for width, blocks in zip(widths, settings.blocks, strict=True):
-        x = layers.ReLU()(_convolution(x, width, 3, 2))
-        for _ in range(blocks):
-            x = _residual(x)
+    for stage, (width, blocks) in enumerate(zip(widths, settings.blocks, strict=True)):
+        x = layers.ReLU()(_convolution(x, width, f"down_{stage}", stride=2))
+        for block in range(blocks):
+            x = _residual(x, f"down_{stage}_block_{block}")
         skips.append(x)
     x = _context(skips.pop(), settings.context)
-    for skip in reversed(skips):
-        x = _up(x, skip, max(skip.shape[-1], 64))
-    logits = layers.Conv2D(bins, 1, dtype="float32", name="logits")(x)
-    return keras.Model(lightness, logits, name="compact")
+    for stage, skip in reversed(list(enumerate(skips))):
+        x = _up(x, skip, max(skip.shape[-1], 64), f"up_{stage}")
+    channels = len(bins) if settings.head == "bins" else 2
+    answer = layers.Conv2D(channels, 1, dtype="float32", name="logits")(x)
+    return keras.Model(lightness, answer, name="compact")
+
+
+def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
+    """Cross-entropy over the bins, or L1 of the chroma; and what the recipe adds to them."""
+    settings = cast("Compact", recipe.network)
+    if settings.head == "bins":
+        return bin_loss(bins, settings.bin_size, recipe.chroma_statistics, recipe.difference)
+    return chroma_loss(settings.bin_size, recipe.chroma_statistics)
+
+
+def chroma(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
+    """The mean of the distribution, or the answer in chroma's own units."""
+    settings = cast("Compact", recipe.network)
+    return ExpectedChroma(bins, gain) if settings.head == "bins" else layers.Rescaling(settings.bin_size * gain)
 
 
 class ExpectedChroma(layers.Layer):  # type: ignore[misc]
@@ -73,7 +98,7 @@ class ExpectedChroma(layers.Layer):  # type: ignore[misc]
         initializer = keras.initializers.Constant(bins * gain)
         self.bins = self.add_weight(shape=bins.shape, initializer=initializer, trainable=False, name="bins")
 
-    def call(self, logits: keras.KerasTensor) -> keras.KerasTensor:
+    def call(self, logits: Tensor) -> Tensor:
         """Keras."""
         return ops.matmul(ops.softmax(logits, axis=-1), self.bins)
 

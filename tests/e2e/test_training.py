@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
+from model_export import checkpoint, readback
+from model_export.cli import RECIPES
 from service.color import split
 from service.contract import Contract
 from service.engine import Engine
@@ -24,6 +27,7 @@ views = {views}
 validate_on = 8
 curriculum = [{{ until = 0.5, side = 32 }}, {{ until = 1.0, side = 64 }}]
 [network]
+kind = "compact"
 widths = [4, 6, 8, 10, 12]
 blocks = [1, 1, 1, 1]
 context = 8
@@ -91,6 +95,15 @@ def test_train_resume_export_evaluate_and_serve(
     engine = Engine(file, file.read_bytes(), "cpu")
     assert engine.contract == Contract("tiny", "1", space, 64, engine.contract.license, engine.contract.data)
 
+    # The file holds the weights that it was made of, and training goes on from it or from the mean of several.
+    weights, setup = readback.load(file)
+    assert setup.held_out == json.loads((run / "held-out.json").read_text())
+    for read, saved in zip(weights, checkpoint.read_weights(run / "best.npz"), strict=True):
+        np.testing.assert_allclose(read, saved, atol=2e-3 * max(np.abs(saved).max(), 1e-3))
+    more = ["--data", training, held_out, "--run", tmp_path / "third"]
+    assert "200 views" in model_export("train", recipe, "--init", file, run, *more)
+    assert (tmp_path / "third" / "bins.json").read_text() == (run / "bins.json").read_text()
+
     output = tmp_path / "evaluation"
     model_export(
         "evaluate",
@@ -117,6 +130,43 @@ def test_train_resume_export_evaluate_and_serve(
         answer = httpx.post(f"{server.url}/colorize", files={"file": jpeg}, timeout=30)
         assert answer.headers["x-tomau-model"] == "tiny/1"
         assert answer.headers["content-type"] == "image/jpeg"
+
+
+SMALL = {
+    r"views = [\d_]+": "views = 200",
+    r"side = \d+": "side = 64",
+    r"batch = \d+": "batch = 2",
+    r'(color_space = "\w+")': r"\1\nvalidate_on = 4",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50-fcn", "resnet50-fcn-improved", "unet-gan-resnet18"])
+def test_the_tutorials_train_resume_export_and_serve(
+    tmp_path: Path, shards: tuple[Path, Path], serve: Serve, jpeg: bytes, name: str
+) -> None:
+    text = (RECIPES / f"{name}.toml").read_text()
+    for pattern, small in SMALL.items():
+        text = re.sub(pattern, small, text)
+    recipe, run, models = tmp_path / "small.toml", tmp_path / "run", tmp_path / "models"
+    recipe.write_text(text)
+    options = ["--data", shards[0], "--run", run]
+    # Half of the run, so that the adversarial half begins with a resumed one.
+    model_export("train", recipe, *options, "--stop-after", 0)
+    assert json.loads((run / "state.json").read_text())["views"] == 100
+    assert "200 views" in model_export("train", recipe, *options)
+    assert (run / "discriminator.npz").exists() == name.startswith("unet")
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(line["validation_loss"]) for line in history)
+
+    file = models / f"{name}.onnx"
+    assert "differs from the network by" in model_export("export", "--run", run, "--output", file, "--data", shards[1])
+    space = "hsv" if name.startswith("resnet50") else "lab"
+    contract = Engine(file, file.read_bytes(), "cpu").contract
+    assert (contract.color_space, contract.input_size) == (space, 64)
+    with serve(models=models, default_model=name) as server:
+        answer = httpx.post(f"{server.url}/colorize", files={"file": jpeg}, timeout=60)
+        assert answer.headers["x-tomau-model"] == f"{name}/1"
 
 
 @pytest.mark.slow

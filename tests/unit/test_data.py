@@ -8,9 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from model_export import data, recipe, sources
-from model_export.recipe import Augment, Recipe
+from model_export.recipe import Augment, Recipe, Shards
 from service import color
 from tests.conftest import encoded
+
+LAB = data.Form("lab")
 
 
 def photographs(count: int) -> dict[str, bytes]:
@@ -18,7 +20,7 @@ def photographs(count: int) -> dict[str, bytes]:
     made = {}
     for number in range(count):
         small = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        large = cv2.resize(small, (80, 60), interpolation=cv2.INTER_CUBIC)
+        large = cv2.resize(small, (128, 96), interpolation=cv2.INTER_CUBIC)
         made[f"made/{number:03d}.jpg"] = encoded(large, "JPEG", quality=95)
     return made
 
@@ -44,60 +46,24 @@ def shard(tmp_path: Path) -> Path:
     return write_shard(tmp_path / "train.tar", photographs(20) | {"README.txt": b"no photograph"})
 
 
-def test_a_shard_and_a_folder_hold_the_same(tmp_path: Path, shard: Path) -> None:
-    in_shard = sources.find([shard])
-    in_folder = sources.find([write_folder(tmp_path / "folder", photographs(20) | {"notes.txt": b""})])
-    assert [entry.name for entry in in_shard] == [entry.name for entry in in_folder]
-    assert len(in_shard) == 20
-    for one, other in zip(in_shard, in_folder, strict=True):
-        np.testing.assert_array_equal(one.read(), other.read())
-
-
-def test_no_photographs_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        sources.find([tmp_path])
-
-
-def test_an_unreadable_photograph_is_named(tmp_path: Path) -> None:
-    (entry,) = sources.find([write_folder(tmp_path, {"broken.jpg": b"\xff\xd8\xff no"})])
-    with pytest.raises(sources.UnreadablePhotograph, match=r"broken\.jpg"):
-        entry.read()
-
-
 def test_a_bad_photograph_is_left_out_and_a_bad_collection_is_an_error(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = write_folder(
         tmp_path / "mixed", photographs(6) | {"made/bad.jpg": b"\xff\xd8\xff no", "made/empty.png": b""}
     )
-    stream = data.Stream(sources.find([folder]), 8, "lab", Augment(), seed=0)
+    stream = data.Stream(sources.find([folder]), 8, LAB, Augment(), seed=0)
     assert [lightness.shape for lightness, _ in stream.batches(32, 3)] == [(8, 32, 32, 1)] * 3
     assert stream.unreadable == {"made/bad.jpg", "made/empty.png"}
     assert caplog.text.count("left out") == 2
     bad = write_folder(tmp_path / "bad", {f"{number}.jpg": b"no" for number in range(4)})
     with pytest.raises(sources.UnreadablePhotograph, match="4 photographs"):
-        next(data.Stream(sources.find([bad]), 8, "lab", Augment(), seed=0).batches(32, 1))
-
-
-def test_held_out_photographs_are_found_again_by_name(shard: Path) -> None:
-    entries = sources.find([shard])
-    training, held_out = sources.split_off(entries, ["made/003.jpg", "made/017.jpg", "elsewhere.jpg"])
-    assert [entry.name for entry in held_out] == ["made/003.jpg", "made/017.jpg"]
-    assert len(training) == 18
-    with pytest.raises(FileNotFoundError):
-        sources.split_off(entries, ["elsewhere.jpg"])
-
-
-def test_the_same_photographs_are_held_out_in_any_order(shard: Path) -> None:
-    entries = sources.find([shard])
-    training, held_out = sources.hold_out(entries, 5)
-    assert sorted(e.name for e in training + held_out) == sorted(e.name for e in entries)
-    assert set(sources.hold_out(list(reversed(entries)), 5)[1]) == set(held_out)
+        next(data.Stream(sources.find([bad]), 8, LAB, Augment(), seed=0).batches(32, 1))
 
 
 @pytest.mark.parametrize("space", color.COLOR_SPACES)
 def test_a_sample_is_what_the_service_sees(astronaut: np.ndarray, space: color.ColorSpace) -> None:
-    lightness, chroma = data.sample(astronaut, 64, space)
+    lightness, chroma = data.sample(astronaut, 64, data.Form(space))
     assert (lightness.shape, chroma.shape) == ((64, 64, 1), (16, 16, 2))
     served = color.split(color.luma_of_rgb(astronaut), space, 64)
     np.testing.assert_allclose(lightness[..., 0], served[0], atol=0.02)
@@ -106,7 +72,7 @@ def test_a_sample_is_what_the_service_sees(astronaut: np.ndarray, space: color.C
 
 
 def test_a_stream_shows_each_photograph_once_before_any_again(shard: Path) -> None:
-    stream = data.Stream(sources.find([shard]), 10, "lab", Augment(), seed=3)
+    stream = data.Stream(sources.find([shard]), 10, LAB, Augment(), seed=3)
     names = [entry.name for _ in range(4) for entry, _ in stream._next()]
     assert len(set(names[:20])) == 20
     assert len(set(names[20:])) == 20
@@ -114,7 +80,7 @@ def test_a_stream_shows_each_photograph_once_before_any_again(shard: Path) -> No
 
 def test_a_stream_is_repeatable_and_has_the_right_shapes(shard: Path) -> None:
     def take(seed: int) -> list[data.Batch]:
-        stream = data.Stream(sources.find([shard]), 4, "hsv", Augment(degrade=1.0), seed)
+        stream = data.Stream(sources.find([shard]), 4, data.Form("hsv"), Augment(degrade=1.0), seed)
         return list(stream.batches(32, 3))
 
     first, again, other = take(1), take(1), take(2)
@@ -127,8 +93,8 @@ def test_a_stream_is_repeatable_and_has_the_right_shapes(shard: Path) -> None:
 
 
 def test_ageing_changes_lightness_and_never_chroma(astronaut: np.ndarray) -> None:
-    old = data.augmented(astronaut, 64, "lab", Augment(degrade=1.0), np.random.default_rng(5))
-    new = data.augmented(astronaut, 64, "lab", Augment(degrade=0.0), np.random.default_rng(5))
+    old = data.augmented(astronaut, 64, LAB, Augment(degrade=1.0), np.random.default_rng(5))
+    new = data.augmented(astronaut, 64, LAB, Augment(degrade=0.0), np.random.default_rng(5))
     np.testing.assert_array_equal(old[1], new[1])
     assert np.abs(old[0] - new[0]).mean() > 0.01
 
@@ -159,3 +125,32 @@ def test_a_curriculum_goes_through_its_stages() -> None:
         {"name": "x", "curriculum": [{"until": 0.5, "side": 96}, {"until": 1.0, "side": 128}]}
     )
     assert [stages.side(progress) for progress in (0, 0.49, 0.5, 0.99, 1.0)] == [96, 96, 128, 128, 128]
+
+
+def test_the_forms_of_the_tutorials(astronaut: np.ndarray) -> None:
+    small = color.square(astronaut, 64)
+    for space in color.COLOR_SPACES:
+        lightness, chroma = data.sample(astronaut, 64, data.Form(space, stride=1, lightness="own"))
+        own, true = color.split_rgb(small, space)
+        np.testing.assert_array_equal(lightness[..., 0], own)
+        np.testing.assert_array_equal(chroma, true)
+    gray = data.sample(astronaut, 64, data.Form("hsv"))[0]
+    value = data.sample(astronaut, 64, data.Form("hsv", lightness="own"))[0]
+    assert value.mean() > gray.mean() + 0.03, "V is lighter than gray"
+
+
+def test_shards_are_drawn_one_at_a_time(shard: Path) -> None:
+    shards = Shards(count=5, drawn=3, epochs=2)
+    stream = data.Stream(sources.find([shard]), 4, LAB, Augment(), seed=1, shards=shards)
+    drawn = [sorted(entry.name for entry, _ in stream._next()) for _ in range(40)]
+    parts = {tuple(names) for names in drawn}
+    assert len(parts) == 3, "of twenty photographs in five parts, only the first three are drawn"
+    assert all(len(set(names)) == 4 for names in drawn)
+    assert all(drawn[n] == drawn[n + 1] for n in range(0, 40, 2)), "each part twice before the next"
+
+
+def test_mirroring_can_be_switched_off(astronaut: np.ndarray) -> None:
+    still = Augment(min_crop=1.0, mirror=0.0, degrade=0.0)
+    for seed in range(6):
+        one = data.augmented(astronaut, 64, LAB, still, np.random.default_rng(seed))
+        np.testing.assert_array_equal(one[0], data.sample(astronaut, 64, LAB)[0])

@@ -1,9 +1,17 @@
+import json
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
 import numpy as np
 import pytest
 
-from model_export import evaluate
-from model_export.evaluate import Figures, Sample
+from model_export import evaluate, sources
+from model_export.evaluate import Figures, Report, Sample
 from service import color
+from service.contract import Contract
 
 SHAPE = (6, 400)
 
@@ -25,15 +33,15 @@ def answering(chroma: np.ndarray, truth: np.ndarray) -> Figures:
 def figures() -> dict[str, Figures]:
     truth = made_up_truth()
     true = color.split_rgb(truth, "lab")[1].transpose(2, 0, 1)
-    angle = np.deg2rad(90)
-    turned = np.stack(
-        [true[0] * np.cos(angle) - true[1] * np.sin(angle), true[0] * np.sin(angle) + true[1] * np.cos(angle)]
-    )
+    # As colourful as the truth, so that nothing is won or lost by that.
+    turned = np.stack([-true[1], true[0]]) * 0.57
     answers = {
         "gray": np.zeros_like(true),
-        "tint": np.full_like(true, 30.0),
+        "constant": np.full_like(true, true.mean(axis=(1, 2), keepdims=True)),
+        "tint": np.full_like(true, 60.0),
         "truth": true,
         "timid": true / 3,
+        "vivid": true * 2,
         "turned": turned,
     }
     return {name: answering(chroma, truth) for name, chroma in answers.items()}
@@ -46,9 +54,19 @@ def test_the_truth_is_best_in_everything(figures: dict[str, Figures]) -> None:
     assert truth.de00_vivid is not None
     assert truth.de00_vivid < 0.7
     assert abs(truth.cf_gap) < 1
-    for name in ("gray", "tint", "turned"):
+    for name in ("gray", "constant", "tint", "turned"):
         assert figures[name].de00 > 5
         assert figures[name].hue > 30
+    for name in figures.keys() - {"truth"}:
+        other = figures[name]
+        assert truth.cf_err < other.cf_err
+        assert truth.auc > other.auc + 10
+        assert truth.auc_reb > other.auc_reb + 10
+        assert truth.ab_rmse < other.ab_rmse - 10
+        assert truth.hs_rmse < other.hs_rmse - 40
+        assert truth.psnr is not None
+        assert other.psnr is not None
+        assert truth.psnr > other.psnr + 20
 
 
 def test_gray_has_no_hue_and_can_not_be_made_vivid(figures: dict[str, Figures]) -> None:
@@ -70,19 +88,146 @@ def test_vividness_can_not_be_bought_with_a_tint_or_wrong_hues(figures: dict[str
     gray = figures["gray"].de00
     for name in ("tint", "turned"):
         vivid = figures[name].de00_vivid
-        assert vivid is None or vivid > gray
+        assert vivid is not None
+        assert vivid > gray + 5
+    assert figures["constant"].de00_vivid is None
     assert figures["turned"].hue == pytest.approx(90, abs=6)
 
 
-def test_colorfulness_is_that_of_the_paper() -> None:
-    """Of a picture half pure red, half pure green: rg = +-255, yb = 127.5."""
-    half = np.zeros((1, 2, 3), np.uint8)
-    half[0, 0, 0] = half[0, 1, 1] = 255
-    expected = 255 + 0.3 * 127.5
-    np.testing.assert_allclose(evaluate.colorfulness(half), [expected])
+def test_colourfulness_can_be_bought_and_accuracy_can_not(figures: dict[str, Figures]) -> None:
+    gray = figures["gray"]
+    for name in ("tint", "turned"):
+        bought = figures[name]
+        assert abs(bought.cf_gap) < 2
+        assert bought.cf_err < gray.cf_err / 5
+        assert bought.auc < gray.auc - 3
+        assert bought.auc_reb < gray.auc_reb - 3
+        assert bought.ab_rmse > gray.ab_rmse
+        assert bought.hue > 80
+
+
+def test_dullness_buys_what_is_for_comparison_only(figures: dict[str, Figures]) -> None:
+    """Right hues at twice the chroma lose to hardly any colour in PSNR and accuracy; not in what looks at hue."""
+    vivid, timid, gray = figures["vivid"], figures["timid"], figures["gray"]
+    for dull in (timid, gray):
+        assert dull.psnr > vivid.psnr  # type: ignore[operator]
+    assert timid.auc > vivid.auc
+    assert timid.ab_rmse < vivid.ab_rmse
+    assert vivid.hue < 5
+    assert vivid.vivid_gain == pytest.approx(0.5, abs=0.02)
+    assert vivid.de00_vivid == pytest.approx(figures["truth"].de00_vivid, abs=0.1)
+
+
+def test_one_colour_everywhere_buys_no_more_than_gray_has(figures: dict[str, Figures]) -> None:
+    gray, constant = figures["gray"], figures["constant"]
+    assert constant.de00_best > gray.de00_best
+    assert constant.auc == pytest.approx(gray.auc, abs=1)
+    assert constant.auc_reb == pytest.approx(gray.auc_reb, abs=1)
+    assert constant.psnr == pytest.approx(gray.psnr, abs=1)
+    # The loss of the HSV tutorial: to it any colour is better than none.
+    for name in ("constant", "tint"):
+        assert figures[name].hs_rmse < gray.hs_rmse - 3
+
+
+def test_every_figure_of_the_truth_is_that_of_its_pixels() -> None:
+    """An HSV model's answer is measured in the same way as a Lab model's."""
+    truth = made_up_truth()
+    chroma = color.split_rgb(truth, "hsv")[1].transpose(2, 0, 1)
+    figures = evaluate.measure(Sample(color.luma_of_rgb(truth), chroma, truth, "hsv"))
+    assert figures.de00 < 0.5
+    assert figures.auc > 99
 
 
 def test_the_table_has_a_row_an_answer(figures: dict[str, Figures]) -> None:
     lines = evaluate.markdown(figures).splitlines()
     assert len(lines) == 2 + len(figures)
     assert len({line.count("|") for line in lines}) == 1
+
+
+def stand_in(name: str, version: str, chroma: tuple[float, float]) -> SimpleNamespace:
+    """What is needed of an engine, of a model that answers one chroma everywhere."""
+    contract = Contract(name, version, "lab", 32, "CC0", "none")
+    grid = np.array(chroma, np.float32).reshape(1, 2, 1, 1)
+    return SimpleNamespace(contract=contract, predict=lambda lightness: grid.repeat(len(lightness), 0))
+
+
+def test_models_in_a_table_have_names_of_their_own() -> None:
+    files = ["gray", "b", "a/b", "c/b", "d/b", "other"]
+    names = [("gray", "1"), ("m", "2"), ("m", "2"), ("m", "2"), ("m", "2"), ("other", "7")]
+    models = [(Path(f"{file}.onnx"), stand_in(*name, (0, 0))) for file, name in zip(files, names, strict=True)]
+    named = evaluate.name_models(models)
+    assert list(named) == ["gray (gray)", "m 2", "m 2 (b)", "m 2 (b, 2)", "m 2 (b, 3)", "other 7"]
+    assert list(named.values()) == [engine for _, engine in models]
+    # The model's own name is not that of a former version.
+    assert list(evaluate.name_models([models[1], models[1]])) == ["m", "m 2"]
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]:
+    """Three orange photographs in one collection, a blue one in another, and an orange one in none."""
+    folder = tmp_path_factory.mktemp("photographs")
+    random = np.random.default_rng(0)
+    orange, blue = (200, 120, 60), (60, 100, 200)
+    for name, rgb in (("sand/1", orange), ("sand/2", orange), ("sand/3", orange), ("sea/1", blue), ("0", orange)):
+        file = folder / f"{name}.png"
+        file.parent.mkdir(exist_ok=True)
+        photograph = np.array(rgb) + random.integers(-20, 21, (30, 40, 1))
+        cv2.imwrite(str(file), photograph.astype(np.uint8)[..., ::-1])
+    return sources.find([folder])
+
+
+@pytest.fixture(scope="module")
+def report(entries: list[sources.Entry]) -> Report:
+    """Of a model that answers orange, and one before it that answered blue."""
+    models = {"orange": stand_in("orange", "2", (20, 40)), "blue 1": stand_in("blue", "1", (5, -40))}
+    return evaluate.evaluate(models, entries, entries[:2], (10, 20), "a sunset")  # type: ignore[arg-type]
+
+
+def test_a_report_has_every_way_on_the_same_photographs(report: Report) -> None:
+    assert list(report.rows) == ["gray", "constant", "orange", "blue 1"]
+    assert report.model == "orange"
+    assert "5 photographs, 2,048 pixels of each; 2 nearly neutral ones." in report.note
+    assert "the mean colour of a sunset" in report.note
+    first, *others = (row.sample.truth for row in report.rows.values())
+    assert all(np.array_equal(first, other) for other in others)
+    assert report.rows["orange"].figures.neutral == pytest.approx(44, abs=5)
+
+
+def test_parts_add_up_to_the_whole(report: Report) -> None:
+    for row in report.rows.values():
+        assert {name: part.photographs for name, part in row.by_source.items()} == {"-": 1, "sand": 3, "sea": 1}
+        mean = sum(part.photographs * part.de00 for part in row.by_source.values()) / 5
+        assert row.figures.de00 == pytest.approx(mean) == pytest.approx(row.de00.mean())
+        assert row.de00.shape == row.hue.shape == (5,)
+    sea = report.rows["orange"].by_source["sea"]
+    assert sea.hue > 120
+    assert report.rows["orange"].by_source["sand"].hue < 20
+
+
+def test_harm_is_where_the_model_is_further_off_than_gray(report: Report, entries: list[sources.Entry]) -> None:
+    harmed = {entry.name for entry, harm in zip(entries, report.harm(), strict=True) if harm > 0}
+    assert harmed == {"sea/1.png"}
+    assert evaluate.source_of(entries[0]) == "-"
+    number = [entry.name for entry in entries].index("sea/1.png")
+    caption = report.caption(number)
+    assert f"CIEDE2000 {report.rows['orange'].de00[number]:.1f}, gray" in caption
+
+
+def test_figures_are_written_for_programs_and_for_people(report: Report, tmp_path: Path) -> None:
+    evaluate.write(report, tmp_path / "new")
+    document = json.loads((tmp_path / "new" / "figures.json").read_text("utf-8"))
+    assert list(document) == list(report.rows)
+    for name, row in document.items():
+        assert row.pop("sources")["sea"] == asdict(report.rows[name].by_source["sea"])
+        assert row == asdict(report.rows[name].figures)
+    page = (tmp_path / "new" / "figures.md").read_text("utf-8")
+    assert page.startswith(evaluate.markdown({name: row.figures for name, row in report.rows.items()}))
+    assert report.note in page
+    lines = [line.split(" | ") for line in page.split(report.note)[1].strip().splitlines()[2:]]
+    assert {line[0] for line in lines} == {"| -", "| sand", "| sea"}
+    assert all(float(one[4]) <= float(other[4]) for one, other in pairwise(lines)), "the most helped first"
+
+
+def test_the_constant_is_the_mean_chroma_of_photographs(entries: list[sources.Entry]) -> None:
+    mean = np.mean([color.split_rgb(entry.read(), "lab")[1].mean(axis=(0, 1)) for entry in entries], axis=0)
+    np.testing.assert_allclose(evaluate.mean_chroma_of(entries, "lab"), mean, atol=0.5)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_export.recipe import Network, Recipe
+from model_export.recipe import Recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 BINS = np.array([[a, b] for a in range(-60, 61, 10) for b in range(-60, 61, 10)], np.float32)
@@ -85,23 +85,112 @@ def test_weights_survive_a_checkpoint(tmp_path: Path) -> None:
     from model_export import checkpoint
     from model_export.networks import compact
 
-    tiny = Network(widths=(4, 6, 8, 10, 12), context=8)
-    network = compact.build(tiny, 5)
+    tiny = Recipe.model_validate(
+        {"name": "tiny", "network": {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8}}
+    )
+    bins = BINS[:5]
+    network = compact.build(tiny, bins)
     checkpoint.save_weights(tmp_path / "w.npz", network)
     keras.utils.set_random_seed(1)
-    other = compact.build(tiny, 5)
+    other = compact.build(tiny, bins)
     picture = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
     before = np.asarray(network(picture))
     assert not np.allclose(np.asarray(other(picture)), before, atol=0.5)
     checkpoint.load_weights(tmp_path / "w.npz", other)
     np.testing.assert_allclose(np.asarray(other(picture)), before, atol=5e-2)
     with pytest.raises(ValueError, match=r"shape|weights"):
-        checkpoint.load_weights(tmp_path / "w.npz", compact.build(tiny, 6))
+        checkpoint.load_weights(tmp_path / "w.npz", compact.build(tiny, BINS[:6]))
 
 
 def test_the_shipped_network_has_the_size_that_is_said() -> None:
     from model_export.networks import compact
 
-    network = compact.build(Network(), 186)
+    network = compact.build(Recipe(name="default"), np.zeros((186, 2), np.float32))
     assert 3_000_000 <= network.count_params() <= 8_000_000
     assert network.compute_output_shape((1, 224, 224, 1)) == (1, 56, 56, 186)
+
+
+def test_both_heads_answer_chroma() -> None:
+    from model_export.losses import chroma_loss
+    from model_export.networks import compact
+
+    settings = {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8, "head": "chroma"}
+    recipe = Recipe.model_validate({"name": "x", "network": settings, "chroma_statistics": 0.5})
+    network = compact.build(recipe, BINS[:0])
+    assert network.compute_output_shape((1, 64, 64, 1)) == (1, 16, 16, 2)
+    answer = np.random.default_rng(0).normal(size=(2, 16, 16, 2)).astype(np.float32)
+    chroma = np.asarray(compact.chroma(recipe, BINS[:0], 1.0)(answer))
+    np.testing.assert_allclose(chroma, answer * 10, rtol=1e-5)
+    for weight in (0.0, 0.5):
+        loss = chroma_loss(10.0, weight)
+        np.testing.assert_allclose(np.asarray(loss(chroma, answer)), 0, atol=1e-5)
+        assert (np.asarray(loss(chroma, answer / 2)) > 0.1).all()
+
+
+def tiny(**network: object) -> Recipe:
+    settings = {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8} | network
+    return Recipe.model_validate({"name": "tiny", "network": settings, "validate_on": 2})
+
+
+def saved_run(folder: Path, seed: int, **network: object) -> Path:
+    import keras
+
+    from model_export import checkpoint
+    from model_export.networks import compact
+
+    keras.utils.set_random_seed(seed)
+    folder.mkdir()
+    checkpoint.save_setup(folder, checkpoint.Setup(tiny(**network), BINS[:5], ["a", "b"]))
+    checkpoint.save_weights(folder / checkpoint.BEST, compact.build(tiny(**network), BINS[:5]))
+    return folder
+
+
+def test_a_run_starts_from_the_mean_of_others(tmp_path: Path) -> None:
+    from model_export import checkpoint, train
+
+    runs = [saved_run(tmp_path / str(seed), seed) for seed in (1, 2)]
+    begun = train.start(tiny(), runs)
+    assert begun is not None
+    assert begun.setup.held_out == ["a", "b"]
+    one, other = (checkpoint.read_weights(run / checkpoint.BEST) for run in runs)
+    np.testing.assert_allclose(begun.weights["stem_conv/kernel"], (one[0] + other[0]) / 2, atol=1e-6)
+    assert train.start(tiny(), []) is None
+    with pytest.raises(ValueError, match="another network"):
+        train.start(tiny(), [runs[0], saved_run(tmp_path / "wider", 3, context=9)])
+
+
+def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) -> None:
+    from model_export import train
+    from model_export.networks import compact
+
+    small, large = tiny(), tiny(blocks=(1, 2, 4, 2))
+    begun = train.start(large, [saved_run(tmp_path / "run", 1)])
+    assert begun is not None
+    networks = [compact.build(recipe, BINS[:5]) for recipe in (small, large)]
+    for network in networks:
+        train._begin_with(network, begun.weights)
+    picture = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
+    answers = [np.asarray(network(picture)) for network in networks]
+    np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
+    assert np.abs(answers[0]).max() > 0.01
+    with pytest.raises(ValueError, match="has no place"):
+        train._begin_with(
+            networks[0], train.start(large, [saved_run(tmp_path / "more", 1, blocks=(1, 2, 4, 2))]).weights
+        )
+
+
+def test_cie94_is_the_librarys() -> None:
+    from skimage.color import deltaE_ciede94
+
+    from model_export.losses import cie94
+
+    random = np.random.default_rng(0)
+    true, answer = random.uniform(-60, 60, (2, 500, 2)).astype(np.float32)
+    as_lab = [np.concatenate([np.full((500, 1), 50), chroma], axis=1) for chroma in (true, answer)]
+    np.testing.assert_allclose(np.asarray(cie94(true, answer)), deltaE_ciede94(*as_lab), rtol=2e-3, atol=0.05)
+    np.testing.assert_allclose(np.asarray(cie94(true, true)), 0, atol=0.05)
+
+
+def test_the_difference_is_for_bins_in_lab() -> None:
+    with pytest.raises(ValueError, match="difference"):
+        Recipe.model_validate({"name": "x", "color_space": "hsv", "difference": 1})

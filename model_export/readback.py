@@ -1,0 +1,98 @@
+"""A network's weights, kept in its ONNX file so that training can go on from there.
+
+The graph holds the kernels, but each multiplied, channel by channel, with what its batch norm would have done. So the
+file also says which tensor is which kernel, and holds the factors and everything one-dimensional: some 100 KB.
+"""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from model_export.checkpoint import Setup, Weights
+from model_export.recipe import Recipe
+
+KEY = "tomau.training"
+# A tensor is a kernel when, beside its factors, it differs by no more than half precision explains.
+TOLERANCE = 2e-3
+
+
+class NoWeights(ValueError):
+    """An ONNX file that training can't go on from."""
+
+
+def _packed(arrays: dict[str, NDArray[Any]]) -> str:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _as_kernel(tensor: NDArray[Any]) -> NDArray[np.float32]:
+    """From ONNX's [out, in, rows, columns] to [rows, columns, in, out]."""
+    return tensor.astype(np.float32).transpose(2, 3, 1, 0)
+
+
+def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """What each output channel of `kernel` is multiplied with to be `tensor`; None when it is another's."""
+    if kernel.shape != tensor.shape:
+        return None
+    power = np.square(kernel).sum(axis=(0, 1, 2))
+    factors = (kernel * tensor).sum(axis=(0, 1, 2)) / np.maximum(power, 1e-12)
+    distance = np.abs(kernel * factors - tensor).max()
+    return factors if distance <= TOLERANCE * max(float(np.abs(tensor).max()), 1e-6) else None
+
+
+def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> tuple[str, NDArray[np.float32]]:
+    for name, tensor in tensors.items():
+        factors = _factors(kernel, tensor)
+        if factors is not None:
+            return name, factors
+    raise NoWeights(f"no tensor of the graph is the kernel of shape {kernel.shape}")
+
+
+def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
+    """Adds what `load` needs to the file's metadata. Raises NoWeights when the graph doesn't hold all kernels."""
+    tensors = {t.name: _as_kernel(numpy_helper.to_array(t)) for t in proto.graph.initializer if len(t.dims) == 4}
+    names, arrays = {}, {}
+    for number, array in enumerate(weights):
+        key = f"{number:03d}"
+        if array.ndim == 1:
+            arrays[key] = array
+        elif array.ndim == 4:
+            names[key], arrays[key] = _find(array, tensors)
+            del tensors[names[key]]
+        else:
+            raise NoWeights(f"a weight of {array.ndim} dimensions")
+    document = {
+        "recipe": setup.recipe.model_dump(mode="json"),
+        "bins": np.round(setup.bins, 6).tolist(),
+        "held_out": setup.held_out,
+        "kernels": names,
+        "arrays": _packed(arrays),
+    }
+    proto.metadata_props.add(key=KEY, value=json.dumps(document))
+
+
+def load(path: Path) -> tuple[Weights, Setup]:
+    """A network's weights, kernels as precise as half precision is, and its setup. Raises NoWeights."""
+    proto = onnx.load(path)
+    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+    if text is None:
+        raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of ours")
+    document = json.loads(text)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
+        arrays = {key: stored[key] for key in sorted(stored.files)}
+    for key, name in document["kernels"].items():
+        kernel = _as_kernel(numpy_helper.to_array(tensors[name]))
+        # A channel that its batch norm had switched off stays off.
+        arrays[key] = np.where(arrays[key] == 0, 0, kernel / np.where(arrays[key] == 0, 1, arrays[key]))
+    recipe = Recipe.model_validate(document["recipe"])
+    setup = Setup(recipe, np.array(document["bins"], np.float32).reshape(-1, 2), document["held_out"])
+    return [array.astype(np.float32) for array in arrays.values()], setup

@@ -1,0 +1,102 @@
+"""How fast photographs are decoded and augmented for training, beside the bare decode: python -m tests.bench.data.
+
+Both run in turns on the same photographs and threads; what counts is their ratio. Cores are those really used.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage.data
+from sklearn.datasets import load_sample_images
+
+from model_export import data, sources
+from model_export.recipe import Augment
+from model_export.sources import Entry
+
+SIDES = (96, 128, 224)
+BATCH = 32
+
+
+def write_shard(path: Path, count: int, short: int) -> Path:
+    """Crops of the libraries' photographs as JPEG 85. Places365 has a short side of 256, too."""
+    random = np.random.default_rng(0)
+    pictures = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), *load_sample_images().images]
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            picture = pictures[number % len(pictures)]
+            side = int(random.integers(min(picture.shape[:2]) // 2, min(picture.shape[:2])))
+            top, left = (random.integers(n - side + 1) for n in picture.shape[:2])
+            crop = picture[top : top + side, left : left + side, ::-1]
+            resized = cv2.resize(crop, (short * 4 // 3, short), interpolation=cv2.INTER_AREA)
+            content = cv2.imencode(".jpg", resized, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+            member = tarfile.TarInfo(f"made/{number:05d}.jpg")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def measure(work: Callable[[], int]) -> tuple[float, float]:
+    """Photographs a second, and cores in use."""
+    wall, used = time.perf_counter(), time.process_time()
+    count = work()
+    wall, used = time.perf_counter() - wall, time.process_time() - used
+    return count / wall, used / wall
+
+
+def decode(entries: list[Entry], threads: int) -> int:
+    def whole(part: list[Entry]) -> None:
+        for entry in part:
+            entry.read()
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(whole, [entries[start : start + BATCH] for start in range(0, len(entries), BATCH)]))
+    return len(entries)
+
+
+def stream(entries: list[Entry], side: int, threads: int) -> int:
+    batches = data.Stream(entries, BATCH, data.Form("lab"), Augment(), seed=0).batches(
+        side, len(entries) // BATCH, threads=threads, ahead=2 * threads
+    )
+    return sum(len(lightness) for lightness, _ in batches)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, nargs="+", help="shards and folders; by default made-up photographs")
+    parser.add_argument("--photographs", type=int, default=2000, help="a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
+    parser.add_argument("--short", type=int, default=256, help="short side of the made-up photographs, pixels")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        made = (
+            None if arguments.data else write_shard(Path(folder) / "made.tar", arguments.photographs, arguments.short)
+        )
+        entries = sources.find(arguments.data or [made])[: arguments.photographs]
+        print(f"{len(entries)} photographs, {os.cpu_count()} cores; medians of {arguments.rounds} rounds in turns")
+        print("| side | threads | decoded/s | cores | for training/s | cores | ratio of CPU |\n" + "| --- " * 7 + "|")
+        for threads in arguments.threads:
+            for side in SIDES:
+                rounds = [
+                    (*measure(partial(decode, entries, threads)), *measure(partial(stream, entries, side, threads)))
+                    for _ in range(arguments.rounds)
+                ]
+                bare, bare_cores, rate, cores = (statistics.median(column) for column in zip(*rounds, strict=True))
+                ratio = statistics.median(c / r / (bc / b) for b, bc, r, c in rounds)
+                row = f"{bare:.0f} | {bare_cores:.2f} | {rate:.0f} | {cores:.2f} | {ratio:.2f}"
+                print(f"| {side} | {threads} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_export import sources
+from model_export.recipe import load
+from tests.unit.test_data import photographs, write_folder, write_shard
+
+RECIPES = Path(sources.__file__).parent / "recipes"
+PHOTO = next(iter(photographs(1).values()))
+
+
+def tree(*names: str) -> dict[str, bytes]:
+    return dict.fromkeys(names, PHOTO)
+
+
+def write_zip(path: Path, files: dict[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def names(*paths: Path) -> list[str]:
+    return [entry.name for entry in sources.find(paths)]
+
+
+def labels(*paths: Path) -> list[str | None]:
+    return [entry.label for entry in sources.find(paths)]
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    return write_shard(tmp_path / "train.tar", photographs(20) | {"README.txt": b"no photograph"})
+
+
+def test_a_shard_a_folder_and_a_zip_hold_the_same(tmp_path: Path, shard: Path) -> None:
+    files = photographs(20) | {"notes.txt": b""}
+    places = [
+        shard,
+        write_folder(tmp_path / "folder", files),
+        write_zip(tmp_path / "stored.zip", files),
+        write_zip(tmp_path / "deflated.zip", files, zipfile.ZIP_DEFLATED),
+    ]
+    first, *others = (sources.find([place]) for place in places)
+    assert len(first) == 20
+    for other in others:
+        assert [entry.name for entry in other] == [entry.name for entry in first]
+        for one, same in zip(first, other, strict=True):
+            np.testing.assert_array_equal(one.read(), same.read())
+
+
+def test_a_path_without_photographs_is_an_error(tmp_path: Path, shard: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no photographs in"):
+        sources.find([shard, write_folder(tmp_path / "empty", {"notes.txt": b""})])
+    with pytest.raises(FileNotFoundError):
+        sources.find([tmp_path / "nowhere"])
+
+
+def test_an_unreadable_photograph_is_named(tmp_path: Path) -> None:
+    (entry,) = sources.find([write_folder(tmp_path, {"broken.jpg": b"\xff\xd8\xff no"})])
+    with pytest.raises(sources.UnreadablePhotograph, match=r"broken\.jpg"):
+        entry.read()
+
+
+def test_a_broken_zip_member_is_an_unreadable_photograph(tmp_path: Path) -> None:
+    file = write_zip(tmp_path / "photos.zip", tree("a.jpg"), zipfile.ZIP_DEFLATED)
+    (entry,) = sources.find([file])
+    content = bytearray(file.read_bytes())
+    content[entry.offset] = 0xFF
+    file.write_bytes(content)
+    with pytest.raises(sources.UnreadablePhotograph, match=r"a\.jpg"):
+        entry.read()
+
+
+# As the data sets' archives unpack.
+PLACES = tree(
+    "data_256/a/abbey/00000001.jpg",
+    "data_256/a/apartment_building/outdoor/00000001.jpg",
+    "test_256/Places365_test_00000001.jpg",
+    "val_256/Places365_val_00000001.jpg",
+)
+IMAGENET = tree(
+    "ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_10026.JPEG",
+    "ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000001.JPEG",
+) | {"ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000001.xml": b"<annotation/>"}
+CELEBA = tree("img_align_celeba/img_align_celeba/000001.jpg", "img_align_celeba/img_align_celeba/000002.jpg")
+COCO = tree("train2017/000000000009.jpg", "val2017/000000000139.jpg") | {"annotations/captions_train2017.json": b"{}"}
+
+
+@pytest.mark.parametrize(
+    ("layout", "expected"),
+    [
+        (PLACES, ["a/abbey", "a/apartment_building/outdoor", None, None]),
+        (IMAGENET, ["n01440764", None]),
+        (CELEBA, [None, None]),
+        (COCO, [None, None]),
+        (tree("places365_standard/train/airfield/00000001.jpg"), ["airfield"]),
+    ],
+)
+def test_layouts_are_found_with_their_labels(
+    tmp_path: Path, layout: dict[str, bytes], expected: list[str | None]
+) -> None:
+    photos = [name for name, content in layout.items() if content == PHOTO]
+    for place in (
+        write_folder(tmp_path / "folder", layout),
+        write_shard(tmp_path / "layout.tar", layout),
+        write_zip(tmp_path / "layout.zip", layout),
+    ):
+        assert names(place) == photos
+        assert labels(place) == expected
+
+
+@pytest.mark.parametrize(
+    ("layout", "inner", "label"),
+    [(PLACES, "data_256", "a/abbey"), (IMAGENET, "ILSVRC/Data/CLS-LOC/train", "n01440764")],
+)
+def test_a_label_does_not_depend_on_which_folder_is_given(
+    tmp_path: Path, layout: dict[str, bytes], inner: str, label: str
+) -> None:
+    assert labels(write_folder(tmp_path, layout) / inner)[0] == label
+
+
+def test_shards_have_labels_and_sources_in_their_names(tmp_path: Path) -> None:
+    made = tree("dogs/terrier-00001.webp", "dogs/00002.webp", "loose-00003.webp")
+    entries = sources.find([write_shard(tmp_path / "train.tar", made)])
+    assert [entry.label for entry in entries] == ["terrier", None, None]
+    assert [entry.source for entry in entries] == ["dogs", "dogs", ""]
+    # A folder of one's own has any names: no number there makes a class.
+    assert labels(write_folder(tmp_path / "folder", made)) == [None, None, None]
+
+
+def test_tars_within_a_tar_are_read_where_they_lie(tmp_path: Path) -> None:
+    files = photographs(6)
+    contents = list(files.values())
+    classes = {
+        f"n0144076{number}.tar": write_shard(
+            tmp_path / "class.tar", {f"n0144076{number}_{n}.JPEG": contents[2 * number + n] for n in range(2)}
+        ).read_bytes()
+        for number in range(3)
+    }
+    entries = sources.find([write_shard(tmp_path / "ILSVRC2012_img_train.tar", classes)])
+    assert [entry.name for entry in entries[:3]] == [
+        "n01440760/n01440760_0.JPEG",
+        "n01440760/n01440760_1.JPEG",
+        "n01440761/n01440761_0.JPEG",
+    ]
+    assert [entry.encoded() for entry in entries] == contents
+    assert {entry.label for entry in entries} == {"n01440760", "n01440761", "n01440762"}
+
+
+def test_hidden_files_and_those_of_other_systems_are_passed_over(tmp_path: Path) -> None:
+    made = tree("./photos/a.jpg", "photos/._a.jpg", ".thumbnails/a.jpg", "__MACOSX/photos/a.jpg")
+    for place in (
+        write_folder(tmp_path / "folder", made),
+        write_shard(tmp_path / "all.tar", made),
+        write_zip(tmp_path / "all.zip", made),
+    ):
+        assert names(place) == ["photos/a.jpg"]
+
+
+def test_links_that_lead_back_end(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "folder", tree("b/1.jpg", "c.jpg"))
+    elsewhere = write_folder(tmp_path / "elsewhere", tree("2.jpg"))
+    (folder / "b" / "up").symlink_to(folder)
+    (folder / "itself").symlink_to("itself")
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "a").symlink_to(elsewhere)
+    assert names(folder) == ["a/2.jpg", "b/1.jpg", "c.jpg"]
+
+
+def test_of_members_of_one_name_the_last_counts(tmp_path: Path) -> None:
+    old, new = list(photographs(2).values())
+    file = write_shard(tmp_path / "train.tar", {"a.jpg": old})
+    with tarfile.open(file, "a") as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.size = len(new)
+        tar.addfile(member, io.BytesIO(new))
+    (entry,) = sources.find([file])
+    assert entry.encoded() == new
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_a_compressed_tar_is_refused(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / f"train.tar.{mode[2:]}"
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        tar.add(write_folder(tmp_path / "folder", tree("a.jpg")))
+    with pytest.raises(ValueError, match="unpack it first"):
+        sources.find([path])
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(PHOTO)
+    with pytest.raises(ValueError, match="folder, tar or zip"):
+        sources.find([tmp_path / "photo.jpg"])
+    (tmp_path / "cut.zip").write_bytes(write_zip(tmp_path / "whole.zip", tree("a.jpg")).read_bytes()[:-30])
+    with pytest.raises(ValueError, match="folder, tar or zip"):
+        sources.find([tmp_path / "cut.zip"])
+    with pytest.raises(ValueError, match="neither stored nor deflated"):
+        sources.find([write_zip(tmp_path / "small.zip", tree("a.jpg"), zipfile.ZIP_LZMA)])
+
+
+def test_archives_in_a_folder_are_not_silently_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_folder(tmp_path / "folder", tree("a.jpg"))
+    write_shard(folder / "train.tar", tree("b.jpg"))
+    assert names(folder) == ["a.jpg"]
+    assert "1 archives" in caplog.text
+
+
+def test_held_out_photographs_are_found_again_by_name(shard: Path) -> None:
+    entries = sources.find([shard])
+    training, held_out = sources.split_off(entries, ["made/003.jpg", "made/017.jpg", "elsewhere.jpg"])
+    assert [entry.name for entry in held_out] == ["made/003.jpg", "made/017.jpg"]
+    assert len(training) == 18
+    with pytest.raises(FileNotFoundError):
+        sources.split_off(entries, ["elsewhere.jpg"])
+
+
+def test_the_same_photographs_are_held_out_in_any_order(shard: Path) -> None:
+    entries = sources.find([shard])
+    training, held_out = sources.hold_out(entries, 5)
+    assert sorted(e.name for e in training + held_out) == sorted(e.name for e in entries)
+    assert set(sources.hold_out(list(reversed(entries)), 5)[1]) == set(held_out)
+
+
+def test_the_permissive_recipe_is_compact_on_fewer_sources() -> None:
+    permissive, compact = (load(RECIPES / f"{name}.toml") for name in ("permissive", "compact"))
+    assert permissive.sources
+    assert permissive.model_copy(update={"name": "compact", "sources": ()}) == compact

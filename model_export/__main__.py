@@ -1,4 +1,4 @@
-"""`python -m model_export train | evaluate | export`."""
+"""`python -m model_export train | evaluate | export | adapt`."""
 
 from model_export.cli import main
 

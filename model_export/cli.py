@@ -111,7 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a recipe, or go on with the run in a folder")
     train.set_defaults(call=_train)
     train.add_argument("recipe", type=_recipe, help="a TOML file, or the name of a shipped recipe")
-    train.add_argument("--data", type=Path, nargs="+", required=True, help="tar shards and folders of photographs")
+    train.add_argument(
+        "--data", type=Path, nargs="+", required=True, help="folders, tar shards and zip files of photographs"
+    )
     train.add_argument("--run", type=Path, required=True, help="the run's folder; one that has a checkpoint is resumed")
     train.add_argument(
         "--init",

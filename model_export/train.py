@@ -175,7 +175,9 @@ def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begu
 
 
 def _use_all_accelerators() -> None:
-    """Each batch is split over them, and every one holds all of the weights."""
+    """Each batch is split over them, and every one holds all of the weights. Keras can do so with JAX."""
+    if keras.backend.backend() != "jax":
+        return
     accelerators = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
     if len(accelerators) > 1:
         keras.distribution.set_distribution(keras.distribution.DataParallel(devices=accelerators))

@@ -99,7 +99,7 @@ def test_train_resume_export_evaluate_and_serve(
     weights, setup = readback.load(file)
     assert setup.held_out == json.loads((run / "held-out.json").read_text())
     for read, saved in zip(weights, checkpoint.read_weights(run / "best.npz"), strict=True):
-        np.testing.assert_allclose(read, saved, atol=2e-3 * max(np.abs(saved).max(), 1e-3))
+        np.testing.assert_allclose(read, saved, atol=1e-2 * max(np.abs(saved).max(), 1e-3))
     more = ["--data", training, held_out, "--run", tmp_path / "third"]
     assert "200 views" in model_export("train", recipe, "--init", file, run, *more)
     assert (tmp_path / "third" / "bins.json").read_text() == (run / "bins.json").read_text()

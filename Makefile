@@ -13,7 +13,7 @@ RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast lint train export bench lock clean
+.PHONY: serve test test-fast lint train export bench bench-data lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -40,6 +40,9 @@ export: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.service $(ARGS)
+
+bench-data: $(VENV)/.dev
+	$(BIN)/python -m tests.bench.data $(ARGS)
 
 # New versions within the ranges of pyproject.toml: make lock ARGS=--upgrade
 lock: $(VENV)/.dev

@@ -215,6 +215,8 @@ def adapt(path: Path, output: Path, interface: Interface, *, name: str, version:
         raise FileNotFoundError(f"{path}: there is no such file")
     if output.suffix != ".onnx":
         raise ValueError(f"{output}: the service takes only files that end in .onnx")
+    if output.exists() and output.samefile(path):
+        raise ValueError(f"{output} is the graph to be wrapped, which would be lost: write to another file")
     foreign = Foreign(path, interface, size)
     lightness = _pictures(foreign.size)
     want = np.concatenate([foreign.chroma(one[np.newaxis]) for one in lightness])

@@ -52,11 +52,13 @@ def _judge(discriminator: keras.Model) -> keras.Model:
 class Adversary:
     """Trains in turn: the discriminator to tell true ab from answers, the generator to pass for true and to be near.
 
-    The discriminator is shown answers that were made for it, so their dropout is not that of the generator's own step.
+    The tutorial runs the generator once a step; here the discriminator is shown answers that were made for it, so their
+    dropout is not that of the generator's own step, and the generator's batch-norm statistics move twice.
     """
 
     def __init__(self, generator: keras.Model, settings: UNet, jit_compile: bool | str) -> None:
         self.generator = generator
+        self.rate = settings.adversarial_rate
         self.discriminator = unet_gan.build_discriminator()
         verdict = keras.losses.BinaryCrossentropy(from_logits=True)
         self.judge = _judge(self.discriminator)
@@ -74,12 +76,17 @@ class Adversary:
             jit_compile=jit_compile,
         )
 
-    def round(self, batches: Iterable[data.Batch]) -> float:
-        """One step of both for each batch; returns the generator's mean L1, in units of 110."""
+    def round(self, batches: Iterable[data.Batch], ramp: float = 1.0) -> float:
+        """One step of both for each batch; returns the generator's mean L1, in units of 110.
+
+        ramp: what their learning rates are multiplied with.
+        """
         errors = []
+        for model in (self.judge, self.duel):
+            model.optimizer.learning_rate = ramp * self.rate
         for lightness, chroma in batches:
             true = chroma / np.float32(unet_gan.AB_RANGE)
-            answered = np.asarray(self.generator(lightness, training=True), np.float32)
+            answered = keras.ops.convert_to_numpy(self.generator(lightness, training=True)).astype(np.float32)
             verdict = np.ones((len(true), *self.discriminator.compute_output_shape([lightness.shape, true.shape])[1:]))
             self.judge.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
             self.duel.train_on_batch(lightness, [verdict, true])

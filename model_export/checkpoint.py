@@ -4,7 +4,7 @@ Kernels are stored in half precision, everything that is one-dimensional (biases
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,11 +35,15 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run is: its recipe, the chroma bins, float32 [Q, 2], and the names of the photographs held out."""
+    """What a run is: its recipe, the chroma bins, float32 [Q, 2], the names of the photographs held out.
+
+    origins: the runs and files it started from, each a name and the SHA-256 of its weights.
+    """
 
     recipe: Recipe
     bins: NDArray[np.float32]
     held_out: list[str]
+    origins: list[str] = field(default_factory=list)
 
 
 def save_weights(path: Path, model: keras.Model) -> None:
@@ -77,13 +81,15 @@ def save_setup(run: Path, setup: Setup) -> None:
     files.write(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
     files.write(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
     files.write(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
+    files.write(run / "origins.json", json.dumps(setup.origins, indent=1).encode())
 
 
 def load_setup(run: Path) -> Setup:
     """Reads a run's setup."""
     recipe = Recipe.model_validate_json((run / "recipe.json").read_text("utf-8"))
     bins = np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
-    return Setup(recipe, bins, json.loads((run / "held-out.json").read_text("utf-8")))
+    held_out, origins = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("held-out", "origins"))
+    return Setup(recipe, bins.reshape(-1, 2), held_out, origins)
 
 
 def load_network(run: Path, weights: str = BEST, side: int | None = None) -> tuple[keras.Model, Setup]:

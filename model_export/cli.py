@@ -24,6 +24,12 @@ def _recipe(text: str) -> Path:
     return path
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: not a whole number from 1 on")
+    return int(text)
+
+
 def _train(args: argparse.Namespace) -> None:
     import keras
 
@@ -33,7 +39,7 @@ def _train(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     limits = train.Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
     state = train.train(recipe.load(args.recipe), args.run, args.data, limits, args.init)
-    print(f"{state.views:,} views in {state.minutes:.0f} minutes; best validation loss {state.best_loss:.4f}")
+    print(f"{state.views:,} views in {state.minutes:.0f} minutes; best loss {state.best_loss:.4f}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -41,22 +47,24 @@ def _evaluate(args: argparse.Namespace) -> None:
     from service.engine import Engine
 
     # Read first: a wrong name shouldn't cost minutes.
-    histories = {run.name: plots.read_history(run) for run in args.run}
+    histories = {name: plots.read_history(run) for name, run in plots.name_runs(args.run).items()}
     files = (args.model, *args.previous)
     models = evaluate.name_models([(file, Engine(file, file.read_bytes(), "cpu")) for file in files])
     engine = next(iter(models.values()))
     entries = sources.find(args.data)
     if args.held_out_of:
         _, entries = sources.split_off(entries, checkpoint.load_setup(args.held_out_of).held_out)
+    entries, lost = evaluate.readable(entries)
     shown = [n for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources]
     if not shown:
         raise ValueError(f"no photograph is of the sources {', '.join(args.sources)}")
     training = sources.find(args.training) if args.training else entries
     _, drawn = sources.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
-    constant = evaluate.mean_chroma_of(drawn, engine.contract.color_space)
+    drawn, lost_drawn = evaluate.readable(drawn)
     origin = f"{len(drawn):,} training photographs" if args.training else "these photographs themselves"
-    neutral = sources.find(args.neutral) if args.neutral else []
-    report = evaluate.evaluate(models, entries, neutral, constant, origin)
+    neutral, lost_neutral = evaluate.readable(sources.find(args.neutral) if args.neutral else [])
+    constant = evaluate.mean_chroma_of(drawn)
+    report = evaluate.evaluate(models, entries, neutral, constant, origin, lost + lost_drawn + lost_neutral)
     evaluate.write(report, args.output)
     print(evaluate.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
     if args.gains:
@@ -138,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--training", type=Path, nargs="+", help="where the constant baseline's colour comes from")
     evaluate.add_argument("--gains", type=float, nargs="+", help="also a table of what each of these gains would do")
     evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the pictures")
-    evaluate.add_argument("--sheet", type=int, default=24, help="photographs on the contact sheet (default 24)")
+    evaluate.add_argument("--sheet", type=_count, default=24, help="photographs on the contact sheet (default 24)")
     evaluate.add_argument("--sources", nargs="+", help="folders of the shards that the sheets may show")
     evaluate.add_argument(
         "--previous", type=Path, nargs="+", default=[], help="other ONNX models, each a row of the table"
@@ -153,12 +161,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--name", help="shown by /models; by default that of the file")
     export.add_argument("--version", default="1")
     export.add_argument(
-        "--size", type=int, help="side of the input, a multiple of 32; by default that of the last stage"
+        "--size",
+        type=int,
+        help="side of the input, a multiple of 32 (256 for unet-gan); by default that of the last stage",
     )
     export.add_argument("--gain", type=float, default=1.0, help="scales the predicted chroma (default 1)")
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)
-    export.add_argument("--trained-on", default="the research shards of tomau (44,000 photographs)")
+    export.add_argument("--trained-on", default="not stated", help="shown by /models (default: not stated)")
 
     adapt = commands.add_parser("adapt", help="wrap somebody else's ONNX colorizer so that the service can serve it")
     adapt.set_defaults(call=_adapt)

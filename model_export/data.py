@@ -23,7 +23,7 @@ MOST_UNREADABLE = 20
 
 # Lightness and chroma, of one photograph or of several.
 Example = tuple[Floats, Floats]
-Batch = tuple[Floats, Floats]
+Batch = Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def _order(count: int, shards: Shards | None, random: np.random.Generator) -> It
     if shards is None:
         while True:
             yield random.permutation(count)
-    parts = np.array_split(np.arange(count), shards.count)[: shards.drawn]
+    parts = np.array_split(random.permutation(count), shards.count)[: shards.drawn]
     while True:
         part = parts[random.integers(len(parts))]
         for _ in range(shards.epochs):
@@ -169,6 +169,20 @@ class Stream:
 
 
 def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
-    """The photographs as they are, as one batch; for a held-out set that fits into memory."""
+    """The photographs as they are, as one batch; for a held-out set that fits into memory.
+
+    Those that can't be read are left out. Raises UnreadablePhotograph when none can.
+    """
+
+    def one(entry: Entry) -> Example | None:
+        try:
+            return sample(entry.read(), side, form)
+        except UnreadablePhotograph as error:
+            log.warning("left out: %s", error)
+            return None
+
     with ThreadPoolExecutor() as pool:
-        return _stack(list(pool.map(lambda entry: sample(entry.read(), side, form), entries)))
+        examples = [example for example in pool.map(one, entries) if example]
+    if not examples:
+        raise UnreadablePhotograph(f"none of {len(entries)} photographs can be decoded")
+    return _stack(examples)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from service import color
 from service.color import Bytes, ColorSpace, Floats
 from service.engine import Engine
 
+log = logging.getLogger(__name__)
+
 # Pixels of each photograph that are measured; the same ones in every run.
 PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
@@ -51,7 +54,8 @@ class Figures:
     as the truth (Hasler and Suesstrunk 2003), None where nothing does; de00_vivid: CIEDE2000 at that gain.
     cf_gap: mean colourfulness minus the truth's; cf_err: mean of the photographs' absolute differences.
     neutral: mean chroma given to nearly neutral photographs. auc, auc_reb: accuracy of Zhang et al. 2016, percent,
-    plain and rebalanced. ab_rmse in Lab units, hs_rmse in 0..255, psnr in dB (None for the truth itself).
+    plain and rebalanced. ab_rmse in Lab units, hs_rmse in OpenCV's (H 0..179, S 0..255), psnr in dB (None for the
+    truth itself).
     """
 
     de00: float
@@ -147,6 +151,24 @@ def model_predictor(engine: Engine) -> Predict:
     return predict
 
 
+def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int]:
+    """The photographs that can be read, and the number of the others. Raises ValueError when none of some can be."""
+
+    def one(entry: sources.Entry) -> bool:
+        try:
+            entry.read()
+        except sources.UnreadablePhotograph as error:
+            log.warning("left out: %s", error)
+            return False
+        return True
+
+    with ThreadPoolExecutor() as pool:
+        fit = list(tqdm(pool.map(one, entries), total=len(entries), desc="reading", unit=" photos", leave=False))
+    if entries and not any(fit):
+        raise ValueError(f"none of {len(entries):,} photographs can be read, the first {entries[0].name}")
+    return list(itertools.compress(entries, fit)), fit.count(False)
+
+
 def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space: ColorSpace) -> Sample:
     """Colours every photograph at its own size and keeps some pixels of each."""
 
@@ -203,8 +225,7 @@ def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
 
 def source_of(entry: sources.Entry) -> str:
     """The collection that a photograph is of: the first folder in its name; "-" where it has none."""
-    folder, *inside = Path(entry.name).parts
-    return folder if inside else "-"
+    return entry.source or "-"
 
 
 def _measure_in_parts(sample: Sample, names: Sequence[str], neutral: Sample | None) -> Measured:
@@ -226,16 +247,16 @@ def constant_predictor(chroma: tuple[float, float]) -> Predict:
     return lambda _: grid
 
 
-def mean_chroma_of(entries: Sequence[sources.Entry], color_space: ColorSpace) -> tuple[float, float]:
-    """The constant that training photographs would suggest: their mean chroma."""
+def mean_chroma_of(entries: Sequence[sources.Entry]) -> tuple[float, float]:
+    """The constant that training photographs would suggest: their mean (a*, b*)."""
 
     def one(entry: sources.Entry) -> Floats:
-        _, chroma = color.split_rgb(color.square(entry.read(), CONSTANT_SIDE), color_space)
+        _, chroma = color.split_rgb(color.square(entry.read(), CONSTANT_SIDE), "lab")
         return chroma
 
     with ThreadPoolExecutor() as pool:
-        x, y = np.mean(list(pool.map(one, entries)), axis=(0, 1, 2))
-    return float(x), float(y)
+        a, b = np.mean(list(pool.map(one, entries)), axis=(0, 1, 2))
+    return float(a), float(b)
 
 
 def _names(name: str, file: Path) -> Iterator[str]:
@@ -263,9 +284,8 @@ def way_of(engine: Engine) -> Way:
 
 
 def _ways(models: Mapping[str, Engine], constant: tuple[float, float]) -> dict[str, Way]:
-    """The baselines and the models; the constant is chroma in the first model's colour space."""
-    space = next(iter(models.values())).contract.color_space
-    ways = {name: Way(constant_predictor(c), space) for name, c in zip(BASELINES, ((0, 0), constant), strict=True)}
+    """The baselines, which no model's colour space changes, and the models."""
+    ways = {name: Way(constant_predictor(c), "lab") for name, c in zip(BASELINES, ((0, 0), constant), strict=True)}
     return ways | {name: way_of(engine) for name, engine in models.items()}
 
 
@@ -275,10 +295,12 @@ def evaluate(
     neutral: Sequence[sources.Entry],
     constant: tuple[float, float],
     origin: str,
+    unreadable: int = 0,
 ) -> Report:
-    """Measures gray, the constant (chroma in the first model's colour space) and the models on the same photographs.
+    """Measures gray, the constant (a*, b*) and the models on the same photographs, all of them `readable` ones.
 
-    neutral: nearly neutral photographs, may be none. origin: whose mean colour the constant is, for the note.
+    neutral: nearly neutral photographs, may be none. For the note: whose mean colour the constant is, and how many
+    photographs were left out of all of them.
     """
     names = [source_of(entry) for entry in entries]
     rows = {}
@@ -286,7 +308,8 @@ def evaluate(
         gray = take_sample(neutral, way.predict, way.color_space) if neutral else None
         rows[name] = _measure_in_parts(take_sample(entries, way.predict, way.color_space), names, gray)
     note = f"{len(entries):,} photographs, {PIXELS:,} pixels of each; {len(neutral):,} nearly neutral ones."
-    return Report(rows, next(iter(models)), f"{note} `constant` is the mean colour of {origin}.")
+    left_out = f" {unreadable:,} that can't be read are left out." if unreadable else ""
+    return Report(rows, next(iter(models)), f"{note} `constant` is the mean colour of {origin}.{left_out}")
 
 
 def gain_table(sample: Sample, gains: Sequence[float]) -> str:

@@ -162,7 +162,7 @@ class Foreign:
 
     def _fit_photo(self, size: int | None) -> int:
         interface = self.interface
-        wanted = interface.dims("batch", interface.channels, size or "size", size or "size")
+        wanted = interface.dims("batch", interface.channels, *("size" if size is None else size,) * 2)
         wrong = f"input {self.photo}, not a float tensor [{', '.join(map(str, wanted))}]"
         if self.photo.type not in DTYPES or len(self.photo.shape) != 4:
             raise ValueError(wrong)
@@ -179,11 +179,10 @@ class Foreign:
         side = sides.pop() if sides else interface.size
         if side is None:
             raise ValueError(f"input {self.photo} leaves its size open: say which with --size")
-        if side > MAX_INPUT_SIZE or side % interface.multiple:
-            raise ValueError(
-                f"input {self.photo.name!r}: a size of {side} is no multiple of {interface.multiple}"
-                f" up to {MAX_INPUT_SIZE}"
-            )
+        if not 1 <= side <= MAX_INPUT_SIZE:
+            raise ValueError(f"input {self.photo.name!r}: a size of {side} is not within 1 to {MAX_INPUT_SIZE}")
+        if side % interface.multiple:
+            raise ValueError(f"input {self.photo.name!r}: a size of {side} is no multiple of {interface.multiple}")
         return side
 
     def _fit_zeros(self, port: Port) -> Port:

@@ -21,12 +21,10 @@ STRIP = 16
 NO_HUE = 0.5
 # The error of a hue that is guessed.
 CHANCE = 90.0
-# Zhang et al., "Colorful Image Colorization" (2016): the largest ab error that is counted, the side of the bins that
-# colours are counted in, how many of them sRGB has, and the share of the uniform distribution in their frequencies.
+# Zhang et al., "Colorful Image Colorization" (2016): the largest ab error that is counted, and the side of the bins
+# that colours are counted in.
 MOST_ERROR = 150
 BIN_SIDE = 10
-BINS = 313
-UNIFORM = 0.5
 
 
 def strips(count: int) -> Iterator[slice]:
@@ -113,14 +111,14 @@ def ab_rmse(errors: Floats) -> float:
 def rarity(truth: Bytes) -> Doubles:
     """How much each pixel counts in the rebalanced accuracy, [...] of [..., 3].
 
-    Equation 4 of Zhang et al. (2016) with lambda = 1/2: inversely to the frequency of its colour, in bins of 10 Lab
-    units, mixed half and half with a uniform one over 313 bins. Unlike there, the frequencies are those of the very
-    pixels that are measured, not ImageNet's, and are not smoothed: figures of two sets can't be compared.
+    Equation 4 of Zhang et al. (2016) with lambda = 0, as they measure (1/2 is for their training): inversely to the
+    frequency of its colour, in bins of 10 Lab units. Unlike there, the frequencies are those of the very pixels that
+    are measured, not ImageNet's, and are not smoothed: figures of two sets can't be compared.
     """
     a, b = np.moveaxis(np.rint(lab(truth)[..., 1:] / BIN_SIDE).astype(np.intp), -1, 0)
     # Lab units of sRGB are within +-110, so these numbers are unique.
     _, number, count = np.unique((100 * a + b).ravel(), return_inverse=True, return_counts=True)
-    weight = 1 / ((1 - UNIFORM) * count / number.size + UNIFORM / BINS)
+    weight = number.size / count
     return np.asarray(weight[number].reshape(a.shape))
 
 
@@ -136,14 +134,11 @@ def accuracy(errors: Floats, weights: Doubles | None = None) -> float:
 
 
 def hs_rmse(rgb: Bytes, truth: Bytes) -> float:
-    """Root mean square error of H and S, both in 0..255, of pixels [P, n, 3]: the loss of the HSV tutorial.
+    """Root mean square error of H, 0..179, and S, 0..255, of pixels [P, n, 3]: the loss of the HSV tutorial.
 
-    H is OpenCV's of `COLOR_RGB2HSV_FULL`, as a plain number: 255 and 0, both red, are as far apart as can be. (The
-    tutorial's H is half as fine, 0..179, so its own figures are a little lower.)
+    Both are OpenCV's of `COLOR_RGB2HSV`. H is a plain number: 179 and 0, both red, are as far apart as can be.
     """
-    hsv, true = (
-        np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV_FULL), np.float32)[..., :2] for pixels in (rgb, truth)
-    )
+    hsv, true = (np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV), np.float32)[..., :2] for pixels in (rgb, truth))
     return float(np.sqrt(np.square(hsv - true).mean(dtype=np.float64)))
 
 

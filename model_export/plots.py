@@ -61,6 +61,18 @@ def hues(answers: Mapping[str, Bytes], truth: Bytes) -> Figure:
     return figure
 
 
+def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
+    """What runs are called in a drawing: the ends of their paths, as short as tells them apart."""
+    paths = list(dict.fromkeys(run.resolve() for run in runs))
+    return {_own_end(path, [other for other in paths if other != path]): path for path in paths}
+
+
+def _own_end(path: Path, others: Sequence[Path]) -> str:
+    """The last parts of a path, no more than it takes for none of the others to end in them."""
+    ends = (path.parts[-count:] for count in range(1, len(path.parts) + 1))
+    return str(Path(*next(end for end in ends if all(other.parts[-len(end) :] != end for other in others))))
+
+
 def read_history(run: Path) -> list[dict[str, float]]:
     """The checkpoints of a run's `history.jsonl`. Raises FileNotFoundError where there is none."""
     return [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]

@@ -1,7 +1,8 @@
 """A network's weights, kept in its ONNX file so that training can go on from there.
 
 The graph holds the kernels, but each multiplied, channel by channel, with what its batch norm would have done. So the
-file also says which tensor is which kernel, and holds the factors and everything one-dimensional: some 100 KB.
+file also says which tensor is which kernel, and holds the factors, everything one-dimensional, and the channels that
+became too small for half precision. Of the photographs held out it has digests of the names.
 """
 
 import base64
@@ -15,12 +16,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from model_export import sources
 from model_export.checkpoint import Setup, Weights
 from model_export.recipe import Recipe
 
 KEY = "tomau.training"
 # A tensor is a kernel when, beside its factors, it differs by no more than half precision explains.
 TOLERANCE = 2e-3
+# What the names of a kernel's lost channels, and of their weights, end with.
+LOST, WHOLE = "-lost", "-whole"
 
 
 class NoWeights(ValueError):
@@ -48,6 +52,20 @@ def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> NDArra
     return factors if distance <= TOLERANCE * max(float(np.abs(tensor).max()), 1e-6) else None
 
 
+def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(tensor / np.where(factors == 0, 1, factors), np.float32)
+
+
+def _lost(kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.int64]:
+    """The channels of a kernel that its tensor doesn't give back."""
+    distance = np.abs(_divided(tensor, factors) - kernel).max(axis=(0, 1, 2))
+    return np.flatnonzero((factors == 0) | (distance > TOLERANCE * np.abs(kernel).max()))
+
+
+def _kernels(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4]
+
+
 def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> tuple[str, NDArray[np.float32]]:
     for name, tensor in tensors.items():
         factors = _factors(kernel, tensor)
@@ -58,21 +76,23 @@ def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) 
 
 def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
     """Adds what `load` needs to the file's metadata. Raises NoWeights when the graph doesn't hold all kernels."""
-    tensors = {t.name: _as_kernel(numpy_helper.to_array(t)) for t in proto.graph.initializer if len(t.dims) == 4}
-    names, arrays = {}, {}
+    tensors = {tensor.name: _as_kernel(numpy_helper.to_array(tensor)) for tensor in _kernels(proto)}
+    names: dict[str, str] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for number, array in enumerate(weights):
         key = f"{number:03d}"
         if array.ndim == 1:
             arrays[key] = array
         elif array.ndim == 4:
             names[key], arrays[key] = _find(array, tensors)
-            del tensors[names[key]]
+            lost = _lost(array, tensors.pop(names[key]), arrays[key])
+            arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, array[..., lost].astype(np.float16)
         else:
             raise NoWeights(f"a weight of {array.ndim} dimensions")
     document = {
         "recipe": setup.recipe.model_dump(mode="json"),
         "bins": np.round(setup.bins, 6).tolist(),
-        "held_out": setup.held_out,
+        "held_out": [sources.digest(name) for name in setup.held_out],
         "kernels": names,
         "arrays": _packed(arrays),
     }
@@ -80,19 +100,22 @@ def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
 
 
 def load(path: Path) -> tuple[Weights, Setup]:
-    """A network's weights, kernels as precise as half precision is, and its setup. Raises NoWeights."""
+    """A network's weights, kernels as precise as half precision is, and its setup. Raises NoWeights.
+
+    In place of the names held out stand their digests.
+    """
     proto = onnx.load(path)
     text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
     if text is None:
-        raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of ours")
+        raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of a compact network")
     document = json.loads(text)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    tensors = {tensor.name: _as_kernel(numpy_helper.to_array(tensor)) for tensor in _kernels(proto)}
     with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
-        arrays = {key: stored[key] for key in sorted(stored.files)}
+        arrays = {key: stored[key] for key in stored.files}
     for key, name in document["kernels"].items():
-        kernel = _as_kernel(numpy_helper.to_array(tensors[name]))
-        # A channel that its batch norm had switched off stays off.
-        arrays[key] = np.where(arrays[key] == 0, 0, kernel / np.where(arrays[key] == 0, 1, arrays[key]))
+        kernel = _divided(tensors[name], arrays[key])
+        kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
+        arrays[key] = kernel
     recipe = Recipe.model_validate(document["recipe"])
     setup = Setup(recipe, np.array(document["bins"], np.float32).reshape(-1, 2), document["held_out"])
-    return [array.astype(np.float32) for array in arrays.values()], setup
+    return [arrays[key].astype(np.float32) for key in sorted(arrays)], setup

@@ -31,7 +31,11 @@ PART = 64
 # A JPEG is decoded at an eighth, a quarter or half of its size where its short side keeps so many pixels.
 LEAST_DECODED = 128
 REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
-JPEG, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", 0xDA, b"\xff\xd9"
+# After 0xFF, what has no length and no content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
+LONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
+# OpenCV decodes no more pixels, but counts those of the part of its size that a JPEG is decoded at.
+MOST_PIXELS = 2**30
 
 # Photographs are looked at in this size. Larger, the halved chroma planes of a JPEG would blur the edges of a toned
 # photograph, which looks like colour.
@@ -95,21 +99,45 @@ class Selection:
         new.replace(folder / MANIFEST)
 
 
+def _first_scan(jpeg: bytes) -> int:
+    """Where the photograph's own first scan begins, past a thumbnail in its Exif; -1 where none does."""
+    place = jpeg.find(0xFF, len(JPEG))
+    while 0 <= place < len(jpeg) - 3:
+        marker = jpeg[place + 1]
+        if marker == START_OF_SCAN:
+            return place
+        if marker == 0xFF:
+            length = 1
+        elif marker in LONE:
+            length = 2
+        else:
+            length = 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+        place = jpeg.find(0xFF, place + length)
+    return -1
+
+
+def _is_cut_off(jpeg: bytes) -> bool:
+    """Whether its end is missing. What may follow the end (a film of the same moment) is not looked into."""
+    scan = _first_scan(jpeg)
+    return scan < 0 or jpeg.find(END_OF_IMAGE, scan) < 0
+
+
 def _decode(entry: Entry) -> tuple[Bytes, int]:
     """The picture, RGB, large JPEGs at a part of their size; and its true short side. Raises UnreadablePhotograph."""
     data = entry.encoded()
     flag, factor = cv2.IMREAD_COLOR, 1
     if data.startswith(JPEG):
-        # Decoders fill what is missing with gray. No scan holds either marker, so a whole file's last one is the end.
-        if data.rfind(END_OF_IMAGE) < data.rfind(START_OF_SCAN):
+        if _is_cut_off(data):  # Decoders fill what is missing with gray.
             raise UnreadablePhotograph(f"{entry.name} is cut off")
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
         except ValueError as error:
             raise UnreadablePhotograph(f"{entry.name}: {error}") from error
+        if height * width > MOST_PIXELS:
+            raise UnreadablePhotograph(f"{entry.name} is said to have {width} x {height} pixels")
         factor = next((f for f in REDUCED if min(height, width) // f >= LEAST_DECODED), 1)
         flag = REDUCED.get(factor, flag)
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag) if data else None
+    picture = sources.decode(data, flag)
     if picture is None:
         raise UnreadablePhotograph(f"{entry.name} can't be decoded")
     short = min(picture.shape[:2]) if factor == 1 else min(height, width)

@@ -11,7 +11,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,26 +22,31 @@ from service.color import Bytes
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"})
 ARCHIVES = frozenset({"tar", "zip", "tgz", "gz", "bz2", "xz", "zst"})
 
-# How files begin: gzip, bzip2, xz and Zstandard; zip.
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-ZIP = b"PK"
+# How files begin: gzip, bzip2, xz and Zstandard; zip, and a zip of nothing. A tar begins with its first member's name,
+# which may be as short as PK or BZh.
+COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd")
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+LONGEST_START = 10
 
 # APPNOTE.TXT of zip, 4.3.7: a local header's fixed part ends with the lengths of the name and of the extra field.
 ZIP_HEADER = struct.Struct("<26xHH")
 ZIP_ENCRYPTED = 0x1
 
-# Where the layouts have their class labels, the first that fits: Places365, folders of classes, ImageNet, our shards.
-PLACES = re.compile(r"(?:^|/)data_(?:256|large)/(.+)/[^/]+$")
-CLASSES = re.compile(r"(?:^|/)(?:train|val)/([^/]+)/[^/]+$")
-WORDNET = re.compile(r"(?:^|/)(n\d{8})/[^/]+$")
-SHARD = re.compile(r"/([^/]+)-\d+\.\w+$")
-
 
 class UnreadablePhotograph(ValueError):
-    """A file among the training data that no decoder takes."""
+    """A file among the photographs that can't be read, or that no decoder takes."""
+
+
+def decode(data: bytes, flag: int) -> Bytes | None:
+    """The picture that OpenCV makes of a file, uint8; None where it makes none."""
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:  # for an empty file, and for a header that promises more pixels than it allows
+        return None
+    return None if picture is None else np.asarray(picture, np.uint8)
 
 
 class Entry(NamedTuple):
@@ -61,36 +66,27 @@ class Entry(NamedTuple):
         """The collection it belongs to: the first part of its name, empty where there is but one."""
         return self.name.partition("/")[0] if "/" in self.name else ""
 
-    @property
-    def label(self) -> str | None:
-        """Its class where the layout tells: `a/abbey` (Places365), `n01440764` (ImageNet), `dog` (train/dog/1.jpg).
-
-        In a shard, also what stands before the number in SOURCE/LABEL-00001.webp.
-        """
-        own = self.file.endswith(self.name)
-        place = self.file if own else self.name
-        layouts = (PLACES, CLASSES, WORDNET) if own else (PLACES, CLASSES, WORDNET, SHARD)
-        return next((found[1] for layout in layouts if (found := layout.search(place))), None)
-
-    def encoded(self) -> bytes:
-        """The photograph's file. Raises UnreadablePhotograph where a zip file is broken, OSError."""
+    def _part(self) -> bytes:
         descriptor = os.open(self.file, os.O_RDONLY)
         try:
-            data = os.pread(descriptor, self.size, self.offset)
+            return os.pread(descriptor, self.size, self.offset)
         finally:
             os.close(descriptor)
+
+    def encoded(self) -> bytes:
+        """The photograph's file. Raises UnreadablePhotograph where it can't be read, or a zip file is broken."""
         try:
+            data = self._part()
             return zlib.decompress(data, -zlib.MAX_WBITS) if self.deflated else data
-        except zlib.error as error:
+        except (OSError, zlib.error) as error:
             raise UnreadablePhotograph(f"{self.name} in {self.file}: {error}") from error
 
     def read(self) -> Bytes:
         """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph."""
-        data = self.encoded()
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
+        picture = decode(self.encoded(), cv2.IMREAD_COLOR_RGB)
         if picture is None:
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
-        return np.asarray(picture, np.uint8)
+        return picture
 
 
 def _suffix(name: str) -> str:
@@ -138,8 +134,8 @@ def _of_tar(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str = "") 
 
 def _of_archive(path: Path) -> Iterator[Entry]:
     with path.open("rb") as stream:
-        start = stream.read(6)
-    if start.startswith(COMPRESSED):
+        start = stream.read(LONGEST_START)
+    if COMPRESSED.match(start):
         raise ValueError(f"{path} is compressed as a whole, so no photograph can be read by itself: unpack it first")
     try:
         if start.startswith(ZIP):
@@ -151,9 +147,10 @@ def _of_archive(path: Path) -> Iterator[Entry]:
         raise ValueError(f"{path} can't be read as a folder, tar or zip file of photographs: {error}") from error
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def _leads_to(is_kind: Callable[[], bool]) -> bool:
+    """Whether an entry is a folder or a file, by its method that says so."""
     try:
-        return entry.is_dir()
+        return is_kind()
     except OSError:  # a link that leads to itself
         return False
 
@@ -167,7 +164,7 @@ def _files(folder: Path | str, seen: set[tuple[int, int]]) -> Iterator[os.DirEnt
     with os.scandir(folder) as found:
         entries = sorted((entry for entry in found if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     for entry in entries:
-        if _is_folder(entry):
+        if _leads_to(entry.is_dir):
             yield from _files(entry.path, seen)
         else:
             yield entry
@@ -180,7 +177,7 @@ def _of_folder(folder: Path) -> Iterator[Entry]:
     for file in _files(root, set()):
         suffix = _suffix(file.name)
         archives += suffix in ARCHIVES
-        if suffix in SUFFIXES and file.is_file():
+        if suffix in SUFFIXES and _leads_to(file.is_file):
             yield Entry(file.path[start:], file.path, 0, file.stat().st_size)
     if archives:
         log.warning("%d archives in %s are not read: name each of them", archives, folder)
@@ -199,6 +196,11 @@ def find(paths: Sequence[Path]) -> list[Entry]:
             raise FileNotFoundError(f"no photographs in {path}")
         entries += found.values()
     return entries
+
+
+def digest(name: str) -> str:
+    """Stands for a photograph's name where the name itself is nobody's business."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[Entry]]:

@@ -1,5 +1,6 @@
 """Trains a recipe: `python -m model_export train RECIPE --data ... --run FOLDER`."""
 
+import hashlib
 import json
 import math
 import time
@@ -106,10 +107,12 @@ class WeightAverage:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a new run begins with: the mean of other runs' best weights, by their names, and the setup of the first."""
+    """What a new run begins with: the mean of other runs' best weights, the setup of the first, all names held out."""
 
-    weights: dict[str, NDArray[np.float32]]
+    weights: Weights
     setup: Setup
+    held_out: set[str]
+    origins: list[str]
 
 
 def _best_of(origin: Path) -> tuple[Weights, Setup]:
@@ -118,45 +121,73 @@ def _best_of(origin: Path) -> tuple[Weights, Setup]:
     return checkpoint.read_weights(origin / checkpoint.BEST), checkpoint.load_setup(origin)
 
 
+def _fingerprint(origin: Path) -> str:
+    file = origin if origin.is_file() else origin / checkpoint.BEST
+    return f"{origin.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
+
+
+def _misfit(setup: Setup, recipe: Recipe) -> str | None:
+    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks."""
+    if setup.recipe.color_space != recipe.color_space:
+        return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
+    old, new = setup.recipe.network, recipe.network
+    if isinstance(old, Compact) and isinstance(new, Compact):
+        old = old.model_copy(update={"blocks": new.blocks})
+    return None if old == new else "has another network than the recipe"
+
+
 def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
     """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
 
     Runs that began with the same weights can be averaged, and the mean is often better than each of them (Wortsman
-    et al., "Model soups", 2022). Raises ValueError when one has another colour space, or others than the first.
+    et al., "Model soups", 2022). Raises ValueError when the recipe can't go on from one, or they don't fit together.
     """
-    found = [_best_of(origin) for origin in origins]
-    for origin, (_, setup) in zip(origins, found, strict=True):
-        first = found[0][1]
-        fits = setup.recipe.network == first.recipe.network and np.array_equal(setup.bins, first.bins)
-        if not fits or setup.recipe.color_space != recipe.color_space:
-            raise ValueError(f"{origin} has another network, colour space or other bins")
-    if not found:
+    if not origins:
         return None
+    found = [_best_of(origin) for origin in origins]
+    first = found[0][1]
+    for origin, (_, setup) in zip(origins, found, strict=True):
+        if why := _misfit(setup, recipe):
+            raise ValueError(f"{origin} {why}")
+        if setup.recipe.network != first.recipe.network or not np.array_equal(setup.bins, first.bins):
+            raise ValueError(f"{origin} has another network or other bins than {origins[0]}")
     mean = [np.mean(arrays, axis=0) for arrays in zip(*(weights for weights, _ in found), strict=True)]
-    setup = found[0][1]
-    network = networks.of(setup.recipe).build(setup.recipe, setup.bins)
-    return Start({v.path: array for v, array in zip(network.weights, mean, strict=True)}, setup)
+    held_out = {name for _, setup in found for name in setup.held_out}
+    return Start(mean, first, held_out, [_fingerprint(origin) for origin in origins])
 
 
-def _begin_with(network: keras.Model, weights: dict[str, NDArray[np.float32]]) -> None:
-    """Gives a network the weights of one that has no layer that it has not; layers that are new stay as they are.
+def _begin_with(network: keras.Model, recipe: Recipe, begun: Start) -> None:
+    """Gives a network the weights of one that may have fewer layers; those that are new stay as they are.
 
     Raises ValueError when the other has more, or other shapes.
     """
+    if begun.setup.recipe.network == recipe.network:
+        network.set_weights(begun.weights)
+        return
+    old = networks.of(begun.setup.recipe).build(begun.setup.recipe, begun.setup.bins)
     own = {variable.path: variable for variable in network.weights}
-    for path, array in weights.items():
-        if path not in own or own[path].shape != array.shape:
-            raise ValueError(f"{path}, of the shape {array.shape}, has no place in the recipe's network")
-        own[path].assign(array)
+    for variable, array in zip(old.weights, begun.weights, strict=True):
+        if variable.path not in own or own[variable.path].shape != array.shape:
+            raise ValueError(f"{variable.path}, of the shape {array.shape}, has no place in the recipe's network")
+        own[variable.path].assign(array)
 
 
 def _hold_out(recipe: Recipe, entries: Sequence[sources.Entry], begun: Start | None) -> list[str]:
-    """Names of the photographs that validate: those of the run it starts from, where they are in the data."""
+    """Names of the photographs that validate: those held out of the runs it starts from, where they are in the data.
+
+    Else a tenth of all at most. Raises ValueError when too few are left to learn from.
+    """
+    count = min(recipe.validate_on, len(entries) // 10)
+    if not count:
+        raise ValueError(f"{len(entries)} photographs are too few: a tenth of them validates")
     if begun:
-        names = {entry.name for entry in entries}
-        if any(name in names for name in begun.setup.held_out):
-            return begun.setup.held_out
-    return [entry.name for entry in sources.hold_out(entries, recipe.validate_on)[1]]
+        # A run knows them by their names, an ONNX file by digests.
+        known = {e.name for e in entries if e.name in begun.held_out or sources.digest(e.name) in begun.held_out}
+        if 2 * len(known) >= count:
+            return sorted(known)
+        if known:
+            tqdm.write(f"only {len(known)} of the photographs held out before are here: others validate")
+    return sorted(entry.name for entry in sources.hold_out(entries, count)[1])
 
 
 def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None) -> Setup:
@@ -168,7 +199,8 @@ def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begu
         return setup
     held_out = _hold_out(recipe, entries, begun)
     training, _ = sources.split_off(entries, held_out)
-    setup = Setup(recipe, begun.setup.bins if begun else choose_bins(recipe, training), held_out)
+    bins = begun.setup.bins if begun else choose_bins(recipe, training)
+    setup = Setup(recipe, bins, held_out, begun.origins if begun else [])
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save_setup(folder, setup)
     return setup
@@ -207,7 +239,7 @@ class Run:
             checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.network)
             checkpoint.load_weights(folder / checkpoint.AVERAGE, self.averaged)
         elif begun:
-            _begin_with(self.network, begun.weights)
+            _begin_with(self.network, recipe, begun)
         settings = recipe.optimizer
         steps = self.state.views // settings.batch
         self.average = WeightAverage(self.averaged.get_weights(), settings.average, steps)
@@ -219,6 +251,8 @@ class Run:
         seed = recipe.seed + self.state.views
         self.form = form(recipe)
         self.stream = data.Stream(training, settings.batch, self.form, recipe.augment, seed, recipe.shards)
+        # Photographs of their own to settle on: when a run checks itself must not change what it learns from.
+        self.settling = data.Stream(training, settings.batch, self.form, recipe.augment, recipe.seed + 1)
 
     def train(self, limits: Limits) -> State:
         """Goes on until the recipe's views or the time are used up, and returns where it stopped.
@@ -228,29 +262,34 @@ class Run:
         started = time.monotonic()
         before, last_check = self.state, started
         bar = tqdm(total=100.0, initial=100 * before.progress, unit="%", bar_format="{l_bar}{bar}| {postfix}")
-        loss, stops = math.nan, False
+        losses: list[float] = []
+        stops = False
         with bar:
             while self.state.progress < 1 and not stops:
                 try:
-                    loss = self._round(self.state.views - before.views)
+                    losses.append(self._round(self.state.views - before.views))
                 except KeyboardInterrupt:
                     stops = True
                 minutes = (time.monotonic() - started) / 60
                 self._advance(before.minutes + minutes, limits.max_minutes)
                 bar.update(100 * self.state.progress - bar.n)
                 speed = (self.state.views - before.views) / (60 * minutes)
-                bar.set_postfix_str(f"{self.state.views:,} views, {speed:.0f}/s, loss {loss:.3f}")
+                bar.set_postfix_str(
+                    f"{self.state.views:,} views, {speed:.0f}/s, loss {losses[-1] if losses else 0:.3f}"
+                )
                 stops = stops or (limits.stop_after is not None and minutes >= limits.stop_after)
                 is_due = time.monotonic() - last_check > 60 * limits.checkpoint_minutes
-                if stops or is_due or self.state.progress >= 1:
-                    self._check(loss)
-                    last_check = time.monotonic()
+                if losses and (stops or is_due or self.state.progress >= 1):
+                    self._check(float(np.mean(losses)))
+                    losses, last_check = [], time.monotonic()
         return self.state
 
     def _advance(self, minutes: float, budget: float | None) -> None:
         by_views = self.state.views / self.recipe.views
         by_time = minutes / budget if budget else 0.0
-        self.state = replace(self.state, minutes=minutes, progress=min(1.0, max(by_views, by_time)))
+        # A longer budget for the rest takes nothing back.
+        progress = min(1.0, max(self.state.progress, by_views, by_time))
+        self.state = replace(self.state, minutes=minutes, progress=progress)
 
     def _round(self, views_of_this_call: int) -> float:
         batch = self.recipe.optimizer.batch
@@ -258,7 +297,7 @@ class Run:
         self.optimizer.learning_rate = ramp * learning_rate(self.recipe, self.state.progress)
         batches = self.stream.batches(self.recipe.side(self.state.progress), ROUND)
         if adversary := self._adversary():
-            loss = adversary.round(batches)
+            loss = adversary.round(batches, ramp)
         else:
             loss = self.network.fit(batches, steps_per_epoch=ROUND, verbose=0).history["loss"][0]
         self.average.update(self.network.get_weights(), ROUND)
@@ -283,13 +322,16 @@ class Run:
             return
         trainable = [variable.value for variable in self.averaged.trainable_variables]
         statistics = [variable.value for variable in self.averaged.non_trainable_variables]
-        for lightness, _ in self.stream.batches(side, SETTLE):
+        for lightness, _ in self.settling.batches(side, SETTLE):
             _, statistics = self.averaged.stateless_call(trainable, statistics, lightness, training=True)
         for variable, value in zip(self.averaged.non_trainable_variables, statistics, strict=True):
             variable.assign(value)
 
     def _check(self, loss: float) -> None:
-        """Averages, validates at the last stage's size, writes the checkpoint and a line of the run's history."""
+        """Averages, validates at the last stage's size, writes the checkpoint and a line of the run's history.
+
+        loss: the mean since the last time.
+        """
         side = self.recipe.curriculum[-1].side
         self._settle(side)
         lightness, chroma = data.fixed(self.held_out, side, self.form)
@@ -323,7 +365,8 @@ def train(recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, i
     when a folder's run is another one or had other photographs.
     """
     photographs = sift.choose(folder, paths, recipe)
-    run = Run(recipe, folder, photographs.entries, start(recipe, init))
+    begun = None if (folder / "state.json").exists() else start(recipe, init)
+    run = Run(recipe, folder, photographs.entries, begun)
     # Not before: a folder whose run has another recipe is refused.
     photographs.save(folder)
     return run.train(limits)

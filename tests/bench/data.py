@@ -65,8 +65,9 @@ def decode(entries: list[Entry], threads: int) -> int:
 
 
 def stream(entries: list[Entry], side: int, threads: int) -> int:
-    batches = data.Stream(entries, BATCH, data.Form("lab"), Augment(), seed=0).batches(
-        side, len(entries) // BATCH, threads=threads, ahead=2 * threads
+    batch = min(BATCH, len(entries))
+    batches = data.Stream(entries, batch, data.Form("lab"), Augment(), seed=0).batches(
+        side, len(entries) // batch, threads=threads, ahead=2 * threads
     )
     return sum(len(lightness) for lightness, _ in batches)
 
@@ -79,6 +80,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--short", type=int, default=256, help="short side of the made-up photographs, pixels")
     arguments = parser.parse_args()
+    if arguments.photographs < 1:
+        parser.error("--photographs: at least 1")
     with tempfile.TemporaryDirectory() as folder:
         made = (
             None if arguments.data else write_shard(Path(folder) / "made.tar", arguments.photographs, arguments.short)

@@ -334,7 +334,7 @@ NCHW = [1, 3, SIZE, SIZE]
         ({"x": [3, SIZE, SIZE]}, {"y": [2, SIZE, SIZE]}, "ddcolor", r"'x' is tensor\(float\) \[3, 32, 32\], not"),
         ({"x": [1, 3, SIZE, 64]}, {"y": [1, 2, SIZE, 64]}, "ddcolor", r"'x' is .*\[1, 3, 32, 64\], not"),
         ({"x": [4, 3, SIZE, SIZE]}, {"y": [4, 2, SIZE, SIZE]}, "ddcolor", "'x' is .*batch is fixed at 4"),
-        ({"x": [1, 3, 20, 20]}, {"y": [1, 3, 20, 20]}, "deoldify", "'x': a size of 20 is no multiple of 16"),
+        ({"x": [1, 3, 20, 20]}, {"y": [1, 3, 20, 20]}, "deoldify", "'x': a size of 20 is no multiple of 16$"),
         ({"x": NCHW}, {"y": NCHW}, "ddcolor", r"'y' is .*\[1, 3, 32, 32\]; exactly one .*\[1, 2, s, s\]"),
         ({"x": NCHW}, {"y": [1, 2, SIZE, SIZE], "z": [1, 2, 8, 8]}, "ddcolor", r"'y' is .*'z' is .*exactly one"),
         ({"x": NCHW, "h": [1, "c", 4, 4]}, {"y": NCHW}, "deoldify", r"'h' is .*\[1, \?, 4, 4\], not .* fed zeros"),
@@ -372,6 +372,11 @@ def test_other_numbers_than_floats_are_refused(tmp_path: Path) -> None:
         (b"", "--preset ddcolor", r"source\.onnx: ONNX Runtime can't load it"),
         (b"version https://git-lfs.github.com/spec/v1\n", "--preset ddcolor", r"source\.onnx: ONNX Runtime can't load"),
         (ddcolor(), "--preset ddcolor --size 64", r"not a float tensor \[batch, 3, 64, 64\]"),
+        (ddcolor(side="side"), "--preset ddcolor --size 0", "'input': a size of 0 is not within 1 to 4096"),
+        (ddcolor(side="side"), "--preset ddcolor --size -32", "'input': a size of -32 is not within 1 to 4096"),
+        (ddcolor(side="side"), "--preset ddcolor --size 4097", "'input': a size of 4097 is not within 1 to 4096"),
+        (deoldify(side="side"), "--preset deoldify --size 40", "'input': a size of 40 is no multiple of 16"),
+        (ddcolor(), "--preset ddcolor --size 0", r"not a float tensor \[batch, 3, 0, 0\]"),
         (ddcolor(side="side"), "--input rgb --output ab --license CC0-1.0", "leaves its size open.* --size"),
         (ddcolor(), "--input rgb --output ab", "without --preset, --license must be given"),
         (ddcolor(), "", "without --preset, --input, --output, --license must be given"),
@@ -397,6 +402,17 @@ def test_a_name_that_would_not_be_served_is_refused(tmp_path: Path) -> None:
     onnx.save(ddcolor(), tmp_path / "source.onnx")
     with pytest.raises(ValueError, match=r"end in \.onnx"):
         adapt.adapt(tmp_path / "source.onnx", tmp_path / "out", PRESETS["ddcolor"], name="out", version="1", size=None)
+
+
+@pytest.mark.parametrize("name", ["source.onnx", "link.onnx"])
+def test_the_graph_itself_is_not_overwritten(tmp_path: Path, name: str) -> None:
+    onnx.save(ddcolor(), tmp_path / "source.onnx")
+    (tmp_path / "link.onnx").symlink_to("source.onnx")
+    content = (tmp_path / "source.onnx").read_bytes()
+    with pytest.raises(ValueError, match="write to another file"):
+        adapt.adapt(tmp_path / "source.onnx", tmp_path / name, PRESETS["ddcolor"], name="o", version="1", size=None)
+    assert (tmp_path / "source.onnx").read_bytes() == content
+    assert (tmp_path / "link.onnx").is_symlink()
 
 
 def test_weights_that_no_file_can_hold_are_refused(

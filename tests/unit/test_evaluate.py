@@ -8,10 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from model_export import evaluate, sources
+from model_export import cli, evaluate, sources
 from model_export.evaluate import Figures, Report, Sample
+from model_export.metrics import lab
 from service import color
 from service.contract import Contract
+from tests.unit.test_data import photographs, write_folder
 
 SHAPE = (6, 400)
 
@@ -144,9 +146,9 @@ def test_the_table_has_a_row_an_answer(figures: dict[str, Figures]) -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def stand_in(name: str, version: str, chroma: tuple[float, float]) -> SimpleNamespace:
+def stand_in(name: str, version: str, chroma: tuple[float, float], space: color.ColorSpace = "lab") -> SimpleNamespace:
     """What is needed of an engine, of a model that answers one chroma everywhere."""
-    contract = Contract(name, version, "lab", 32, "CC0", "none")
+    contract = Contract(name, version, space, 32, "CC0", "none")
     grid = np.array(chroma, np.float32).reshape(1, 2, 1, 1)
     return SimpleNamespace(contract=contract, predict=lambda lightness: grid.repeat(len(lightness), 0))
 
@@ -230,4 +232,49 @@ def test_figures_are_written_for_programs_and_for_people(report: Report, tmp_pat
 
 def test_the_constant_is_the_mean_chroma_of_photographs(entries: list[sources.Entry]) -> None:
     mean = np.mean([color.split_rgb(entry.read(), "lab")[1].mean(axis=(0, 1)) for entry in entries], axis=0)
-    np.testing.assert_allclose(evaluate.mean_chroma_of(entries, "lab"), mean, atol=0.5)
+    np.testing.assert_allclose(evaluate.mean_chroma_of(entries), mean, atol=0.5)
+
+
+def test_the_baselines_are_the_same_whatever_the_model_answers(entries: list[sources.Entry]) -> None:
+    first, second = (
+        evaluate.evaluate({"m": stand_in("m", "1", (0.1, 0.1), space)}, entries, [], (10, 20), "a sunset")  # type: ignore[dict-item]
+        for space in ("lab", "hsv")
+    )
+    for name in evaluate.BASELINES:
+        assert first.rows[name].figures == second.rows[name].figures
+    a, b = lab(first.rows["constant"].sample.answered(1))[..., 1:].mean(axis=(0, 1))
+    assert (a, b) == (pytest.approx(10, abs=1.5), pytest.approx(20, abs=1.5))
+
+
+def test_photographs_that_can_not_be_read_are_left_out_and_counted(
+    entries: list[sources.Entry], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = sources.find([write_folder(tmp_path, {"1.jpg": b"no", "2.png": b""})])
+    assert evaluate.readable([bad[0], *entries, bad[1]]) == (entries, 2)
+    assert caplog.text.count("left out") == 2
+    assert evaluate.readable([]) == ([], 0)
+    with pytest.raises(ValueError, match=r"none of 2 photographs can be read, the first 1\.jpg"):
+        evaluate.readable(bad)
+
+
+def test_the_command_goes_on_without_what_can_not_be_read(tmp_path: Path, models: Path) -> None:
+    folders = [tmp_path / name for name in ("data", "neutral", "training")]
+    for folder in folders:
+        write_folder(folder, photographs(3) | {"made/bad.jpg": b"no"})
+    (tmp_path / "history.jsonl").write_text('{"views": 5, "loss": 2.5, "validation_loss": 2.5}\n', "utf-8")
+    paths = [text for folder in folders for text in (f"--{folder.name}", str(folder))]
+    output = tmp_path / "figures"
+    command = ["evaluate", "--model", str(models / "warm.onnx"), *paths, "--run", str(tmp_path)]
+    cli.main([*command, "--output", str(output)])
+    page = (output / "figures.md").read_text("utf-8")
+    assert "3 photographs, 2,048 pixels of each; 3 nearly neutral ones." in page
+    assert "the mean colour of 3 training photographs. 3 that can't be read are left out." in page
+    assert {"sheet.jpg", "best.jpg", "worst.jpg", "hues.png", "curves.png"} < {file.name for file in output.iterdir()}
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_sheet_has_a_photograph(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refusal:
+        cli.main(["evaluate", "--model", "m.onnx", "--data", "d", "--output", "o", f"--sheet={count}"])
+    assert refusal.value.code == 2
+    assert f"--sheet: {count}: not a whole number from 1 on" in capsys.readouterr().err

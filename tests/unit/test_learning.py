@@ -106,7 +106,7 @@ def test_the_shipped_network_has_the_size_that_is_said() -> None:
     from model_export.networks import compact
 
     network = compact.build(Recipe(name="default"), np.zeros((186, 2), np.float32))
-    assert 3_000_000 <= network.count_params() <= 8_000_000
+    assert network.count_params() == 7_958_458
     assert network.compute_output_shape((1, 224, 224, 1)) == (1, 56, 56, 186)
 
 
@@ -151,32 +151,54 @@ def test_a_run_starts_from_the_mean_of_others(tmp_path: Path) -> None:
     runs = [saved_run(tmp_path / str(seed), seed) for seed in (1, 2)]
     begun = train.start(tiny(), runs)
     assert begun is not None
-    assert begun.setup.held_out == ["a", "b"]
+    assert begun.held_out == {"a", "b"}
+    assert [origin.split()[0] for origin in begun.origins] == ["1", "2"]
     one, other = (checkpoint.read_weights(run / checkpoint.BEST) for run in runs)
-    np.testing.assert_allclose(begun.weights["stem_conv/kernel"], (one[0] + other[0]) / 2, atol=1e-6)
+    for mean, first, second in zip(begun.weights, one, other, strict=True):
+        np.testing.assert_allclose(mean, (first + second) / 2, atol=1e-6)
     assert train.start(tiny(), []) is None
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match="wider has another network"):
         train.start(tiny(), [runs[0], saved_run(tmp_path / "wider", 3, context=9)])
+    with pytest.raises(ValueError, match="is of lab, the recipe of hsv"):
+        train.start(tiny().model_copy(update={"color_space": "hsv"}), runs)
+    with pytest.raises(ValueError, match="another network"):
+        train.start(tiny(bin_size=5.0), runs)
 
 
 def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) -> None:
     from model_export import train
     from model_export.networks import compact
 
-    small, large = tiny(), tiny(blocks=(1, 2, 4, 2))
-    begun = train.start(large, [saved_run(tmp_path / "run", 1)])
+    small, large = tiny(blocks=(1, 2, 2, 1)), tiny(blocks=(1, 2, 4, 2))
+    begun = train.start(large, [saved_run(tmp_path / "run", 1, blocks=(1, 2, 2, 1))])
     assert begun is not None
     networks = [compact.build(recipe, BINS[:5]) for recipe in (small, large)]
-    for network in networks:
-        train._begin_with(network, begun.weights)
+    for network, recipe in zip(networks, (small, large), strict=True):
+        train._begin_with(network, recipe, begun)
     picture = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
     answers = [np.asarray(network(picture)) for network in networks]
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
     assert np.abs(answers[0]).max() > 0.01
+    larger = train.start(small, [saved_run(tmp_path / "more", 1, blocks=(1, 2, 4, 2))])
+    assert larger is not None
     with pytest.raises(ValueError, match="has no place"):
-        train._begin_with(
-            networks[0], train.start(large, [saved_run(tmp_path / "more", 1, blocks=(1, 2, 4, 2))]).weights
-        )
+        train._begin_with(networks[0], small, larger)
+
+
+def test_what_is_held_out_stays_held_out() -> None:
+    from model_export.checkpoint import Setup
+    from model_export.sources import Entry, digest
+    from model_export.train import Start, _hold_out
+
+    entries = [Entry(f"made/{number}.jpg", "shard.tar", 0, 1) for number in range(40)]
+    before = {"made/3.jpg", digest("made/5.jpg"), "elsewhere.jpg"}
+    begun = Start([], Setup(tiny(), BINS[:5], []), before, [])
+    assert _hold_out(tiny(), entries, begun) == ["made/3.jpg", "made/5.jpg"]
+    # Own photographs, none of them known: a tenth at most validates.
+    own = [entry._replace(name=f"own/{number}.jpg") for number, entry in enumerate(entries)]
+    assert len(_hold_out(tiny().model_copy(update={"validate_on": 500}), own, begun)) == 4
+    with pytest.raises(ValueError, match="too few"):
+        _hold_out(tiny(), entries[:9], begun)
 
 
 def test_cie94_is_the_librarys() -> None:

@@ -57,7 +57,7 @@ def test_accuracy_weighs_pixels() -> None:
 def test_rarity_is_the_equation_of_the_paper() -> None:
     truth = pixels(GRAY, GRAY, GRAY, BLUE)
     weights = metrics.rarity(truth)
-    expected = [1 / (0.5 * share + 0.5 / 313) for share in (0.75, 0.75, 0.75, 0.25)]
+    expected = [4 / 3, 4 / 3, 4 / 3, 4]
     np.testing.assert_allclose(weights, [expected])
     # Colours that are less than a bin apart are the same to it.
     np.testing.assert_allclose(metrics.rarity(pixels(GRAY, GRAY, (92, 90, 90), BLUE)), [expected])
@@ -72,11 +72,18 @@ def test_gray_does_not_buy_the_rebalanced_accuracy() -> None:
     assert metrics.accuracy(errors, metrics.rarity(truth)) < 70
 
 
-def test_hs_rmse_takes_hue_as_a_number_of_a_byte() -> None:
-    assert metrics.hs_rmse(pixels(RED), pixels(CYAN)) == pytest.approx(np.sqrt(128**2 / 2))
+def test_every_colour_counts_the_same_in_the_rebalanced_accuracy() -> None:
+    truth = pixels(*[GRAY] * 99, RED)
+    assert metrics.rarity(truth)[0, :99].sum() == pytest.approx(metrics.rarity(truth)[0, 99])
+    errors = np.array([[0] * 99 + [200]], np.float32)
+    assert metrics.accuracy(errors, metrics.rarity(truth)) == pytest.approx(50)
+
+
+def test_hs_rmse_is_in_the_units_of_the_tutorial() -> None:
+    assert metrics.hs_rmse(pixels(RED), pixels(CYAN)) == pytest.approx(np.sqrt(90**2 / 2))
     assert metrics.hs_rmse(pixels(GRAY), pixels(RED)) == pytest.approx(np.sqrt(255**2 / 2))
     # Two reds, on either side of the seam.
-    assert metrics.hs_rmse(pixels((255, 0, 6)), pixels((255, 6, 0))) > 170
+    assert metrics.hs_rmse(pixels((255, 0, 6)), pixels((255, 6, 0))) == pytest.approx(np.sqrt(178**2 / 2))
 
 
 def test_psnr_is_that_of_all_pixels() -> None:

@@ -73,6 +73,15 @@ def test_a_run_is_read_from_its_history(tmp_path: Path) -> None:
         plots.read_history(tmp_path / "elsewhere")
 
 
+def test_runs_of_one_name_have_more_of_their_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [tmp_path / name for name in ("a/compact", "b/compact", "b/small")]
+    assert plots.name_runs(runs) == dict(zip(("a/compact", "b/compact", "small"), runs, strict=True))
+    assert list(plots.name_runs([Path("/compact"), Path("/a/compact")])) == ["/compact", "a/compact"]
+    runs[0].mkdir(parents=True)
+    monkeypatch.chdir(runs[0])
+    assert plots.name_runs([Path(), runs[0]]) == {"compact": runs[0].resolve()}
+
+
 def test_drawings_are_saved(tmp_path: Path) -> None:
     truth = np.random.default_rng(0).integers(0, 256, (2, 50, 3)).astype(np.uint8)
     sample = Sample(color.luma_of_rgb(truth), np.zeros((2, 2, 50), np.float32), truth, "lab")

@@ -1,4 +1,5 @@
 import json
+import struct
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from model_export import sift, sources
 from model_export.recipe import Recipe, Sift
 from tests.conftest import encoded
 from tests.unit.test_data import photographs, write_folder, write_shard
+from tests.unit.test_sources import vast
 
 
 def faults(path: Path, settings: Sift | None = None) -> dict[str, sift.Fault | None]:
@@ -76,6 +78,44 @@ def test_broken_photographs_fall(tmp_path: Path, astronaut: np.ndarray) -> None:
     }
     found = faults(write_folder(tmp_path, files))
     assert found == dict.fromkeys(files, "broken") | {"trailer.jpg": None}
+
+
+def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
+    """A JPEG with another one in its Exif, as cameras write them."""
+    exif = b"Exif\0\0" + thumbnail
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
+
+
+def test_only_what_misses_its_own_end_is_cut_off(tmp_path: Path, astronaut: np.ndarray) -> None:
+    jpeg, thumbnail = encoded(astronaut, "JPEG"), encoded(astronaut[::4, ::4], "JPEG")
+    whole = with_thumbnail(jpeg, thumbnail)
+    kept = {
+        # The film after a photograph of a phone has any bytes.
+        "motion.jpg": jpeg + b"ftypmp42\xff\xd9\xff\xda\x00",
+        "thumbnail.jpg": whole,
+        "filled.jpg": jpeg[:2] + b"\xff\xff" + jpeg[2:],
+        "progressive.jpg": encoded(astronaut, "JPEG", progressive=True),
+        "restarts.jpg": encoded(astronaut, "JPEG", restart_marker_rows=1),
+    }
+    cut = {
+        "cut.jpg": whole[: len(whole) - len(jpeg) // 2],
+        "header.jpg": whole[: len(thumbnail) + 30],
+        "progressive_cut.jpg": kept["progressive.jpg"][: len(jpeg) // 2],
+        "thumbnail_cut.jpg": whole[: len(thumbnail) // 2],
+    }
+    found = faults(write_folder(tmp_path, kept | cut), Sift(keep_duplicates=True))
+    assert found == dict.fromkeys(kept) | dict.fromkeys(cut, "broken")
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG"])
+def test_a_header_of_too_many_pixels_is_broken(tmp_path: Path, format_: str) -> None:
+    assert faults(write_folder(tmp_path, {"vast.jpg": vast(format_)})) == {"vast.jpg": "broken"}
+
+
+def test_a_file_that_is_gone_is_broken(tmp_path: Path) -> None:
+    entries = sources.find([write_folder(tmp_path, photographs(2))])
+    Path(entries[0].file).unlink()
+    assert sift.sift(entries, Sift()) == ["broken", None]
 
 
 def test_of_duplicates_the_first_is_kept(tmp_path: Path, astronaut: np.ndarray) -> None:

@@ -59,22 +59,23 @@ def cie94(chroma: Tensor, answer: Tensor) -> Tensor:
 
 
 def bin_loss(
-    bins: NDArray[np.float32], size: float, chroma_statistics: float, difference: float = 0.0
+    bins: NDArray[np.float32], size: float, chroma_statistics: float, difference: float = 0.0, gain: float = 1.0
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of the soft-encoded true chroma, [N, s, s, 2], under logits, [N, s, s, Q].
 
-    Plus, of the distribution's mean: `chroma_statistics` times the error of its statistics, and `difference` times its
-    mean CIE94, in bins.
+    Plus, of the answer, which is the distribution's mean times `gain`: `chroma_statistics` times the error of its
+    statistics, and `difference` times its mean CIE94, in bins. A mean is duller than what it is of; with a gain
+    the answer can be as colourful as the photographs are while the distribution stays what it is.
     """
 
     def loss(chroma: Tensor, logits: Tensor) -> Tensor:
         log_probability = ops.log_softmax(logits, axis=-1)
         total = -ops.mean(ops.sum(soft_encode(chroma, bins, size) * log_probability, axis=-1), axis=(1, 2))
-        expected = ops.matmul(ops.exp(log_probability), bins)
+        answer = ops.matmul(ops.exp(log_probability), gain * bins)
         if chroma_statistics:
-            total = total + chroma_statistics * _statistics_error(chroma, expected, size)
+            total = total + chroma_statistics * _statistics_error(chroma, answer, size)
         if difference:
-            total = total + difference * ops.mean(cie94(chroma, expected), axis=(1, 2)) / size
+            total = total + difference * ops.mean(cie94(chroma, answer), axis=(1, 2)) / size
         return total
 
     return loss

@@ -118,6 +118,9 @@ class Recipe(_Table):
     difference: float = Field(
         0.0, ge=0, description="weight of the CIE94 difference of the mean of the bins' distribution, per bin; lab only"
     )
+    gain: float = Field(
+        1.0, gt=0, description="what the mean of the bins' distribution is multiplied with before these two look at it"
+    )
     curriculum: tuple[Stage, ...] = (Stage(until=0.45, side=96), Stage(until=1.0, side=128))
     network: Network = Compact()
     sources: tuple[str, ...] = Field((), description="only photographs of these collections; empty for all")

@@ -143,7 +143,7 @@ SMALL = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet50-fcn", "resnet50-fcn-improved", "unet-gan-resnet18"])
+@pytest.mark.parametrize("name", ["resnet50-fcn", "unet-gan-resnet18"])
 def test_the_tutorials_train_resume_export_and_serve(
     tmp_path: Path, shards: tuple[Path, Path], serve: Serve, jpeg: bytes, name: str
 ) -> None:

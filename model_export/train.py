@@ -21,7 +21,8 @@ from model_export.recipe import Compact, Optimizer, Recipe, UNet
 
 # Steps between two looks at the clock and the learning rate.
 ROUND = 50
-# Batches that settle the batch-norm statistics after weights were averaged, and their momentum meanwhile.
+# Batches that settle the batch-norm statistics after weights were averaged (fewer in a short run), and their momentum
+# meanwhile.
 SETTLE = 100
 SETTLE_MOMENTUM = 0.97
 VALIDATION_BATCH = 50
@@ -322,7 +323,8 @@ class Run:
             return
         trainable = [variable.value for variable in self.averaged.trainable_variables]
         statistics = [variable.value for variable in self.averaged.non_trainable_variables]
-        for lightness, _ in self.settling.batches(side, SETTLE):
+        steps = self.state.views // self.recipe.optimizer.batch
+        for lightness, _ in self.settling.batches(side, min(SETTLE, max(1, steps // 5))):
             _, statistics = self.averaged.stateless_call(trainable, statistics, lightness, training=True)
         for variable, value in zip(self.averaged.non_trainable_variables, statistics, strict=True):
             variable.assign(value)

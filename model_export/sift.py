@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from model_export import sources
+from model_export import files, sources
 from model_export.recipe import Recipe, Sift
 from model_export.sources import Entry, UnreadablePhotograph
 from service.color import Bytes, Floats, luma_of_rgb, split_rgb, square
@@ -94,9 +94,7 @@ class Selection:
 
     def save(self, folder: Path) -> None:
         """Writes the manifest."""
-        new = folder / (MANIFEST + ".new")
-        new.write_text(self.manifest.model_dump_json(indent=1) + "\n", "utf-8")
-        new.replace(folder / MANIFEST)
+        files.write(folder / MANIFEST, (self.manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def _first_scan(jpeg: bytes) -> int:

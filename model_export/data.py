@@ -18,6 +18,9 @@ from service.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_
 
 log = logging.getLogger(__name__)
 
+# More than cores: a photograph that is not in memory is waited for.
+THREADS = 4 * (os.cpu_count() or 1)
+
 # So many in a row that can't be read are no accident.
 MOST_UNREADABLE = 20
 
@@ -149,7 +152,7 @@ class Stream:
                 entry = self.entries[int.from_bytes(digest[:8]) % len(self.entries)]
         raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
 
-    def batches(self, side: int, count: int, *, threads: int = os.cpu_count() or 1, ahead: int = 4) -> Iterator[Batch]:
+    def batches(self, side: int, count: int, *, threads: int = THREADS, ahead: int = THREADS) -> Iterator[Batch]:
         """`count` batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2]."""
 
         def one(item: tuple[Entry, int]) -> Example:

@@ -67,7 +67,8 @@ def _kernels(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> tuple[str, NDArray[np.float32]]:
-    for name, tensor in tensors.items():
+    # A batch norm that has not learnt yet leaves nothing of its kernel: nothing is any kernel's, so it comes last.
+    for name, tensor in sorted(tensors.items(), key=lambda item: not item[1].any()):
         factors = _factors(kernel, tensor)
         if factors is not None:
             return name, factors

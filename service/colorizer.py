@@ -138,4 +138,5 @@ def _merge(
         return Pixels(color.merge_literal(photo.luma, chroma, space), photo.alpha)
     if format_ == "jpeg":
         return Planes(photo.luma, *color.merge_planes(color.half(photo.luma), chroma, space))
-    return Pixels(color.merge_rgb(photo.luma, chroma, space), photo.alpha)
+    cb, cr = color.merge_planes(photo.luma, chroma, space)
+    return Pixels(color.rgb_of_planes(photo.luma, cb, cr), photo.alpha)

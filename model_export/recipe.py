@@ -113,7 +113,7 @@ class Recipe(_Table):
     seed: int = 0
     validate_on: int = Field(500, gt=0, description="photographs split off the training data")
     chroma_statistics: float = Field(
-        0.0, ge=0, description="weight of the L1 on each photo's mean chroma and its spread, per bin"
+        0.0, ge=0, description="weight of the L1 on each photo's mean chroma, per bin"
     )
     difference: float = Field(
         0.0, ge=0, description="weight of the CIE94 difference of the mean of the bins' distribution, per bin; lab only"

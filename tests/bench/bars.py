@@ -94,7 +94,7 @@ def _rates(results: Results) -> list[Worst]:
 
 
 def _throughput(results: Results) -> Iterator[Bar]:
-    values = _rates(results) if results.peers else []
+    values = _rates(results) if TOMAU in results.servers and results.peers else []
     text = f"images/s at least {RATE:g} of the best peer's in every cell"
     yield _at_least(text, _worst(values, min), RATE)
     ahead = sum(value > 1 for value, _ in values)

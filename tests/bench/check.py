@@ -19,6 +19,8 @@ from tests.bench import load
 
 GRID_PIXELS = 250_000
 ANSWER_S = 120.0
+# Merging 8-bit colours that leave the gamut differs by one to three; a gray answer, or another photo's, by far more.
+SAME_DE00 = 5.0
 
 
 class WrongAnswer(Exception):
@@ -63,6 +65,18 @@ def luma_difference(answer: bytes, luma: Bytes) -> tuple[float, int]:
     """Mean and greatest difference of an answer's Y plane, levels."""
     difference = np.abs(luma_of(answer).astype(np.int16) - luma)
     return float(difference.mean()), int(difference.max())
+
+
+def compare(answer: bytes, reference: Reference) -> tuple[Bytes, float]:
+    """The answer on the grid, and its mean CIEDE2000. Raises WrongAnswer when it is another picture."""
+    rgb = rgb_of(answer)
+    if rgb.shape[:2] != reference.luma.shape:
+        raise WrongAnswer(f"{rgb.shape[1]} x {rgb.shape[0]} pixels to a photo of another size")
+    shown = grid(rgb)
+    difference = de00(shown, reference.rgb)
+    if difference > SAME_DE00:
+        raise WrongAnswer(f"the answer's mean CIEDE2000 is {difference:.1f}: it is not the same picture")
+    return shown, difference
 
 
 def ask(port: int, photo: bytes) -> bytes:

@@ -54,7 +54,7 @@ def planes(data: bytes, session: ort.InferenceSession) -> bytes:
 
 
 def pixels(data: bytes, session: ort.InferenceSession) -> bytes:
-    bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    bgr = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
     lightness = cv2.extractChannel(cv2.cvtColor(bgr, cv2.COLOR_BGR2Lab), 0)
     a, b = predict(session, cv2.extractChannel(bgr, 1))
     size = (bgr.shape[1], bgr.shape[0])

@@ -1,7 +1,8 @@
 """The load generator, a process of its own, so that its CPU time is not the server's: python -m tests.bench.load --help
 
 It shares the machine with the server, so it has to be cheap: one thread, a bare asyncio protocol on uvloop, requests
-built once, answers read into one buffer and thrown away.
+built once, answers read into one buffer and thrown away. Beside aiohttp on the same loop that took a half to three
+quarters of the CPU time a request: 1.1 ms against 1.9 for 2.4 MB each way, 0.03 to 0.09 against 0.12 for 50 kB.
 
 Closed loop (`--clients`): each client sends its next photo when the last one is answered. A client that is refused
 waits as long as `Retry-After` says and up to half as long again, then tries once more; the photo's latency counts from

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
+from service.color import Floats
 from service.contract import INPUT, OUTPUT, Contract
 
 NAME = "bench"
@@ -21,8 +22,9 @@ INPUT_SIZE = 224
 GRID = 56
 TARGET_MACS = 1.3e9
 LARGEST_CHROMA = 40.0
-# Makes the network's own spread, found once by running it, fill the tanh without saturating it.
-GAIN = 0.9
+# Found by trying: with these the colours are as vivid as a photograph's, and warm.
+SEED = 1
+GAIN = -1.0
 FACTS = Contract(NAME, "1", "lab", INPUT_SIZE, "Apache-2.0", "nothing: random weights from a seed")
 
 
@@ -44,12 +46,21 @@ class _Builder:
         self.weights.append(numpy_helper.from_array(np.asarray(values, np.float32), name))
         return name
 
-    def conv(self, x: str, inside: int, outside: int, *, kernel: int = 3, stride: int = 1, gain: float = 1.0) -> str:
+    def conv(self, x: str, inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> str:
         """A convolution with the weights of He et al. 2015: what it answers has the spread of what it is given."""
-        spread = gain * math.sqrt(2 / (inside * kernel * kernel))
-        weight = self.constant(self._random.normal(0, spread, (outside, inside, kernel, kernel)))
+        weights = self._weights(inside, outside, kernel)
         pads, strides = [kernel // 2] * 4, [stride] * 2
-        return self.node("Conv", [x, weight], kernel_shape=[kernel] * 2, pads=pads, strides=strides)
+        return self.node("Conv", [x, self.constant(weights)], kernel_shape=[kernel] * 2, pads=pads, strides=strides)
+
+    def head(self, x: str, inside: int, outside: int) -> str:
+        """A convolution whose weights have a mean of nothing, so that no colour is everywhere."""
+        weights = self._weights(inside, outside, 3)
+        weights = GAIN * (weights - weights.mean(axis=(1, 2, 3), keepdims=True))
+        return self.node("Conv", [x, self.constant(weights)], kernel_shape=[3, 3], pads=[1] * 4)
+
+    def _weights(self, inside: int, outside: int, kernel: int) -> Floats:
+        spread = math.sqrt(2 / (inside * kernel * kernel))
+        return self._random.normal(0, spread, (outside, inside, kernel, kernel)).astype(np.float32)
 
     def block(self, x: str, inside: int, outside: int, *, stride: int = 1) -> str:
         return self.node("Relu", [self.conv(x, inside, outside, stride=stride)])
@@ -75,7 +86,7 @@ def _network(net: _Builder) -> None:
     x = net.block(net.up(x), 128, 64)
     x = net.node("Add", [x, net.conv(fine, 64, 64, kernel=1)])
     x = net.block(x, 64, 32)
-    x = net.conv(x, 32, 2, gain=GAIN)
+    x = net.head(x, 32, 2)
     x = net.node("AveragePool", [x], kernel_shape=[7, 7], pads=[3] * 4)
     x = net.node("Tanh", [x])
     net.node("Mul", [x, _room(net)], OUTPUT)
@@ -90,7 +101,7 @@ def _room(net: _Builder) -> str:
 
 def build() -> bytes:
     """The model as an ONNX file."""
-    net = _Builder(seed=0)
+    net = _Builder(SEED)
     _network(net)
     size = INPUT_SIZE
     graph = helper.make_graph(
@@ -103,7 +114,7 @@ def build() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     helper.set_model_props(model, FACTS.to_metadata())
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, list[int]]]:

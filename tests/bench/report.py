@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tests.bench.bars import Bar, best_peer, cpu, rate
@@ -23,6 +23,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def _figure(name: str) -> Callable[[Cell], float]:
+    return lambda cell: float(getattr(cell, name))
+
+
 def _errors(cells: Sequence[Cell]) -> str:
     if not cells:
         return "not measured, see Failures"
@@ -34,7 +38,7 @@ def _cell_row(results: Results, server: str, size: Size, clients: int) -> list[s
     every = [c for c in results.cells if (c.server, c.size, c.clients) == (server, size, clients)]
 
     def median(figure: str) -> float:
-        return results.median(server, size, clients, lambda cell: float(getattr(cell, figure)))
+        return results.median(server, size, clients, _figure(figure))
 
     times = " / ".join(number(median(figure), "{:.0f}") for figure in ("p50_ms", "p95_ms", "p99_ms"))
     peak = max((cell.peak_mb for cell in every), default=math.nan)
@@ -120,12 +124,10 @@ def _checks(results: Results) -> Iterator[str]:
     for server in results.servers:
         checks = [check for check in results.checks if check.server == server]
         starts = sorted(start.seconds for start in results.starts if start.server == server)
-        figures = [
-            max((value(c) for c in checks), default=math.nan)
-            for value in (lambda c: c.de00, lambda c: c.de00_first, lambda c: c.luma_mean, lambda c: c.luma_max)
-        ]
+        forms = {"de00": "{:.2f}", "de00_first": "{:.2f}", "luma_mean": "{:.2f}", "luma_max": "{:.0f}"}
         shown = [
-            number(value, form) for value, form in zip(figures, ("{:.2f}", "{:.2f}", "{:.2f}", "{:.0f}"), strict=True)
+            number(max((float(getattr(check, name)) for check in checks), default=math.nan), form)
+            for name, form in forms.items()
         ]
         rows.append([KINDS[server].title, number(statistics.median(starts) if starts else math.nan), *shown])
     yield "Ready: median of all starts. Answers: the worst photo's mean, or its worst pixel.\n"
@@ -164,10 +166,7 @@ def draw(results: Results, path: Path) -> None:
         loads = results.clients
         for server, (color, marker) in zip(results.servers, LOOKS, strict=False):
             for figure_name, style in (("p50_ms", "-"), ("p99_ms", "--")):
-                heights = [
-                    results.median(server, size, clients, lambda cell, name=figure_name: float(getattr(cell, name)))
-                    for clients in loads
-                ]
+                heights = [results.median(server, size, clients, _figure(figure_name)) for clients in loads]
                 label = KINDS[server].title.replace("`", "") if style == "-" else None
                 panel.plot(
                     loads,

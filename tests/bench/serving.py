@@ -9,9 +9,9 @@ What is printed are medians over the rounds, and ratios taken within one round.
 import argparse
 import json
 import math
-import os
 import platform
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from service.color import Bytes
 from tests.bench import check, model, photos, report, tree
 from tests.bench.bars import bars
 from tests.bench.check import Reference, WrongAnswer
@@ -85,7 +86,7 @@ class Bench:
         self.model.write_bytes(model.build())
         self.photos = {size: photos.write(folder, size) for size in plan.sizes}
         self._references: dict[Path, Reference] = {}
-        self._first_answers: dict[Path, check.Bytes] = {}
+        self._first_answers: dict[Path, Bytes] = {}
 
     def run(self) -> None:
         visits = 0
@@ -141,11 +142,11 @@ class Bench:
                 self._references[path] = check.reference(path.read_bytes(), self.model)
             reference = self._references[path]
             answer = check.ask(server.port, reference.photo)
-            rgb = check.grid(check.rgb_of(answer))
+            rgb, difference = check.compare(answer, reference)
             first = self._first_answers.setdefault(path, rgb)
             mean, most = check.luma_difference(answer, reference.luma)
             photo = path.stem.rsplit("-", 1)[0]
-            found = Check(name, size, photo, check.de00(rgb, reference.rgb), check.de00(rgb, first), mean, most)
+            found = Check(name, size, photo, difference, check.de00(rgb, first), mean, most)
             self.results.checks.append(found)
 
     def _cell(self, name: str, server: Server, size: Size, clients: int, number: int) -> float:
@@ -292,11 +293,24 @@ def _interrupt(number: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _allow_many_connections() -> None:
+    """For the servers and the load generator, which inherit it: an unbounded queue is as many connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark; what was measured until an interruption is still written."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _run(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    _allow_many_connections()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(plan_of(arguments), Path(folder))
         _say(f"model: {model.macs(bench.model.read_bytes()) / 1e9:.3f} GMAC")

@@ -97,7 +97,7 @@ class Watch:
     def peak_bytes(self) -> int:
         """The largest sample; for one process alone, the largest RSS of its life."""
         alone = len(processes(self._root)) == 1
-        return (high_water_bytes(self._root) if alone else None) or max(size for _, size in self.samples)
+        return (high_water_bytes(self._root) if alone else None) or max((size for _, size in self.samples), default=0)
 
     def growth_bytes(self, seconds: float) -> int:
         """How much the largest sample of the last third of the first `seconds` is above that of the middle third."""

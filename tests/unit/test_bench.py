@@ -133,14 +133,15 @@ def test_photographs_are_gray_of_their_size_and_always_the_same() -> None:
     assert 0.15 < len(photo) / (SIZE[0] * SIZE[1]) < 0.5, "bytes a pixel as a camera's"
 
 
-@pytest.mark.parametrize(("route", "limit"), [("planes", 1.0), ("pixels", 2.0)])
-def test_the_floor_answers_what_the_service_does(bench_model: Path, route: str, limit: float) -> None:
+# The peers' route converts luma there and back, and clips what leaves the gamut.
+@pytest.mark.parametrize(("route", "limit", "levels"), [("planes", 1, 0.5), ("pixels", 2, 3)])
+def test_the_floor_answers_what_the_service_does(bench_model: Path, route: str, limit: float, levels: float) -> None:
     photo = photos.photograph(photos.NAMES[0], *SIZE)
     settings = Settings(models=bench_model.parent, default_model=model.NAME, device="cpu")
     served = Colorizer(Catalog(settings), settings).colorize(photo, Options()).data
     answer = floor.ROUTES[route](photo, floor.load(bench_model))
     assert check.de00(check.rgb_of(answer), check.rgb_of(served)) < limit
-    assert check.luma_difference(answer, check.luma_of(photo))[0] < 1
+    assert check.luma_difference(answer, check.luma_of(photo))[0] < levels
 
 
 def test_the_floor_tells_its_cost(bench_model: Path, tmp_path: Path) -> None:

@@ -38,8 +38,9 @@ export: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo 'say where held-out photographs are: make export DATA="shard.tar folder"'; exit 2; }
 	$(BIN)/python -m model_export export --run $(RUN) --output service/models/$(RECIPE).onnx --data $(DATA) $(ARGS)
 
-bench: $(VENV)/.dev
-	$(BIN)/python -m tests.bench.service $(ARGS)
+# The service beside its peers: make bench ARGS=--quick takes two minutes.
+bench: $(VENV)/.bench
+	$(BIN)/python -m tests.bench.serving $(ARGS)
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.data $(ARGS)
@@ -64,5 +65,10 @@ $(VENV)/.serve: requirements/serve-$(TARGET).lock pyproject.toml | $(BIN)/pip
 
 $(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/pip
 	$(INSTALL) --no-deps --require-hashes -r requirements/dev.lock
+	$(INSTALL) --no-deps --editable .
+	touch $@ $(VENV)/.serve
+
+$(VENV)/.bench: requirements/bench.lock pyproject.toml | $(BIN)/pip
+	$(INSTALL) --no-deps --require-hashes -r requirements/bench.lock
 	$(INSTALL) --no-deps --editable .
 	touch $@ $(VENV)/.serve

@@ -12,5 +12,6 @@ lock() {
 }
 
 lock dev --extra cpu --extra export --extra dev "$@"
+lock bench --extra cpu --extra bench --constraint requirements/dev.lock "$@"
 lock serve-cpu --extra cpu --constraint requirements/dev.lock
 lock serve-gpu --extra gpu --constraint requirements/dev.lock

@@ -1,0 +1,98 @@
+"""The floor: what the stages of one photo cost when nothing else happens: python -m tests.bench.floor --help
+
+Straight calls of OpenCV, simplejpeg and ONNX Runtime, in this file alone: a slower service can't slow its own floor.
+`planes` is tomau's way: the luma plane is decoded, kept and encoded again as it is; colour is made at half size.
+`pixels` is the way of the peers: colour pixels at full size. With as many threads as cores, each has its own photos to
+do: what memory and caches shared by busy cores cost is then part of the floor too. Prints JSON: images, and CPU
+milliseconds an image.
+"""
+
+import argparse
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+import simplejpeg
+
+QUALITY = 90
+SIDE = 224
+# L*, as 8 bits, of each gray level.
+GRAYS = np.arange(256, dtype=np.float32).reshape(1, 256) / 255
+LIGHTNESS = cv2.cvtColor(cv2.merge([GRAYS] * 3), cv2.COLOR_RGB2Lab)[0, :, 0]
+LIGHTNESS_8 = np.rint(LIGHTNESS * 2.55).astype(np.uint8)
+
+
+def load(model: Path) -> ort.InferenceSession:
+    """A session of one thread: photos run beside one another."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return ort.InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
+
+
+def predict(session: ort.InferenceSession, gray: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """a* and b* as 8 bits, 128 being none, of a luma plane."""
+    small = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    lightness = LIGHTNESS[small] / np.float32(100)
+    chroma = session.run(None, {"lightness": lightness[np.newaxis, np.newaxis]})[0][0]
+    a, b = np.clip(np.rint(chroma + 128), 0, 255).astype(np.uint8)
+    return a, b
+
+
+def planes(data: bytes, session: ort.InferenceSession) -> bytes:
+    luma = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
+    a, b = predict(session, luma)
+    size = ((luma.shape[1] + 1) // 2, (luma.shape[0] + 1) // 2)
+    lightness = cv2.LUT(cv2.resize(luma, size, interpolation=cv2.INTER_AREA), LIGHTNESS_8)
+    lab = cv2.merge([lightness, cv2.resize(a, size), cv2.resize(b, size)])
+    _, cr, cb = cv2.split(cv2.cvtColor(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB), cv2.COLOR_RGB2YCrCb))
+    return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, cb, cr, QUALITY))
+
+
+def pixels(data: bytes, session: ort.InferenceSession) -> bytes:
+    bgr = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
+    lightness = cv2.extractChannel(cv2.cvtColor(bgr, cv2.COLOR_BGR2Lab), 0)
+    a, b = predict(session, cv2.extractChannel(bgr, 1))
+    size = (bgr.shape[1], bgr.shape[0])
+    lab = cv2.merge([lightness, cv2.resize(a, size), cv2.resize(b, size)])
+    return bytes(cv2.imencode(".jpg", cv2.cvtColor(lab, cv2.COLOR_Lab2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1])
+
+
+ROUTES: dict[str, Callable[[bytes, ort.InferenceSession], bytes]] = {"planes": planes, "pixels": pixels}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("route", choices=ROUTES)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("photos", type=Path, nargs="+")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    route, session = ROUTES[arguments.route], load(arguments.model)
+    photos = [path.read_bytes() for path in arguments.photos]
+    done = [0] * arguments.threads
+
+    def work(number: int, until: float) -> None:
+        while not done[number] or time.monotonic() < until or done[number] % len(photos):
+            route(photos[done[number] % len(photos)], session)
+            done[number] += 1
+
+    work(0, 0)
+    done[0] = 0
+    started, end = time.process_time(), time.monotonic() + arguments.seconds
+    threads = [threading.Thread(target=work, args=(number, end)) for number in range(arguments.threads)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps({"images": sum(done), "cpu_ms": 1000 * (time.process_time() - started) / sum(done)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,325 @@
+"""tomau beside its peers, in one run, on the same photographs and model: `make bench`, or --help.
+
+Every round visits every size, and at each size every server and the floor, in an order that is turned by one from
+visit to visit. A visit starts a server afresh, warms it up, and measures it with each number of clients from idle to
+idle: CPU time and images are those of whole requests. The last round also sends twice as much as the server can do.
+What is printed are medians over the rounds, and ratios taken within one round.
+"""
+
+import argparse
+import json
+import math
+import platform
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from service.color import Bytes
+from tests.bench import check, model, photos, report, tree
+from tests.bench.bars import bars
+from tests.bench.check import Reference, WrongAnswer
+from tests.bench.photos import Size
+from tests.bench.results import TOMAU, Cell, Check, Failure, Floor, Overload, Results, Start, name_of, percentile
+from tests.bench.servers import CORES, DEFAULT, KINDS, ROOT, Server, ServerFailed, running
+
+ROUTES = ("planes", "pixels")
+SIZES = ((512, 384), (1600, 1200), (4000, 3000))
+MB = 1e6
+OVERLOAD = 2.0
+REFUSAL = re.compile(r"POST /colorize 503 ([\d.]+) ms")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. Times in seconds: how long photos are sent for a cell, for warming up, in the overload."""
+
+    servers: Sequence[str] = DEFAULT
+    sizes: Sequence[Size] = SIZES
+    clients: Sequence[int] = (1, 8, 32, 128)
+    rounds: int = 3
+    seconds: float = 6.0
+    warm: float = 1.0
+    overload: float = 10.0
+    overload_servers: Sequence[str] = DEFAULT
+    checked: int = len(photos.NAMES)
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+QUICK = Plan(clients=(1, 8), rounds=1, seconds=1.0, warm=0.3, overload=3.0, overload_servers=(TOMAU,), checked=1)
+
+
+class ScriptFailed(Exception):
+    """One of the benchmark's own scripts failed; what it said is on standard error."""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _script(name: str, *arguments: object) -> dict[str, Any]:
+    """The JSON that one of the benchmark's own scripts prints."""
+    command = [sys.executable, "-m", f"tests.bench.{name}", *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    if ended.returncode:
+        raise ScriptFailed(f"{name} ended with code {ended.returncode}")
+    answer: dict[str, Any] = json.loads(ended.stdout)
+    return answer
+
+
+class Bench:
+    """One run: its folder with the model and the photographs, and its results."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.results = Results(machine(plan), CORES, list(plan.servers), sorted(plan.sizes), list(plan.clients))
+        self.model = folder / "models" / f"{model.NAME}.onnx"
+        self.model.parent.mkdir()
+        self.model.write_bytes(model.build())
+        self.photos = {size: photos.write(folder, size) for size in plan.sizes}
+        self._references: dict[Path, Reference] = {}
+        self._first_answers: dict[Path, Bytes] = {}
+
+    def run(self) -> None:
+        visits = 0
+        for number in range(self.plan.rounds):
+            for size in self.plan.sizes:
+                for visit in self._turned(visits):
+                    visit(size, number)
+                visits += 1
+
+    def _turned(self, by: int) -> Iterator[Callable[[Size, int], None]]:
+        visits = [self._floors, *(self._visitor(name) for name in self.plan.servers)]
+        start = by % len(visits)
+        yield from visits[start:] + visits[:start]
+
+    def _visitor(self, name: str) -> Callable[[Size, int], None]:
+        return lambda size, number: self._visit(name, size, number)
+
+    def _floors(self, size: Size, number: int) -> None:
+        for route in ROUTES:
+            for threads in sorted({1, CORES}):
+                options = ("--threads", threads, "--seconds", self.plan.seconds / 2)
+                answer = _script("floor", route, self.model, *self.photos[size], *options)
+                self.results.floors.append(Floor(route, size, threads, number, answer["cpu_ms"]))
+                _say(f"round {number + 1}, {name_of(size)}: floor, {route}, {threads}: {answer['cpu_ms']:.1f} ms")
+
+    def _visit(self, name: str, size: Size, number: int) -> None:
+        """A server that fails is written down, and the run goes on."""
+        log = self.folder / f"{name}-{name_of(size)}-{number}.log"
+        try:
+            with running(name, self.model, log, self.plan.settings) as server:
+                self.results.starts.append(Start(name, server.ready_s))
+                self._load(server, size, self.plan.warm, "--clients", 2 * CORES)
+                if number == 0:
+                    self._check(name, server, size)
+                capacity = max(self._cell(name, server, size, clients, number) for clients in self.plan.clients)
+                is_last = number == self.plan.rounds - 1
+                if is_last and self.plan.overload and name in self.plan.overload_servers and capacity:
+                    self._overload(name, server, size, capacity)
+        except (ServerFailed, WrongAnswer, ScriptFailed) as error:
+            why = f"{type(error).__name__}: {error}"
+            self.results.failures.append(Failure(name, size, number, why))
+            _say(f"round {number + 1}, {name_of(size)}: {name} failed: {why}")
+
+    def _load(self, server: Server, size: Size, seconds: float, kind: str, much: float) -> dict[str, Any]:
+        result = _script("load", server.port, *self.photos[size], "--seconds", seconds, kind, much)
+        if server.process.poll() is not None:
+            raise server.failure()
+        return result
+
+    def _check(self, name: str, server: Server, size: Size) -> None:
+        for path in self.photos[size][: self.plan.checked]:
+            if path not in self._references:
+                self._references[path] = check.reference(path.read_bytes(), self.model)
+            reference = self._references[path]
+            answer = check.ask(server.port, reference.photo)
+            rgb, difference = check.compare(answer, reference)
+            first = self._first_answers.setdefault(path, rgb)
+            mean, most = check.luma_difference(answer, reference.luma)
+            photo = path.stem.rsplit("-", 1)[0]
+            found = Check(name, size, photo, difference, check.de00(rgb, first), mean, most)
+            self.results.checks.append(found)
+
+    def _cell(self, name: str, server: Server, size: Size, clients: int, number: int) -> float:
+        """Measures one cell; returns its images a second."""
+        before = tree.cpu_seconds(server.pid)
+        with tree.Watch(server.pid) as watch:
+            seen = self._load(server, size, self.plan.seconds, "--clients", clients)
+            peak = watch.peak_bytes
+        cpu = tree.cpu_seconds(server.pid) - before
+        images = len(seen["answered"])
+        p50, p95, p99 = (1000 * percentile(seen["answered"], percent) for percent in (50, 95, 99))
+        cell = Cell(
+            name,
+            size,
+            clients,
+            number,
+            images,
+            images / seen["last_answer"] if images else 0.0,
+            1000 * cpu / images if images else math.nan,
+            p50,
+            p95,
+            p99,
+            peak / MB,
+            len(seen["refused"]),
+            seen["errors"],
+            1000 * seen["cpu"] / images if images else math.nan,
+        )
+        self.results.cells.append(cell)
+        _say(
+            f"round {number + 1}, {name_of(size)}: {name}, {clients} clients: {cell.rate:.1f} images/s,"
+            f" {cell.cpu_ms:.1f} CPU ms, p99 {p99:.0f} ms, {cell.peak_mb:.0f} MB, errors {cell.errors or 0}"
+        )
+        return cell.rate
+
+    def _overload(self, name: str, server: Server, size: Size, capacity: float) -> None:
+        logged = server.log.stat().st_size
+        with tree.Watch(server.pid) as watch:
+            seen = self._load(server, size, self.plan.overload, "--rate", OVERLOAD * capacity)
+            peak = watch.peak_bytes
+        with server.log.open("rb") as log:
+            log.seek(logged)
+            in_server = [float(found[1]) for found in REFUSAL.finditer(log.read().decode("utf-8", "replace"))]
+        overload = Overload(
+            name,
+            size,
+            capacity,
+            OVERLOAD * capacity,
+            len(seen["answered"]),
+            1000 * percentile(seen["answered"], 50),
+            1000 * percentile(seen["answered"], 99),
+            len(seen["refused"]),
+            1000 * percentile(seen["refused"], 99) if seen["refused"] else None,
+            percentile(in_server, 99) if in_server else None,
+            seen["errors"],
+            peak / MB,
+            watch.growth_bytes(self.plan.overload) / MB,
+        )
+        self.results.overloads.append(overload)
+        _say(f"{name_of(size)}: {name} at {overload.rate:.1f} images/s: p99 {overload.p99_ms:.0f} ms")
+
+
+def machine(plan: Plan) -> dict[str, str]:
+    """What the figures were measured on, and how."""
+    cpu = re.search(r"model name\s*: (.*)", _read(Path("/proc/cpuinfo")))
+    packages = ("fastapi", "uvicorn", "litserve", "onnxruntime", "opencv-python-headless", "simplejpeg", "numpy")
+    is_pss = Path("/proc/self/smaps_rollup").exists()
+    facts = {
+        "cores": str(CORES),
+        "processor": cpu[1] if cpu else platform.processor() or platform.machine(),
+        "Python": platform.python_version(),
+        **{name: version(name) for name in packages if _has(name)},
+        "rounds": str(plan.rounds),
+        "seconds a cell": f"{plan.seconds:g}",
+        "memory": f"RSS of one process, {'PSS' if is_pss else 'RSS'} of several",
+    }
+    return facts | {f"TOMAU_{name.upper()}": value for name, value in plan.settings.items()}
+
+
+def _read(path: Path) -> str:
+    return path.read_text("utf-8", "replace") if path.exists() else ""
+
+
+def _has(package: str) -> bool:
+    try:
+        version(package)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+def _size(text: str) -> Size:
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, value = text.split("=", 1)
+    return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short round, about two minutes")
+    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--sizes", type=_size, nargs="+", help="such as 512x384")
+    parser.add_argument("--clients", type=int, nargs="+")
+    parser.add_argument("--servers", choices=KINDS, nargs="+", help=f"by default {' '.join(DEFAULT)}")
+    parser.add_argument("--seconds", type=float, help="how long photos are sent for one cell")
+    parser.add_argument("--overload", type=float, help="how long twice the capacity is sent, seconds; 0: never")
+    parser.add_argument("--set", type=_setting, nargs="+", default=[], help="settings of tomau: max_photos=64")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench"), help="folder of the report")
+    return parser
+
+
+def plan_of(arguments: argparse.Namespace) -> Plan:
+    base = QUICK if arguments.quick else Plan()
+    names = ("rounds", "sizes", "clients", "servers", "seconds", "overload")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+    if "clients" in given:
+        given["clients"] = sorted(given["clients"])  # From few to many: memory that stays must not count for fewer.
+    if "seconds" in given:
+        given["warm"] = min(base.warm, given["seconds"])
+    if "servers" in given and not arguments.quick:
+        given["overload_servers"] = given["servers"]
+    return Plan(**{**base.__dict__, **given, "settings": dict(arguments.set)})
+
+
+def write(results: Results, folder: Path) -> str:
+    """Writes the report's files; returns its text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    reached = bars(results)
+    text = report.markdown(results, reached)
+    (folder / "bench.md").write_text(text, "utf-8")
+    (folder / "bench.json").write_text(
+        json.dumps(asdict(results) | {"bars": [asdict(bar) for bar in reached]}, indent=1)
+    )
+    if results.cells:
+        report.draw(results, folder / "latency.png")
+    return text
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    """SIGTERM ends the run as Ctrl-C does: servers are stopped."""
+    raise KeyboardInterrupt
+
+
+def _allow_many_connections() -> None:
+    """For the servers and the load generator, which inherit it: an unbounded queue is as many connections."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the benchmark; what was measured until an interruption is still written."""
+    arguments = _parser().parse_args(argv)
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _run(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    _allow_many_connections()
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(plan_of(arguments), Path(folder))
+        _say(f"model: {model.macs(bench.model.read_bytes()) / 1e9:.3f} GMAC")
+        try:
+            bench.run()
+        except KeyboardInterrupt:
+            _say("interrupted: this is what was measured until now")
+        print(write(bench.results, arguments.output))
+
+
+if __name__ == "__main__":
+    main()

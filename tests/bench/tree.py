@@ -1,0 +1,106 @@
+"""What a process and all its children use: CPU time, and memory.
+
+CPU time of children that have ended counts too, once their parent has waited for them. Memory is PSS where the kernel
+tells it, which shares pages out among the processes that have them in common, else RSS; for a tree of one process the
+peak is the kernel's own high-water mark of RSS, which misses nothing between two samples.
+"""
+
+import re
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+
+INTERVAL_S = 0.1
+GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
+
+
+def processes(root: int) -> list[psutil.Process]:
+    """The process and its children, theirs, and so on; empty when it has ended."""
+    try:
+        process = psutil.Process(root)
+        return [process, *process.children(recursive=True)]
+    except GONE:
+        return []
+
+
+def cpu_seconds(root: int) -> float:
+    """CPU time, user and system, of the whole tree so far."""
+    total = 0.0
+    for process in processes(root):
+        try:
+            times = process.cpu_times()
+        except GONE:
+            continue
+        total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def memory_bytes(root: int) -> int:
+    """PSS of the whole tree, or RSS where PSS can't be read."""
+    total = 0
+    for process in processes(root):
+        try:
+            total += _pss(process)
+        except GONE:
+            continue
+    return total
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):
+        return int(process.memory_info().rss)
+
+
+def high_water_bytes(root: int) -> int | None:
+    """The largest RSS that the process ever had; None where the kernel does not tell."""
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{root}/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+class Watch:
+    """Samples a tree's memory from a thread, as a context manager."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        # Seconds since the start, and bytes.
+        self.samples: list[tuple[float, int]] = []
+
+    def _sample(self) -> None:
+        started = time.monotonic()
+        while True:
+            self.samples.append((time.monotonic() - started, memory_bytes(self._root)))
+            if self._ends.wait(INTERVAL_S):
+                return
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ends.set()
+        self._thread.join()
+
+    @property
+    def peak_bytes(self) -> int:
+        """The largest sample; for one process alone, the largest RSS of its life."""
+        alone = len(processes(self._root)) == 1
+        return (high_water_bytes(self._root) if alone else None) or max((size for _, size in self.samples), default=0)
+
+    def growth_bytes(self, seconds: float) -> int:
+        """How much the largest sample of the last third of the first `seconds` is above that of the middle third."""
+        middle = [size for at, size in self.samples if seconds / 3 <= at < 2 * seconds / 3]
+        last = [size for at, size in self.samples if 2 * seconds / 3 <= at <= seconds]
+        return max(last) - max(middle) if middle and last else 0

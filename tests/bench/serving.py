@@ -318,7 +318,7 @@ def _run(arguments: argparse.Namespace) -> None:
             bench.run()
         except KeyboardInterrupt:
             _say("interrupted: this is what was measured until now")
-        print(write(bench.results, arguments.output))
+        print(write(bench.results, arguments.output), end="")
 
 
 if __name__ == "__main__":

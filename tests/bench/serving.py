@@ -314,11 +314,15 @@ def _run(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(plan_of(arguments), Path(folder))
         _say(f"model: {model.macs(bench.model.read_bytes()) / 1e9:.3f} GMAC")
+        is_whole = False
         try:
             bench.run()
+            is_whole = True
         except KeyboardInterrupt:
             _say("interrupted: this is what was measured until now")
-        print(write(bench.results, arguments.output))
+        print(write(bench.results, arguments.output), end="")
+    if not is_whole:
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,7 @@ class Recipe(_Table):
     views: int = Field(600_000, gt=0, description="length of the run; a time budget may end it sooner")
     seed: int = 0
     validate_on: int = Field(500, gt=0, description="photographs split off the training data")
-    chroma_statistics: float = Field(
-        0.0, ge=0, description="weight of the L1 on each photo's mean chroma, per bin"
-    )
+    chroma_statistics: float = Field(0.0, ge=0, description="weight of the L1 on each photo's mean chroma, per bin")
     difference: float = Field(
         0.0, ge=0, description="weight of the CIE94 difference of the mean of the bins' distribution, per bin; lab only"
     )

@@ -63,7 +63,7 @@ def _luma_slices() -> tuple[Bytes, Floats, Floats]:
     ends: list[tuple[int, int]] = []
     level = 0
     while level < 256:
-        width = min(max(min(level, 255 - level) // 3, 1), 8)
+        width = min(max(min(level, 255 - level) // 6, 1), 8)
         slices[level : level + width] = len(ends)
         ends.append((level, min(level + width, 256) - 1))
         level += width

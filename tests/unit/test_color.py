@@ -89,13 +89,13 @@ def test_every_luma_has_a_slice_near_it() -> None:
 def test_slices_differ_little_from_pixels(plane: np.ndarray, grid: np.ndarray, space: ColorSpace) -> None:
     """Where one colour is asked for: between places that are far outside the gamut the two ways are free to differ.
 
-    At the gamut's edge colour difference grows up to 2.9 times as fast as luma does, over a slice of eight levels.
+    Colour is kept inside the gamut for every luma of a slice: near white, a full yellow loses 16 levels at most.
     """
     one = grid[:, :1, :1]
     pixels, slices = color._merge_by_pixels(plane, one, space), color._merge_by_slices(plane, one, space)
     for own, other in zip(pixels, slices, strict=True):
         assert other.dtype == np.uint8
-        assert np.abs(own.astype(int) - other).max() <= 22
+        assert np.abs(own.astype(int) - other).max() <= 20
 
 
 @pytest.mark.parametrize("space", color.COLOR_SPACES)

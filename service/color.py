@@ -141,7 +141,8 @@ def _rgb_of_lab(lightness: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats
     fy = (lightness * 100 + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200])
     xyz = np.where(f > 6 / 29, f * f * f, (f - 4 / 29) * (108 / 841))
-    linear = (XYZ_TO_RGB @ xyz.reshape(3, -1)).reshape(xyz.shape)
+    # Not `@`: it wakes threads of the linear algebra library, which then spin and take the other photos' cores.
+    linear = np.einsum("ij,j...->i...", XYZ_TO_RGB, xyz)
     size = np.abs(linear)
     curve = np.asarray(cv2.pow(size.reshape(1, -1), 1 / 2.4)).reshape(size.shape)
     rgb = np.where(size <= 0.0031308, size * 12.92, 1.055 * curve - 0.055)

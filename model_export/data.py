@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -129,6 +130,7 @@ class Stream:
         self.augment = augment
         self.random = np.random.default_rng(seed)
         self.unreadable: set[str] = set()
+        self.lock = threading.Lock()
         self.order = _order(len(entries), shards, self.random)
         self.ahead: NDArray[np.int64] = np.empty(0, np.int64)
 
@@ -145,9 +147,11 @@ class Stream:
             try:
                 return entry.read()
             except UnreadablePhotograph as error:
-                if entry.name not in self.unreadable:
-                    log.warning("left out: %s", error)
+                with self.lock:
+                    is_known = entry.name in self.unreadable
                     self.unreadable.add(entry.name)
+                if not is_known:
+                    log.warning("left out: %s", error)
                 digest = hashlib.sha256(f"{entry.name}{number}".encode()).digest()
                 entry = self.entries[int.from_bytes(digest[:8]) % len(self.entries)]
         raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")

@@ -35,16 +35,24 @@ def soft_encode(chroma: Tensor, bins: NDArray[np.float32], size: float) -> Tenso
     return ops.softmax(closeness, axis=-1)
 
 
-def _mean_chroma(chroma: Tensor) -> Tensor:
-    return ops.mean(ops.sqrt(ops.sum(ops.square(chroma), axis=-1) + 1e-6), axis=(1, 2))
+def _size(chroma: Tensor) -> Tensor:
+    return ops.sqrt(ops.sum(ops.square(chroma), axis=-1) + 1e-6)
+
+
+def _spread_of_parts(chroma: Tensor) -> Tensor:
+    """The standard deviation of the chroma of a photo's parts, each a quarter of its sides: float [N]."""
+    side = chroma.shape[1]
+    parts = ops.average_pool(chroma, max(1, side // 4), strides=max(1, side // 8), data_format="channels_last")
+    return ops.std(_size(parts), axis=(1, 2))
 
 
 def _statistics_error(chroma: Tensor, answer: Tensor, size: float) -> Tensor:
-    """L1 on each photo's mean chroma, in bins: it keeps answers as colourful as the photographs are.
+    """L1 on each photo's mean chroma and on the spread of its parts', in bins: answers as colourful as photographs are.
 
-    Not on its spread: that is most cheaply had from one small patch of glaring red.
+    Of its parts, because the spread of its pixels is most cheaply had from one small patch of glaring red.
     """
-    return ops.abs(_mean_chroma(chroma) - _mean_chroma(answer)) / size
+    mean_error = ops.abs(ops.mean(_size(chroma), axis=(1, 2)) - ops.mean(_size(answer), axis=(1, 2)))
+    return (mean_error + ops.abs(_spread_of_parts(chroma) - _spread_of_parts(answer))) / size
 
 
 def cie94(chroma: Tensor, answer: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
+from service import memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
@@ -68,6 +69,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     Raises CatalogError, ContractError or EngineError when a model can't be served.
     """
     settings = settings or Settings()
+    memory.keep_freed()
     # Photos run beside one another, one core each.
     cv2.setNumThreads(1)
     app = FastAPI(

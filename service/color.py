@@ -11,6 +11,7 @@ A black-and-white photograph's gray value is its luma Y (ITU-R BT.601, the Y of 
 """
 
 from collections.abc import Iterator
+from functools import reduce
 from typing import Literal
 
 import cv2
@@ -40,7 +41,7 @@ XYZ_TO_RGB = np.linalg.inv(
 REMAP_SIDE = 32_766
 
 # Temporaries of a merge stay in the processor's cache when it goes through the photo in strips.
-STRIP_PIXELS = 32_768
+STRIP_PIXELS = 16_384
 
 
 def _lightness_of_luma() -> Floats:
@@ -73,6 +74,8 @@ def _luma_slices() -> tuple[Bytes, Floats, Floats]:
 
 SLICE_OF_LUMA, LEAST_OF_SLICE, GREATEST_OF_SLICE = _luma_slices()
 SLICES = len(LEAST_OF_SLICE)
+LUMA_OF_SLICE = (LEAST_OF_SLICE + GREATEST_OF_SLICE) / 2
+LIGHTNESS_OF_SLICE = np.interp(LUMA_OF_SLICE, np.arange(256) / 255, LIGHTNESS_OF_LUMA).astype(np.float32)
 
 
 def _unit(levels: Bytes) -> Floats:
@@ -87,7 +90,7 @@ def luma_of_rgb(rgb: Bytes) -> Bytes:
 def lightness_of_luma(luma: Bytes, color_space: ColorSpace) -> Floats:
     """Lightness in 0..1, float32: L*/100 of the gray value for `lab`, the gray value itself for `hsv`."""
     if color_space == "lab":
-        return LIGHTNESS_OF_LUMA[luma]
+        return np.asarray(cv2.LUT(luma, LIGHTNESS_OF_LUMA.reshape(1, 256)), np.float32)
     return _unit(luma)
 
 
@@ -101,11 +104,16 @@ def half(picture: Bytes) -> Bytes:
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+def _is_halved_first(picture: Bytes, size: int) -> bool:
+    """By two is OpenCV's fastest way. What an odd side is given must be little of a cell of the smaller picture."""
+    height, width = picture.shape[:2]
+    is_even = height % 2 == 0 and width % 2 == 0
+    return bool(min(height, width) >= (4 if is_even else 16) * size)
+
+
 def square(picture: Bytes, size: int) -> Bytes:
     """A picture, uint8 [H, W, ...], as [size, size, ...]: each side shrunk by area, then enlarged bilinearly."""
-    # Halved first, the full size is read in OpenCV's fastest way. What an odd side is given must be little of a cell.
-    is_even = not any(side % 2 for side in picture.shape[:2])
-    if min(picture.shape[:2]) >= (4 if is_even else 16) * size:
+    while _is_halved_first(picture, size):
         picture = half(picture)
     height, width = picture.shape[:2]
     if height > size or width > size:
@@ -137,16 +145,32 @@ def split_rgb(rgb: Bytes, color_space: ColorSpace) -> tuple[Floats, Floats]:
 
 
 def _rgb_of_lab(lightness: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats, Floats]:
-    """sRGB (nominally 0..1, not clipped) of L*/100 and a*, b*; the curve is continued oddly below zero."""
+    """sRGB (nominally 0..1, not clipped) of L*/100 and a*, b*; the curve is continued oddly below zero.
+
+    In place where it can be: three planes of a temporary are three times a photo's. Both curves are straight below
+    their knees, and `np.where` would take longer than the curves do, a branch for each pixel.
+    """
     fy = (lightness * 100 + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200])
-    xyz = np.where(f > 6 / 29, f * f * f, (f - 4 / 29) * (108 / 841))
+    curved = np.maximum(f, 6 / 29)
+    straight = f
+    straight -= curved
+    straight *= 108 / 841
+    xyz = curved * curved
+    xyz *= curved
+    xyz += straight
     # Not `@`: it wakes threads of the linear algebra library, which then spin and take the other photos' cores.
-    linear = np.einsum("ij,j...->i...", XYZ_TO_RGB, xyz)
-    size = np.abs(linear)
-    curve = np.asarray(cv2.pow(size.reshape(1, -1), 1 / 2.4)).reshape(size.shape)
-    rgb = np.where(size <= 0.0031308, size * 12.92, 1.055 * curve - 0.055)
-    red, green, blue = np.copysign(rgb, linear)
+    linear = np.einsum("ij,j...->i...", XYZ_TO_RGB, xyz, out=f)
+    size = np.abs(linear, out=xyz)
+    np.maximum(size, 0.0031308, out=curved)
+    straight = size
+    straight -= curved
+    straight *= 12.92
+    rgb: Floats = np.asarray(cv2.pow(curved.reshape(1, -1), 1 / 2.4), np.float32).reshape(curved.shape)
+    rgb *= 1.055
+    rgb -= 0.055
+    rgb += straight
+    red, green, blue = np.copysign(rgb, linear, out=rgb)
     return red, green, blue
 
 
@@ -179,17 +203,17 @@ def _color_difference(
 
 def _into_gamut(least: Floats, greatest: Floats, cb: Floats, cr: Floats) -> tuple[Floats, Floats]:
     """Scales (Cb, Cr) towards gray until R, G and B are in 0..1 from the least luma to the greatest; the hue stays."""
-    scale = np.ones_like(cb)
-    for excess in (CR_EXCURSION * cr, -GREEN_OF_CB * cb - GREEN_OF_CR * cr, CB_EXCURSION * cb):
-        room = np.where(excess > 0, 1 - greatest, least)
-        np.minimum(scale, room / np.maximum(np.abs(excess), 1e-6), out=scale)
+    excesses = (CR_EXCURSION * cr, -GREEN_OF_CB * cb - GREEN_OF_CR * cr, CB_EXCURSION * cb)
+    most, least_excess = reduce(np.maximum, excesses), reduce(np.minimum, excesses)
+    too_much = np.maximum(most / np.maximum(1 - greatest, 1e-6), -least_excess / np.maximum(least, 1e-6))
+    scale: Floats = np.asarray(1 / np.maximum(too_much, 1), np.float32)
     return cb * scale, cr * scale
 
 
 def _difference_in_gamut(luma: Bytes, x: Floats, y: Floats, color_space: ColorSpace) -> tuple[Floats, Floats]:
     """Cb and Cr, -0.5..0.5, of pixels with this luma, uint8, and this chroma (x, y)."""
     unit = _unit(luma)
-    return _into_gamut(unit, unit, *_color_difference(unit, LIGHTNESS_OF_LUMA[luma], x, y, color_space))
+    return _into_gamut(unit, unit, *_color_difference(unit, lightness_of_luma(luma, "lab"), x, y, color_space))
 
 
 def _strips(height: int, width: int) -> Iterator[slice]:
@@ -258,9 +282,8 @@ def _sliced(chroma: Floats, color_space: ColorSpace) -> list[Bytes]:
     """Cb and Cr, uint8 [slices * (s + 2), s] each, of a grid of chroma at the luma of every slice."""
     _, rows, columns = chroma.shape
     least, greatest = (ends.reshape(-1, 1, 1) for ends in (LEAST_OF_SLICE, GREATEST_OF_SLICE))
-    luma = np.broadcast_to(np.asarray((least + greatest) / 2, np.float32), (SLICES, rows, columns))
-    lightness = np.interp(luma, np.arange(256) / 255, LIGHTNESS_OF_LUMA).astype(np.float32)
-    x, y = (np.broadcast_to(channel, luma.shape) for channel in chroma)
+    planes = (LUMA_OF_SLICE.reshape(-1, 1, 1), LIGHTNESS_OF_SLICE.reshape(-1, 1, 1), *chroma)
+    luma, lightness, x, y = (np.asarray(np.broadcast_to(p, (SLICES, rows, columns)), np.float32) for p in planes)
     difference = _into_gamut(least, greatest, *_color_difference(luma, lightness, x, y, color_space))
     return [np.pad(_levels(plane), ((0, 0), (1, 1), (0, 0)), "edge").reshape(-1, columns) for plane in difference]
 

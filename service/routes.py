@@ -34,7 +34,7 @@ class State:
         self.colorizer = colorizer
         self.uploads = Places("uploads", settings.max_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
-        self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos))
+        self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
         self.draining = False
 
     def is_stuck(self) -> bool:
@@ -42,7 +42,8 @@ class State:
         return self.workers.stuck_for() > self.settings.stuck_s
 
 
-def _state(request: Request) -> State:
+async def _state(request: Request) -> State:
+    # Were it not async, FastAPI would hop to a thread of its own for it.
     state: State = request.app.state.tomau
     return state
 

@@ -37,6 +37,9 @@ class Settings(BaseSettings):
     max_photos: int | None = Field(
         None, ge=1, description="photos inside, waiting or at work; by default 32, or 4 x max_batch on a GPU"
     )
+    max_wait_s: float = Field(
+        1.0, gt=0, description="seconds that a photo may be expected to wait for a worker; beyond, it is refused"
+    )
     max_uploads: int = Field(256, ge=1, description="uploads being received at once")
     max_upload_bytes: int = Field(512 * MIB, ge=1, description="bytes of all uploads being received")
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")

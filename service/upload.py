@@ -142,7 +142,7 @@ class _Form:
             if self._name == "file":
                 raise too_many_bytes(self._settings)
             raise InvalidOption(f"an option may have {limit} bytes", field=self._name[:80], limit=limit)
-        self._value += data[start:end]
+        self._value += memoryview(data)[start:end]
 
     def _part_end(self) -> None:
         if self._name == "file":

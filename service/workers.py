@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import itertools
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -10,9 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from service.admission import Places
-from service.problems import ClientGone, DeadlineExceeded
+from service.problems import ClientGone, DeadlineExceeded, Overloaded
 
 T = TypeVar("T")
+
+# Of a photo that has just been done in the running mean of what photos take.
+SHARE_OF_LAST = 0.1
 
 
 class Workers:
@@ -22,9 +26,12 @@ class Workers:
     thread returns.
     """
 
-    def __init__(self, count: int, places: Places) -> None:
+    def __init__(self, count: int, places: Places, max_wait: float = math.inf) -> None:
+        """max_wait: seconds that a photo may be expected to wait for a thread."""
         self.count = count
         self.places = places
+        self.max_wait = max_wait
+        self._seconds_a_photo = 0.0
         self._pool = ThreadPoolExecutor(count, "photo")
         self._started: dict[int, float] = {}
         self._numbers = itertools.count()
@@ -34,10 +41,11 @@ class Workers:
     ) -> T:
         """Runs `call` in a thread. It is given an event that is set when nobody waits for it any more.
 
-        gone: returns when the client has hung up. Raises Overloaded when all places are taken, DeadlineExceeded at
-        `deadline` (of `time.monotonic`), ClientGone, and what `call` raises.
+        gone: returns when the client has hung up. Raises Overloaded when all places are taken or the wait would be too
+        long, DeadlineExceeded at `deadline` (of `time.monotonic`), ClientGone, and what `call` raises.
         """
         cancelled = threading.Event()
+        self._refuse_long_waits()
         self.places.take()
         job = self._submit(call, cancelled)
         answer = asyncio.wrap_future(job)
@@ -58,6 +66,19 @@ class Workers:
                 answer.add_done_callback(_forget)
                 job.cancel()
 
+    def expected_wait(self) -> float:
+        """Seconds until a photo that came now would have a thread, as long as the last photos took."""
+        ahead = self.places.taken - self.count + 1
+        return max(0, ahead) * self._seconds_a_photo / self.count
+
+    def _refuse_long_waits(self) -> None:
+        """The places alone bound memory, not time: as many large photos as there are places take many times as long."""
+        wait = self.expected_wait()
+        # One that works and one that waits for each thread: so much is never too long, however slow the machine.
+        if wait > self.max_wait and self.places.taken >= 2 * self.count:
+            detail = f"a photo would wait for about {wait:.1f} s"
+            raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(wait)))
+
     def _submit(self, call: Callable[[threading.Event], T], cancelled: threading.Event) -> Future[T]:
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
@@ -70,7 +91,8 @@ class Workers:
             try:
                 return context.run(held.pop(), cancelled)
             finally:
-                del self._started[number]
+                took = time.monotonic() - self._started.pop(number)
+                self._seconds_a_photo += SHARE_OF_LAST * (took - self._seconds_a_photo)
 
         def done(_: Future[T]) -> None:
             held.clear()

@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import math
 import threading
 import time
 import weakref
@@ -19,17 +20,23 @@ async def never() -> None:
     await asyncio.sleep(60)
 
 
-def play(scene: Callable[[Workers], Awaitable[T]], *, workers: int = 1, places: int = 2) -> T:
+async def empty(pool: Workers) -> None:
+    for _ in range(200):
+        if not pool.places.taken:
+            break
+        await asyncio.sleep(0.01)
+    assert pool.places.taken == 0
+
+
+def play(
+    scene: Callable[[Workers], Awaitable[T]], *, workers: int = 1, places: int = 2, max_wait: float = math.inf
+) -> T:
     async def main() -> T:
-        pool = Workers(workers, Places("photos", places))
+        pool = Workers(workers, Places("photos", places), max_wait)
         try:
             return await scene(pool)
         finally:
-            for _ in range(200):
-                if not pool.places.taken:
-                    break
-                await asyncio.sleep(0.01)
-            assert pool.places.taken == 0
+            await empty(pool)
             pool.stop()
 
     return asyncio.run(main())
@@ -146,3 +153,47 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
         assert await held
 
     play(scene)
+
+
+def test_a_photo_that_would_wait_too_long_is_refused_though_there_are_places() -> None:
+    async def scene(pool: Workers) -> None:
+        door = threading.Event()
+
+        def photo() -> asyncio.Future[bool]:
+            return asyncio.ensure_future(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+
+        for _ in range(5):
+            await pool.run(lambda _: time.sleep(0.02), deadline=soon(), gone=never)
+        await empty(pool)
+        assert pool.expected_wait() == 0
+        inside = [photo()]
+        await asyncio.sleep(0)
+        of_one = pool.expected_wait()
+        pool.max_wait = 2.5 * of_one
+        inside += [photo(), photo()]
+        await asyncio.sleep(0)
+        assert pool.expected_wait() == pytest.approx(3 * of_one)
+        with pytest.raises(Overloaded, match="would wait") as refusal:
+            await photo()
+        assert refusal.value.retry_after == 1
+        door.set()
+        await asyncio.gather(*inside)
+
+    play(scene, places=32)
+
+
+def test_one_photo_may_always_wait_for_each_worker() -> None:
+    async def scene(pool: Workers) -> None:
+        door = threading.Event()
+        await pool.run(lambda _: time.sleep(0.05), deadline=soon(), gone=never)
+        await empty(pool)
+        inside = [
+            asyncio.ensure_future(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never)) for _ in range(2)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await pool.run(lambda _: None, deadline=soon(), gone=never)
+        door.set()
+        await asyncio.gather(*inside)
+
+    play(scene, places=32, max_wait=1e-6)

@@ -16,7 +16,7 @@ from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.engine import Engine
 from service.settings import Settings
-from tests.bench import check, data, floor, load, model, photos, report, servers, serving, tree
+from tests.bench import check, data, floor, load, loop, model, photos, report, servers, serving, tree
 from tests.bench.bars import Bar, bars
 from tests.bench.results import TOMAU, Cell, Failure, Floor, Results, percentile
 
@@ -223,3 +223,12 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Captu
     assert measured["overloads"][0]["errors"] == {}
     assert all(found["de00"] < 1 and found["luma_mean"] < 1 for found in measured["checks"])
     assert (tmp_path / "latency.png").stat().st_size > 10_000
+
+
+def test_the_event_loop_is_measured_with_an_engine_that_does_nothing() -> None:
+    rows = loop.measure((96, 64), [2], 0.5)
+    assert [row[0] for row in rows] == [2]
+    for _, rate, of_loop, of_others in rows:
+        assert rate > 10
+        assert 0 < of_loop < 1000
+        assert 0 <= of_others < 1000

@@ -44,7 +44,9 @@ def _verified(path: Path) -> tuple[bytes, str]:
 
 
 def _max_photos(settings: Settings, device: Device) -> int:
-    return settings.max_photos or (PHOTOS_ON_A_CPU if device == "cpu" else 4 * settings.max_batch)
+    if settings.max_photos:
+        return settings.max_photos
+    return max(PHOTOS_ON_A_CPU, 4 * settings.cores) if device == "cpu" else 4 * settings.max_batch
 
 
 class Catalog:

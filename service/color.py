@@ -238,8 +238,9 @@ def merge_planes(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tuple[
     luma: uint8 [h, w], at the size that Cb and Cr are wanted in (half the photo's for 4:2:0).
     chroma: float32 [2, s, s] as a model answers it. Returns two uint8 [h, w] planes, 128 being neutral.
     """
-    places = chroma[0].size
-    if luma.size > places * SLICES and max(luma.shape) <= REMAP_SIDE:
+    _, rows, columns = chroma.shape
+    longest = max(*luma.shape, SLICES * (rows + 2))
+    if luma.size > rows * columns * SLICES and longest <= REMAP_SIDE:
         return _merge_by_slices(luma, chroma, color_space)
     return _merge_by_pixels(luma, chroma, color_space)
 

@@ -39,6 +39,9 @@ def load(model: Path) -> ort.InferenceSession:
 
 def predict(session: ort.InferenceSession, gray: np.ndarray) -> np.ndarray:
     """a* and b*, float32 [2, s, s], of a luma plane."""
+    height, width = gray.shape
+    if min(height, width) >= 4 * SIDE:
+        gray = cv2.resize(gray, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
     small = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     lightness = LIGHTNESS[small] / np.float32(100)
     chroma: np.ndarray = session.run(None, {"lightness": lightness[np.newaxis, np.newaxis]})[0][0]
@@ -47,9 +50,9 @@ def predict(session: ort.InferenceSession, gray: np.ndarray) -> np.ndarray:
 
 def planes(data: bytes, session: ort.InferenceSession) -> bytes:
     luma = simplejpeg.decode_jpeg(data, "GRAY")[..., 0]
-    chroma = predict(session, luma)
     half = cv2.resize(luma, ((luma.shape[1] + 1) // 2, (luma.shape[0] + 1) // 2), interpolation=cv2.INTER_AREA)
     height, width = half.shape
+    chroma = predict(session, half if min(height, width) >= 2 * SIDE else luma)
     a, b = (cv2.resize(channel, (width, height)) for channel in chroma)
     cb, cr = np.empty_like(half), np.empty_like(half)
     rows = max(1, STRIP_PIXELS // width)

@@ -195,7 +195,7 @@ def test_a_server_that_failed_stays_in_the_tables() -> None:
     measured.failures = [Failure(TOMAU, SIZE, 0, "ServerFailed: no model")]
     reached = bars(measured)
     text = report.markdown(measured, reached)
-    assert "| tomau | 1 | - | - / - / - | - | - | - | 0 | not measured, see Failures |" in text
+    assert "| tomau | 1 | - | - / - / - | - | - | - | 0 (0) | not measured, see Failures |" in text
     assert "- tomau, 512x384, round 1: ServerFailed: no model" in text
     assert found(measured, "no failure").met is False
     assert found(measured, "in every cell").met is False

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from model_export.recipe import Recipe
 
@@ -45,28 +46,60 @@ def test_the_loss_is_least_at_the_truth() -> None:
     np.testing.assert_allclose(np.asarray(bin_loss(BINS, 10.0, 0.0)(chroma, truth)), entropy, atol=1e-3)
 
 
+def statistics_error(chroma: NDArray[np.float32], answer: NDArray[np.float32]) -> float:
+    """What the chroma statistics add to the loss of an answer, in bins."""
+    from model_export.losses import bin_loss, soft_encode
+
+    logits = np.log(np.asarray(soft_encode(answer, BINS, 10.0)) + 1e-12)
+    extra = bin_loss(BINS, 10.0, 1.0)(chroma, logits) - bin_loss(BINS, 10.0, 0.0)(chroma, logits)
+    return float(np.asarray(extra)[0])
+
+
 def test_chroma_statistics_see_timidity() -> None:
-    from model_export.losses import bin_loss, soft_encode
-
     chroma = np.random.default_rng(2).uniform(-40, 40, (1, 8, 8, 2)).astype(np.float32)
-    timid = np.log(np.asarray(soft_encode(chroma / 4, BINS, 10.0)) + 1e-12)
-    extra = bin_loss(BINS, 10.0, 1.0)(chroma, timid) - bin_loss(BINS, 10.0, 0.0)(chroma, timid)
     size = np.linalg.norm(chroma, axis=-1)
-    assert float(np.asarray(extra)[0]) == pytest.approx(0.75 * size.mean() / 10, rel=0.05)
+    parts = np.linalg.norm(chroma.reshape(4, 2, 4, 2, 2).mean(axis=(1, 3)), axis=-1)
+    expected = 0.75 * (size.mean() + parts.std()) / 10
+    assert statistics_error(chroma, chroma / 4) == pytest.approx(expected, rel=0.05)
 
 
-def test_chroma_statistics_are_not_bought_by_one_glaring_patch() -> None:
-    """Of two answers with the same mean chroma, neither is preferred for how unevenly it is laid on."""
-    from model_export.losses import bin_loss, soft_encode
+def test_chroma_statistics_are_not_bought_by_a_glaring_spot() -> None:
+    """Of two answers with the same mean chroma, a spot in one of them makes up for little of a large field's colour."""
+    truth = np.zeros((1, 32, 32, 2), np.float32)
+    truth[0, :16] = 30
+    timid, spotted = truth / 3 + 5, truth / 3 + 5
+    spotted[0, :4, :4] = 60
+    spotted *= np.linalg.norm(timid, axis=-1).mean() / np.linalg.norm(spotted, axis=-1).mean()
+    of_timid, of_spotted, of_bold = (statistics_error(truth, answer) for answer in (timid, spotted, truth))
+    assert of_bold == pytest.approx(0, abs=0.02)
+    assert of_spotted > 0.8 * of_timid > 0.5
 
-    chroma = np.full((1, 8, 8, 2), 20, np.float32)
-    even, patch = chroma / 2, np.zeros_like(chroma)
-    patch[0, :4, :8] = 20
-    losses = []
-    for answer in (even, patch):
-        logits = np.log(np.asarray(soft_encode(answer, BINS, 10.0)) + 1e-12)
-        losses.append(bin_loss(BINS, 10.0, 1.0)(chroma, logits) - bin_loss(BINS, 10.0, 0.0)(chroma, logits))
-    np.testing.assert_allclose(losses[0], losses[1], atol=0.02)
+
+def test_the_losses_gradient_is_finite_for_a_flat_answer() -> None:
+    import tensorflow as tf
+
+    from model_export.losses import bin_loss
+
+    chroma = np.random.default_rng(3).uniform(-40, 40, (2, 8, 8, 2)).astype(np.float32)
+    loss = bin_loss(BINS, 10.0, 0.5, difference=1.0)
+    logits = tf.Variable(tf.zeros((2, 8, 8, len(BINS))))
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(loss(chroma, logits))
+    assert np.isfinite(tape.gradient(total, logits).numpy()).all()
+
+
+def test_the_loss_knows_photos_of_two_sizes() -> None:
+    """Keras traces a graph whose sides are not known once it has seen two."""
+    import tensorflow as tf
+
+    from model_export.losses import bin_loss
+
+    loss = tf.function(
+        bin_loss(BINS, 10.0, 0.5),
+        input_signature=[tf.TensorSpec((None, None, None, 2)), tf.TensorSpec((None, None, None, len(BINS)))],
+    )
+    for side in (8, 12):
+        assert np.isfinite(loss(tf.zeros((1, side, side, 2)), tf.zeros((1, side, side, len(BINS)))).numpy()).all()
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

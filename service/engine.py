@@ -156,7 +156,12 @@ class Engine:
         else:
             self.contract = loader.contract(loader.description())
             self.max_batch = min(max_batch, self.contract.max_batch or max_batch)
-            self.executors += _on_gpu(loader, self.contract, buckets(self.max_batch), executors, gpu)
+            try:
+                self.executors += _on_gpu(loader, self.contract, buckets(self.max_batch), executors, gpu)
+            except EngineError:
+                raise
+            except Exception as error:
+                raise EngineError(f"{path}: can't be run on {device}: {error}") from error
 
     def warm(self) -> None:
         """Runs each batch size on each executor, so that no photo waits for the device's search for kernels.
@@ -193,12 +198,13 @@ def _on_gpu(loader: _Loader, contract: Contract, sizes: list[int], executors: in
     def sessions() -> dict[int, ort.InferenceSession]:
         return {batch: loader.session(batch) for batch in sizes}
 
-    place = Place("cuda", gpu.id)
+    def executor(sessions: dict[int, ort.InferenceSession]) -> Predictor:
+        return Executor(sessions, contract.input_size, Place("cuda", gpu.id), contract.name)
+
     if gpu.graphs:
-        made = [Executor(sessions(), contract.input_size, place, contract.name) for _ in range(executors)]
-        return [OwnThread(executor) for executor in made]
+        return [OwnThread(lambda: executor(sessions())) for _ in range(executors)]
     shared = sessions()
-    return [Executor(shared, contract.input_size, place, contract.name) for _ in range(executors)]
+    return [executor(shared) for _ in range(executors)]
 
 
 def available(device: Literal["auto", "cpu", "cuda"]) -> Device:

@@ -6,7 +6,7 @@ of that memory is allocated once for each batch size of each executor, so two ba
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -73,22 +73,29 @@ class Plain:
         return _check_values(np.asarray(chroma, np.float32), self._name)
 
 
-@cache
-def _pinned(id_: int) -> Any:
-    """Names the pinned host memory of a GPU to ONNX Runtime; None where it has none, which is told once.
+def _pinned_info(id_: int) -> Any:
+    """How ONNX Runtime names the pinned host memory of a GPU.
 
     Either the CUDA provider is a plug-in, which brings the allocator with it, or it is a part of ONNX Runtime; then
-    the allocator is registered by hand. `ortvalue_from_shape_and_type` takes `memory_info` from version 1.27 on.
+    the allocator is registered by hand.
+    """
+    for device in ort.get_ep_devices():
+        info = device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
+        if device.ep_name == PROVIDERS["cuda"] and info is not None and info.device_id == id_:
+            return info
+    info = ort.OrtMemoryInfo("CudaPinned", ort.OrtAllocatorType.ORT_DEVICE_ALLOCATOR, id_, ort.OrtMemType.CPU_OUTPUT)
+    ort.create_and_register_allocator_v2(PROVIDERS["cuda"], info, {}, None)
+    return info
+
+
+@cache
+def _pinned(id_: int) -> Any:
+    """The `memory_info` of a GPU's pinned host memory; None where ORT gives none to Python, which is told once.
+
+    `ortvalue_from_shape_and_type` takes it since onnxruntime #28038 (April 2026).
     """
     try:
-        for device in ort.get_ep_devices():
-            info = device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
-            if device.ep_name == PROVIDERS["cuda"] and info is not None and info.device_id == id_:
-                return info
-        info = ort.OrtMemoryInfo(
-            "CudaPinned", ort.OrtAllocatorType.ORT_DEVICE_ALLOCATOR, id_, ort.OrtMemType.CPU_OUTPUT
-        )
-        ort.create_and_register_allocator_v2(PROVIDERS["cuda"], info, {}, None)
+        info = _pinned_info(id_)
         ort.OrtValue.ortvalue_from_shape_and_type((1,), np.float32, memory_info=info)
     except Exception as error:
         log.warning("no pinned memory for GPU %d, copies to it take longer: %s", id_, error)
@@ -171,15 +178,15 @@ class Executor:
 
 
 class OwnThread:
-    """Runs an executor in one thread of its own, whoever calls.
+    """Makes and runs an executor in one thread of its own, whoever calls.
 
-    ONNX Runtime keeps a captured CUDA graph in the context of the thread that captured it, and replays the very
-    addresses of that time. Batches are run by whichever caller leads, so without this each of them would capture anew.
+    ONNX Runtime keeps a captured CUDA graph and its stream in the context of the thread that captured it, and replays
+    the very addresses of that time. Batches are run by whichever caller leads: without this each would capture anew.
     """
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+    def __init__(self, make: Callable[[], Predictor]) -> None:
         self._thread = ThreadPoolExecutor(1, "executor")
+        self._predictor = self._thread.submit(make).result()
 
     def predict(self, lightness: Floats) -> Floats:
         """As the executor's own."""

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import http.client
 import json
+import os
 import platform
 import re
 import subprocess
@@ -27,6 +28,8 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import cv2
 import numpy as np

@@ -12,7 +12,7 @@ import pytest
 from service import executor
 from service.engine import Engine, EngineError, Gpu, available, buckets, providers
 from service.executor import Bound, Executor, OwnThread, Place
-from tests.conftest import contract, tint_model
+from tests.conftest import contract, tint_model, unrunnable_model
 
 CPU = Place("cpu")
 SIZE = 32
@@ -112,12 +112,16 @@ def test_an_answer_of_another_shape_or_not_finite_is_a_fault() -> None:
 
 def test_an_own_thread_is_always_the_same_and_passes_errors_on() -> None:
     class Engine:
+        def __init__(self) -> None:
+            self.made_in = threading.get_ident()
+
         def predict(self, lightness: np.ndarray) -> np.ndarray:
             if lightness.size == 0:
                 raise EngineError("nothing to do")
+            assert threading.get_ident() == self.made_in
             return np.full(1, threading.get_ident())
 
-    own = OwnThread(Engine())
+    own = OwnThread(Engine)
     with ThreadPoolExecutor(4) as pool:
         seen = {int(answer[0]) for answer in pool.map(own.predict, [photos(1)] * 8)}
     assert len(seen) == 1
@@ -188,3 +192,28 @@ def test_a_graph_of_a_fixed_batch_gets_no_other(as_if_on_a_gpu: list[tuple[str, 
     engine = Engine(Path("tint.onnx"), tint_model(contract(max_batch=2), (1, 2)), "cuda", 32, executors=2)
     assert engine.max_batch == 2
     assert len(as_if_on_a_gpu) == 2
+
+
+def test_a_model_that_can_not_run_is_refused_by_name(as_if_on_a_gpu: list[tuple[str, dict[str, str]]]) -> None:
+    with pytest.raises(EngineError, match=r"broken\.onnx: can't be run on cuda"):
+        Engine(Path("broken.onnx"), unrunnable_model(), "cuda", 8)
+
+
+def test_pinned_memory_is_what_the_plug_in_of_the_gpu_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Device:
+        def __init__(self, ep_name: str, id_: int | None) -> None:
+            self.ep_name = ep_name
+            self.info = None if id_ is None else Info(id_)
+
+        def memory_info(self, kind: object) -> object:
+            assert kind == ort.OrtDeviceMemoryType.HOST_ACCESSIBLE
+            return self.info
+
+    class Info:
+        def __init__(self, id_: int) -> None:
+            self.device_id = id_
+
+    cuda = [Device("CUDAExecutionProvider", id_) for id_ in (0, 1)]
+    devices = [Device("CPUExecutionProvider", None), Device("OtherProvider", 1), *cuda]
+    monkeypatch.setattr(ort, "get_ep_devices", lambda: devices)
+    assert executor._pinned_info(1) is cuda[1].info

@@ -97,11 +97,13 @@ class _Loader:
         try:
             if self._device == "cuda":
                 _preload()
-            session = ort.InferenceSession(self._model, options, providers=wanted)
+            # Its own fallback would hide the reason, and try again without a GPU.
+            session = ort.InferenceSession(self._model, options, providers=wanted, enable_fallback=0)
         except Exception as error:
             raise EngineError(f"{self._path}: can't be loaded on {self._device}: {error}") from error
-        if session.get_providers()[0] != wanted[0][0]:
-            raise EngineError(f"{self._path}: {self._device} was asked for, but ONNX Runtime fell back to the CPU")
+        used = session.get_providers()[0]
+        if used != wanted[0][0]:
+            raise EngineError(f"{self._path}: {wanted[0][0]} was asked for, but ONNX Runtime fell back to {used}")
         return session
 
     def description(self) -> ort.InferenceSession:

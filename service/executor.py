@@ -84,7 +84,7 @@ def _pinned_info(id_: int) -> Any:
         if device.ep_name == PROVIDERS["cuda"] and info is not None and info.device_id == id_:
             return info
     info = ort.OrtMemoryInfo("CudaPinned", ort.OrtAllocatorType.ORT_DEVICE_ALLOCATOR, id_, ort.OrtMemType.CPU_OUTPUT)
-    ort.create_and_register_allocator_v2(PROVIDERS["cuda"], info, {}, None)
+    ort.create_and_register_allocator_v2(PROVIDERS["cuda"], info, {}, ort.OrtArenaCfg({}))
     return info
 
 

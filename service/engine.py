@@ -14,7 +14,18 @@ from service.color import Floats
 from service.contract import Contract, ContractError
 from service.executor import PROVIDERS, Device, EngineError, Executor, OwnThread, Place, Plain, Predictor
 
-__all__ = ["PROVIDERS", "Device", "Engine", "EngineError", "Gpu", "Predictor", "available", "buckets", "providers"]
+__all__ = [
+    "PROVIDERS",
+    "Device",
+    "Engine",
+    "EngineError",
+    "Gpu",
+    "Loader",
+    "Predictor",
+    "available",
+    "buckets",
+    "providers",
+]
 
 TENSORRT = "TensorrtExecutionProvider"
 # A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
@@ -79,7 +90,7 @@ def _options() -> ort.SessionOptions:
     return options
 
 
-class _Loader:
+class Loader:
     """Makes sessions of one model on one device."""
 
     def __init__(self, path: Path, model: bytes, device: Device, gpu: Gpu) -> None:
@@ -103,7 +114,9 @@ class _Loader:
             raise EngineError(f"{self._path}: can't be loaded on {self._device}: {error}") from error
         used = session.get_providers()[0]
         if used != wanted[0][0]:
-            raise EngineError(f"{self._path}: {wanted[0][0]} was asked for, but ONNX Runtime fell back to {used}")
+            raise EngineError(
+                f"{self._path}: {self._device} was asked for, but instead of {wanted[0][0]} ONNX Runtime took {used}"
+            )
         return session
 
     def description(self) -> ort.InferenceSession:
@@ -148,7 +161,7 @@ class Engine:
         self.device = device
         self.executors: list[Predictor] = []
         gpu = gpu or Gpu()
-        loader = _Loader(path, model, device, gpu)
+        loader = Loader(path, model, device, gpu)
         self._parallel_warming = not gpu.graphs
         if device == "cpu":
             session = loader.session()
@@ -189,7 +202,7 @@ class Engine:
         return self.executors[0].predict(lightness)
 
 
-def _on_gpu(loader: _Loader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:
+def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:
     """The executors of one GPU.
 
     A session for each batch size: cuDNN's plan of a convolution is made anew whenever the shape changes from one run

@@ -40,7 +40,7 @@ from service import memory
 from service.batcher import Batcher
 from service.catalog import EXECUTORS_A_GPU, Catalog
 from service.colorizer import Colorizer, Options
-from service.engine import Device, Engine, Gpu, buckets, providers
+from service.engine import Device, Engine, Gpu, Loader, buckets
 from service.executor import Bound, Place
 from service.settings import Settings
 from service.variants import half_of
@@ -202,17 +202,9 @@ def photos_a_second(calls: Sequence[Callable[[], int]], seconds: float) -> tuple
 
 
 def _session(file: Path, plan: Plan, variant: str, batch: int) -> ort.InferenceSession:
-    """As the service makes them."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_free_dimension_override_by_name("batch", batch)
-    # One thread at a time captures a graph, and only it can replay it: bare loops run without.
-    wanted = providers(plan.device, replace(plan.gpu(variant), graphs=False))
-    session = ort.InferenceSession(file.read_bytes(), options, providers=wanted)
-    if session.get_providers()[0] != wanted[0][0]:
-        raise RuntimeError(f"ONNX Runtime fell back to {session.get_providers()[0]}")
-    return session
+    """As the service makes them. A captured graph is one thread's only, so bare loops run without."""
+    gpu = replace(plan.gpu(variant), graphs=False)
+    return Loader(file, file.read_bytes(), plan.device, gpu).session(batch)
 
 
 def _inputs(batch: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from service.color import Floats
 from service.contract import Contract, ContractError
-from service.executor import PROVIDERS, Device, EngineError, Executor, OwnThread, Place, Plain, Predictor
+from service.executor import PROVIDERS, Batch, Device, EngineError, Executor, OwnThread, Place, Plain, Predictor
 
 __all__ = [
     "PROVIDERS",
@@ -194,7 +194,7 @@ class Engine:
             for _ in range(1 if self.device == "cpu" else WARM_RUNS):
                 executor.predict(np.zeros((batch, 1, size, size), np.float32))
 
-    def predict(self, lightness: Floats) -> Floats:
+    def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most `max_batch`.
 
         Raises EngineError when the answer has another shape or is not finite.

@@ -6,7 +6,7 @@ of that memory is allocated once for each batch size of each executor, so two ba
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +21,8 @@ from service.contract import INPUT, OUTPUT
 log = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda"]
+# Of N photos, [N, 1, S, S]: one array, or one of [1, S, S] for each photo, which are then copied only once.
+Batch = Floats | Sequence[Floats]
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Names of captured CUDA graphs, in ORT's run option: each session has one, and some runs are no part of it.
 GRAPH, NO_GRAPH = "1", "-1"
@@ -33,7 +35,7 @@ class EngineError(RuntimeError):
 class Predictor(Protocol):
     """What a batcher needs of an executor."""
 
-    def predict(self, lightness: Floats) -> Floats:
+    def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s]."""
 
 
@@ -63,12 +65,13 @@ class Plain:
         self._session = session
         self._name = name
 
-    def predict(self, lightness: Floats) -> Floats:
+    def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s].
 
         Raises EngineError when the answer has another shape or is not finite.
         """
-        (chroma,) = self._session.run([OUTPUT], {INPUT: lightness})
+        joined = lightness if isinstance(lightness, np.ndarray) else np.stack(lightness)
+        (chroma,) = self._session.run([OUTPUT], {INPUT: joined})
         _check_shape(chroma.shape, len(lightness), self._name)
         return _check_values(np.asarray(chroma, np.float32), self._name)
 
@@ -143,10 +146,11 @@ class Bound:
         self._output = output
         self._binding.bind_ortvalue_output(OUTPUT, output)
 
-    def run(self, lightness: Floats) -> Floats:
+    def run(self, lightness: Batch) -> Floats:
         """Lightness, float32 [n, 1, S, S], n at most the batch size, to chroma, float32 [n, 2, s, s], a new array."""
         count = len(lightness)
-        self._host[:count] = lightness
+        for place, one in zip(self._host, lightness, strict=False):
+            place[:] = one
         # No photo of an earlier batch may have a part in this one.
         self._host[count:] = 0
         self._input.update_inplace(self._host)
@@ -166,7 +170,7 @@ class Executor:
         # A batcher never runs two at once. Were it to, one photo would get another's colours.
         self._lock = threading.Lock()
 
-    def predict(self, lightness: Floats) -> Floats:
+    def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most the largest batch size.
 
         Raises EngineError when the answer is not finite.
@@ -188,6 +192,6 @@ class OwnThread:
         self._thread = ThreadPoolExecutor(1, "executor")
         self._predictor = self._thread.submit(make).result()
 
-    def predict(self, lightness: Floats) -> Floats:
+    def predict(self, lightness: Batch) -> Floats:
         """As the executor's own."""
         return self._thread.submit(self._predictor.predict, lightness).result()

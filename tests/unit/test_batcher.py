@@ -32,14 +32,14 @@ class Doubler:
         if not held:
             self.door.set()
 
-    def predict(self, lightness: np.ndarray) -> np.ndarray:
+    def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
         values = [float(one[0, 0, 0]) for one in lightness]
         self.batches.append(values)
         self.entered.release()
         assert self.door.wait(WAIT)
         if self.fails_on.intersection(values):
             raise RuntimeError(f"can't do {values}")
-        return lightness.repeat(2, axis=1) * 2
+        return np.stack(lightness).repeat(2, axis=1) * 2
 
 
 class Clock:
@@ -87,9 +87,9 @@ def test_one_alone_runs_at_once_in_the_callers_own_thread() -> None:
     seen: list[int] = []
 
     class Engine:
-        def predict(self, lightness: np.ndarray) -> np.ndarray:
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
             seen.append(threading.get_ident())
-            return lightness
+            return np.stack(lightness)
 
     batcher = Batcher([Engine()], max_batch=8, capacity=8)
     prediction = batcher.predict(item(3))
@@ -242,11 +242,11 @@ def test_nothing_that_an_engine_raises_ends_the_batcher(error: type[BaseExceptio
     class Engine:
         calls = 0
 
-        def predict(self, lightness: np.ndarray) -> np.ndarray:
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
             self.calls += 1
             if self.calls == 1:
                 raise error
-            return lightness
+            return np.stack(lightness)
 
     batcher = Batcher([Engine()], max_batch=4, capacity=8)
     with pytest.raises(error):
@@ -257,8 +257,8 @@ def test_nothing_that_an_engine_raises_ends_the_batcher(error: type[BaseExceptio
 
 def test_an_engine_that_loses_an_item_is_a_fault_and_no_wrong_answer() -> None:
     class Engine:
-        def predict(self, lightness: np.ndarray) -> np.ndarray:
-            return lightness[:0]
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
+            return np.stack(lightness)[:0]
 
     batcher = Batcher([Engine()], max_batch=4, capacity=8)
     with pytest.raises(RuntimeError, match="1 items went in and 0 came out"):
@@ -272,14 +272,14 @@ class Shaky:
         self.chance = chance
         self.seen: list[float] = []
 
-    def predict(self, lightness: np.ndarray) -> np.ndarray:
+    def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
         self.seen += [float(one[0, 0, 0]) for one in lightness]
         roll = self.chance.random()
         if roll < 0.3:
             time.sleep(0)
         if roll > 0.85:
             raise RuntimeError("shaky")
-        return lightness * 2
+        return np.stack(lightness) * 2
 
 
 def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolExecutor) -> None:

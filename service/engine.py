@@ -206,8 +206,9 @@ def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int
     """The executors of one GPU.
 
     A session for each batch size: cuDNN's plan of a convolution is made anew whenever the shape changes from one run
-    of its session to the next, at a cost of many runs (onnxruntime #23006, from 1.20 on). Executors share them, but
-    not with CUDA graphs: sessions that capture can't be run by two threads at once.
+    of its session to the next, at a cost of many runs (onnxruntime #23006, from 1.20 on). And where the batch is known,
+    shapes are computed when a session is made: 45 nodes of the default model would else run on the CPU, in every run.
+    Executors share the sessions, but not with CUDA graphs: those that capture can't be run by two threads at once.
     """
 
     def sessions() -> dict[int, ort.InferenceSession]:

@@ -103,12 +103,13 @@ class Bare:
 
 @dataclass(frozen=True)
 class Batched:
-    """Photos a second through the batcher, and how many ran together on average."""
+    """Photos a second through the batcher, and how many ran together on average; seconds to load and warm the model."""
 
     variant: str
     threads: int
     rate: float
     batch: float
+    ready_s: float
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,12 @@ def measure_bare(folder: Path, plan: Plan) -> Iterator[Bare]:
 def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
     for variant in plan.variants:
         file = _file(folder, variant)
+        started = time.monotonic()
         engine = Engine(
             file, file.read_bytes(), plan.device, plan.max_batch, executors=plan.executors, gpu=plan.gpu(variant)
         )
         engine.warm()
+        ready_s = time.monotonic() - started
         # So many that each executor can be full while as many photos wait.
         threads = 2 * plan.executors * engine.max_batch
         batcher = Batcher(engine.executors, max_batch=engine.max_batch, capacity=threads)
@@ -245,7 +248,7 @@ def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
         photos_a_second(calls, plan.seconds / 4)
         shares.clear()
         images, rate = photos_a_second(calls, plan.seconds)
-        yield Batched(variant, threads, rate, images / sum(shares))
+        yield Batched(variant, threads, rate, images / sum(shares), ready_s)
 
 
 def _precision(folder: Path, sha256: str) -> str:
@@ -407,6 +410,7 @@ def markdown(results: Results, reached: Sequence[Bar]) -> str:
             number(b.rate),
             number(b.batch),
             number(b.rate / results.best_bare(b.variant), "{:.2f}"),
+            number(b.ready_s),
         ]
         for b in results.batched
     ]
@@ -427,15 +431,15 @@ def markdown(results: Results, reached: Sequence[Bar]) -> str:
     ]
     words = {True: "met", False: "MISSED", None: "not measured"}
     served_head = ["way", "precision", "threads or clients", "images/s", "p50 / p99, ms", "cores", "CPU ms an image"]
+    best = f"of the best bare loop at {results.max_batch}"
+    batched_head = ["precision", "threads", "images/s", "mean batch", best, "ready after, s"]
     parts = [
         "# GPU benchmark\n",
         ", ".join(f"{key}: {value}" for key, value in results.machine.items()),
         "\n## Bare loops with IO binding, images/s\n",
         table(["batch", "loops", *variants], bare),
         "\n## Through the batcher\n",
-        table(
-            ["precision", "threads", "images/s", "mean batch", f"of the best bare loop at {results.max_batch}"], batched
-        ),
+        table(batched_head, batched),
         f"\n## Photos of {SIZE[0]}x{SIZE[1]}\n",
         table([*served_head, "event loop", "503", "errors"], served),
         "\n## Bars\n",

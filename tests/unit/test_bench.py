@@ -245,7 +245,7 @@ def test_the_bars_of_a_gpu() -> None:
         gpu.Bare(gpu.FP16, 32, 2, 1700.0),
         gpu.Bare(gpu.FP16, 1, 2, 9999.0),
     ]
-    measured.batched = [gpu.Batched(gpu.FP32, 128, 940.0, 31.0), gpu.Batched(gpu.FP16, 128, 1690.0, 31.0)]
+    measured.batched = [gpu.Batched(gpu.FP32, 128, 940.0, 31.0, 5.0), gpu.Batched(gpu.FP16, 128, 1690.0, 31.0, 5.0)]
     measured.served = [
         gpu.Served("no HTTP", gpu.FP16, 64, 1000, 500.0, 8.0),
         gpu.Served("HTTP", gpu.FP16, 128, 1000, 360.0, 9.0, 1.0, 2.0, 0.9),

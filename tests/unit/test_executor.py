@@ -11,7 +11,7 @@ import pytest
 
 from service import executor
 from service.engine import Engine, EngineError, Gpu, available, buckets, providers
-from service.executor import Bound, Executor, OwnThread, Place
+from service.executor import Bound, Executor, OwnThread, Place, Plain
 from tests.conftest import contract, tint_model, unrunnable_model
 
 CPU = Place("cpu")
@@ -47,6 +47,13 @@ def bound() -> Executor:
 def test_every_count_is_answered_as_by_a_plain_run(bound: Executor, count: int) -> None:
     lightness = photos(count)
     np.testing.assert_array_equal(bound.predict(lightness), plainly(lightness))
+    np.testing.assert_array_equal(bound.predict(list(lightness)), plainly(lightness))
+
+
+def test_a_plain_executor_takes_photos_one_by_one_too() -> None:
+    plain = Plain(ort.InferenceSession(MODEL, providers=["CPUExecutionProvider"]), "tint")
+    np.testing.assert_array_equal(plain.predict(list(photos(3))), plainly(photos(3)))
+    np.testing.assert_array_equal(plain.predict(photos(3)), plainly(photos(3)))
 
 
 def test_answers_stay_what_they_are_while_buffers_are_used_again(bound: Executor) -> None:

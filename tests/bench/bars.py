@@ -57,14 +57,22 @@ def _bar(text: str, worst: Worst, met: bool, form: str) -> Bar:
     return Bar(text, form.format(value) + (f" ({where})" if where else ""), met)
 
 
-def best_peer(results: Results, size: Size, clients: int, figure: Callable[[Cell], float]) -> dict[str, float]:
+def of_peers(results: Results, size: Size, clients: int, figure: Callable[[Cell], float]) -> dict[str, float]:
     """Of each peer that answered, how many times its figure is tomau's."""
     ratios = {peer: results.ratio(peer, TOMAU, size, clients, figure) for peer in results.peers}
     return {peer: ratio for peer, ratio in ratios.items() if not math.isnan(ratio)}
 
 
+def _silent(results: Results, size: Size, value: float) -> list[Worst]:
+    """That value for each cell that tomau failed to answer: what is not there must not be met by what is."""
+    has_failed = any((failure.server, failure.size) == (TOMAU, size) for failure in results.failures)
+    silent = [clients for clients in results.clients if has_failed and not results.rounds(TOMAU, size, clients)]
+    return [(value, f"{clients} clients: no answer") for clients in silent]
+
+
 def _above_floor(results: Results, size: Size) -> Bar:
     values = [(results.above_floor(TOMAU, size, clients), f"{clients} clients") for clients in results.clients]
+    values += _silent(results, size, math.inf)
     text = f"{name_of(size)}: CPU an image at most {FLOOR:g} times the floor of its own route"
     return _at_most(text, _worst(values, max), FLOOR)
 
@@ -73,8 +81,9 @@ def _less_cpu(results: Results, size: Size) -> Bar:
     values = [
         (ratio, f"{peer}, {clients} clients")
         for clients in results.clients
-        for peer, ratio in best_peer(results, size, clients, cpu).items()
+        for peer, ratio in of_peers(results, size, clients, cpu).items()
     ]
+    values += _silent(results, size, 0.0)
     limit = LESS_CPU[size]
     text = f"{name_of(size)}: the best peer takes at least {limit:g} times the CPU an image"
     return _at_least(text, _worst(values, min), limit)
@@ -85,7 +94,7 @@ def _rates(results: Results) -> list[Worst]:
     values = []
     for size in results.sizes:
         for clients in results.clients:
-            peers = best_peer(results, size, clients, rate)
+            peers = of_peers(results, size, clients, rate)
             # A server that answers nothing is not slower than its peers: it has lost.
             answers = bool(results.rounds(TOMAU, size, clients))
             best = 1 / max(peers.values()) if peers else math.nan if answers else 0.0
@@ -112,13 +121,13 @@ def _overload(results: Results) -> Iterator[Bar]:
     own = [overload for overload in results.overloads if overload.server == TOMAU]
 
     def largest(figure: Callable[[Overload], float | None]) -> Worst:
-        found = [(figure(overload), name_of(overload.size)) for overload in own]
+        found = [(figure(overload) if overload.answered else math.inf, name_of(overload.size)) for overload in own]
         return _worst([(math.nan if value is None else value, where) for value, where in found], max)
 
     prefix = "twice the capacity: "
     yield _at_most(f"{prefix}p99 of the answered under {P99_MS:g} ms", largest(lambda o: o.p99_ms), P99_MS, "{:.0f} ms")
     yield _at_most(
-        f"{prefix}refusals' p99 under {REFUSED_IN_SERVER_MS:g} ms in the server",
+        f"{prefix}refusals' p99 under {REFUSED_IN_SERVER_MS:g} ms in the server, from the app's call on",
         largest(lambda o: o.refused_in_server_p99_ms),
         REFUSED_IN_SERVER_MS,
         "{:.0f} ms",

@@ -37,6 +37,8 @@ MAX_IDLE_S = 2.0
 # How long answers are waited for when nothing is sent any more.
 PATIENCE_S = 90.0
 REFUSED = 503
+# Batches round a little differently from single photos.
+SAME_LENGTH = 0.01
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Result:
 
     answered: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
+    # Of photos that were refused until the run's end: how long, at least, they would have taken.
+    given_up: list[float] = field(default_factory=list)
     # What else happened, and how often: a status, `reset`, `unreadable`, `unanswered`.
     errors: Counter[str] = field(default_factory=Counter)
     last_answer: float = 0.0
@@ -58,6 +62,7 @@ class Reply:
     status: int
     retry_after: float
     closes: bool
+    length: int
 
 
 class Unreadable(Exception):
@@ -72,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         self._waits: asyncio.Future[Reply] | None = None
         self._head = b""
         self._left = -1
-        self._reply = Reply(0, 0.0, False)
+        self._reply = Reply(0, 0.0, False, 0)
         self.idle_since = 0.0
 
     @property
@@ -113,7 +118,8 @@ class Connection(asyncio.BufferedProtocol):
             self._fail(Unreadable())
             return
         self._left = int(length[1]) - body_bytes
-        self._reply = Reply(int(head[9:12]), float(retry[1]) if retry else 0.0, CLOSE.search(head) is not None)
+        retry_after, closes = float(retry[1]) if retry else 0.0, CLOSE.search(head) is not None
+        self._reply = Reply(int(head[9:12]), retry_after, closes, int(length[1]))
 
     def _fail(self, error: Exception) -> None:
         if self._waits is not None and not self._waits.done():
@@ -134,6 +140,7 @@ class Run:
     def __init__(self, port: int, photos: list[bytes], seed: int) -> None:
         self._port = port
         self._requests = [request(photo) for photo in photos]
+        self._lengths: dict[bytes, int] = {}
         self._numbers = itertools.count(seed)
         self._random = random.Random(seed)
         self._idle: list[Connection] = []
@@ -165,12 +172,19 @@ class Run:
             self.result.errors["unreadable" if isinstance(error, Unreadable) else "reset"] += 1
             return None
         now = time.monotonic()
-        if reply.status == 200:
+        if reply.status == 200 and not self._is_expected(body, reply):
+            self.result.errors["another answer"] += 1
+        elif reply.status == 200:
             self.result.answered.append(now - since)
             self.result.last_answer = now - self._started
         elif reply.status != REFUSED:
             self.result.errors[str(reply.status)] += 1
         return reply
+
+    def _is_expected(self, body: bytes, reply: Reply) -> bool:
+        """Whether an answer is about as long as the photo's first: swapped or cut ones are not counted."""
+        first = self._lengths.setdefault(body, reply.length)
+        return abs(reply.length - first) <= SAME_LENGTH * first
 
     def _next(self) -> bytes:
         return self._requests[next(self._numbers) % len(self._requests)]
@@ -183,6 +197,7 @@ class Run:
                 await asyncio.sleep(max(reply.retry_after, 0.05) * self._random.uniform(1, 1.5))
                 attempt = time.monotonic()
                 if attempt >= until:
+                    self.result.given_up.append(attempt - since)
                     return
             if reply is None or reply.status != 200:
                 await asyncio.sleep(0.05)  # A server that answers errors at once must not be hammered.

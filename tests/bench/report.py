@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from tests.bench.bars import Bar, best_peer, cpu, rate
+from tests.bench.bars import Bar, cpu, of_peers, rate
 from tests.bench.photos import Size
 from tests.bench.results import TOMAU, Cell, Results, megapixels, name_of
 from tests.bench.servers import KINDS
@@ -50,7 +50,7 @@ def _cell_row(results: Results, server: str, size: Size, clients: int) -> list[s
         number(median("cpu_ms")),
         number(results.above_floor(server, size, clients), "{:.2f}"),
         number(peak, "{:.0f}"),
-        str(sum(cell.refused for cell in every)),
+        f"{sum(cell.refused for cell in every)} ({sum(cell.given_up for cell in every)})",
         _errors(every),
     ]
 
@@ -71,7 +71,7 @@ def _size(results: Results, size: Size) -> Iterator[str]:
         "CPU ms an image",
         "x floor",
         "peak MB",
-        "503",
+        "503 (given up)",
         "errors",
     ]
     order = [(server, clients) for clients in results.clients for server in results.servers]
@@ -82,7 +82,7 @@ def _ratios(results: Results) -> Iterator[str]:
     rows = []
     for size in results.sizes:
         for clients in results.clients:
-            costs, rates = (best_peer(results, size, clients, figure) for figure in (cpu, rate))
+            costs, rates = (of_peers(results, size, clients, figure) for figure in (cpu, rate))
             if not costs:
                 continue
             cheapest, quickest = min(costs, key=lambda peer: costs[peer]), max(rates, key=lambda peer: rates[peer])

@@ -28,6 +28,7 @@ class Cell:
     refused: int
     errors: dict[str, int]
     client_cpu_ms: float  # of the load generator, an image
+    given_up: int = 0  # photos that were refused until the end; they are in the percentiles, as long as they lasted
 
 
 @dataclass(frozen=True)

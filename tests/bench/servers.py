@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.bench import model
 
@@ -72,16 +73,21 @@ def _tomau_environment(port: int, file: Path) -> dict[str, str]:
     }
 
 
-def _plain(workers: int) -> Kind:
+# <malloc.h>'s thresholds as variables: freed memory stays with the process, as tomau has it.
+HEAP_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
+
+
+def _plain(workers: int, heap: Mapping[str, str] = MappingProxyType({})) -> Kind:
     def command(port: int, _model: Path) -> list[str]:
         options = ["--port", str(port), "--workers", str(workers), "--no-access-log", "--log-level", "warning"]
         return [sys.executable, "-m", "uvicorn", "tests.bench.peers.plain:app", *options]
 
     def environment(_port: int, file: Path) -> dict[str, str]:
-        return {"BENCH_MODEL": str(file), "BENCH_THREADS": str(max(1, CORES // workers))}
+        return {"BENCH_MODEL": str(file), "BENCH_THREADS": str(max(1, CORES // workers)), **heap}
 
     plural = "s" if workers > 1 else ""
-    return Kind(f"FastAPI, one `run` a request, {workers} worker{plural}", command, environment)
+    title = f"FastAPI, one `run` a request, {workers} worker{plural}"
+    return Kind(f"{title}, heap kept" if heap else title, command, environment)
 
 
 def _lit(title: str, *options: str) -> Kind:
@@ -95,6 +101,7 @@ KINDS: dict[str, Kind] = {
     "tomau": Kind("tomau", _tomau, _tomau_environment, "/readyz"),
     "plain-1": _plain(1),
     "plain-2": _plain(2),
+    "plain-2-heap": _plain(2, HEAP_KEPT),
     "litserve": _lit("LitServe"),
     "litserve-batch": _lit("LitServe, batches of 8", "--batch", "8"),
 }

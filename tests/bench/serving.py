@@ -1,15 +1,18 @@
 """tomau beside its peers, in one run, on the same photographs and model: `make bench`, or --help.
 
-Every round visits every size, and at each size every server and the floor, in an order that is turned by one from
-visit to visit. A visit starts a server afresh, warms it up, and measures it with each number of clients from idle to
-idle: CPU time and images are those of whole requests. The last round also sends twice as much as the server can do.
+Every round visits every size, and at each size every server and the floor, in an order that is drawn anew for each
+visit. A visit starts a server afresh, warms it up, and measures it with each number of clients from idle to idle: CPU
+time and images are those of whole requests. Then it is started afresh once more and sent twice as much as it can do:
+tomau in every round, its peers in the last.
 What is printed are medians over the rounds, and ratios taken within one round.
 """
 
 import argparse
 import json
 import math
+import os
 import platform
+import random
 import re
 import resource
 import signal
@@ -92,14 +95,14 @@ class Bench:
         visits = 0
         for number in range(self.plan.rounds):
             for size in self.plan.sizes:
-                for visit in self._turned(visits):
+                for visit in self._shuffled(visits):
                     visit(size, number)
                 visits += 1
 
-    def _turned(self, by: int) -> Iterator[Callable[[Size, int], None]]:
+    def _shuffled(self, seed: int) -> Iterator[Callable[[Size, int], None]]:
         visits = [self._floors, *(self._visitor(name) for name in self.plan.servers)]
-        start = by % len(visits)
-        yield from visits[start:] + visits[:start]
+        random.Random(seed).shuffle(visits)
+        yield from visits
 
     def _visitor(self, name: str) -> Callable[[Size, int], None]:
         return lambda size, number: self._visit(name, size, number)
@@ -122,8 +125,11 @@ class Bench:
                 if number == 0:
                     self._check(name, server, size)
                 capacity = max(self._cell(name, server, size, clients, number) for clients in self.plan.clients)
-                is_last = number == self.plan.rounds - 1
-                if is_last and self.plan.overload and name in self.plan.overload_servers and capacity:
+            is_due = name == TOMAU or number == self.plan.rounds - 1
+            if is_due and self.plan.overload and name in self.plan.overload_servers and capacity:
+                # Afresh: what the closed loops left in memory would hide what this adds.
+                with running(name, self.model, log.with_suffix(".overload.log"), self.plan.settings) as server:
+                    self._load(server, size, self.plan.warm, "--clients", 2 * CORES)
                     self._overload(name, server, size, capacity)
         except (ServerFailed, WrongAnswer, ScriptFailed) as error:
             why = f"{type(error).__name__}: {error}"
@@ -157,7 +163,8 @@ class Bench:
             peak = watch.peak_bytes
         cpu = tree.cpu_seconds(server.pid) - before
         images = len(seen["answered"])
-        p50, p95, p99 = (1000 * percentile(seen["answered"], percent) for percent in (50, 95, 99))
+        latencies = seen["answered"] + seen["given_up"]
+        p50, p95, p99 = (1000 * percentile(latencies, percent) for percent in (50, 95, 99))
         cell = Cell(
             name,
             size,
@@ -173,6 +180,7 @@ class Bench:
             len(seen["refused"]),
             seen["errors"],
             1000 * seen["cpu"] / images if images else math.nan,
+            len(seen["given_up"]),
         )
         self.results.cells.append(cell)
         _say(
@@ -220,9 +228,17 @@ def machine(plan: Plan) -> dict[str, str]:
         **{name: version(name) for name in packages if _has(name)},
         "rounds": str(plan.rounds),
         "seconds a cell": f"{plan.seconds:g}",
+        "commit": _commit(),
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "memory": f"RSS of one process, {'PSS' if is_pss else 'RSS'} of several",
     }
     return facts | {f"TOMAU_{name.upper()}": value for name, value in plan.settings.items()}
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    return ended.stdout.strip() or "unknown"
 
 
 def _read(path: Path) -> str:
@@ -289,7 +305,7 @@ def write(results: Results, folder: Path) -> str:
 
 
 def _interrupt(number: int, _frame: object) -> None:
-    """SIGTERM ends the run as Ctrl-C does: servers are stopped."""
+    """SIGTERM and a closed terminal end the run as Ctrl-C does: servers are stopped."""
     raise KeyboardInterrupt
 
 
@@ -302,11 +318,12 @@ def _allow_many_connections() -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the benchmark; what was measured until an interruption is still written."""
     arguments = _parser().parse_args(argv)
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         _run(arguments)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.engine import Engine
 from service.settings import Settings
-from tests.bench import check, data, floor, gpu, load, model, photos, report, servers, serving, tree
+from tests.bench import check, data, floor, gpu, load, loop, model, photos, report, servers, serving, tree
 from tests.bench.bars import Bar, bars
 from tests.bench.results import TOMAU, Cell, Failure, Floor, Results, percentile
 
@@ -198,7 +198,7 @@ def test_a_server_that_failed_stays_in_the_tables() -> None:
     measured.failures = [Failure(TOMAU, SIZE, 0, "ServerFailed: no model")]
     reached = bars(measured)
     text = report.markdown(measured, reached)
-    assert "| tomau | 1 | - | - / - / - | - | - | - | 0 | not measured, see Failures |" in text
+    assert "| tomau | 1 | - | - / - / - | - | - | - | 0 (0) | not measured, see Failures |" in text
     assert "- tomau, 512x384, round 1: ServerFailed: no model" in text
     assert found(measured, "no failure").met is False
     assert found(measured, "in every cell").met is False
@@ -226,6 +226,15 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Captu
     assert measured["overloads"][0]["errors"] == {}
     assert all(found["de00"] < 1 and found["luma_mean"] < 1 for found in measured["checks"])
     assert (tmp_path / "latency.png").stat().st_size > 10_000
+
+
+def test_the_event_loop_is_measured_with_an_engine_that_does_nothing() -> None:
+    rows = loop.measure((96, 64), [2], 0.5)
+    assert [row[0] for row in rows] == [2]
+    for _, rate, of_loop, of_others in rows:
+        assert rate > 10
+        assert 0 < of_loop < 1000
+        assert 0 <= of_others < 1000
 
 
 def test_photos_a_second_stops_at_the_first_error() -> None:

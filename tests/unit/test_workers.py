@@ -155,45 +155,55 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
     play(scene)
 
 
-def test_a_photo_that_would_wait_too_long_is_refused_though_there_are_places() -> None:
+async def photos_inside(pool: Workers, count: int, door: threading.Event) -> list[asyncio.Future[bool]]:
+    """So many that work or wait until the door is open."""
+    inside = [
+        asyncio.ensure_future(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never)) for _ in range(count)
+    ]
+    await asyncio.sleep(0.05)
+    return inside
+
+
+def test_a_burst_is_taken_whole_but_no_more_once_it_has_waited_too_long() -> None:
     async def scene(pool: Workers) -> None:
         door = threading.Event()
-
-        def photo() -> asyncio.Future[bool]:
-            return asyncio.ensure_future(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
-
-        for _ in range(5):
-            await pool.run(lambda _: time.sleep(0.02), deadline=soon(), gone=never)
-        await empty(pool)
-        assert pool.expected_wait() == 0
-        inside = [photo()]
-        await asyncio.sleep(0)
-        of_one = pool.expected_wait()
-        pool.max_wait = 2.5 * of_one
-        inside += [photo(), photo()]
-        await asyncio.sleep(0)
-        assert pool.expected_wait() == pytest.approx(3 * of_one)
-        with pytest.raises(Overloaded, match="would wait") as refusal:
-            await photo()
+        inside = await photos_inside(pool, 6, door)
+        assert pool.longest_wait() < 0.2
+        inside += await photos_inside(pool, 2, door)
+        await asyncio.sleep(0.25)
+        assert pool.longest_wait() > 0.2
+        with pytest.raises(Overloaded, match="have done so for") as refusal:
+            await pool.run(lambda _: None, deadline=soon(), gone=never)
         assert refusal.value.retry_after == 1
         door.set()
         await asyncio.gather(*inside)
+        assert pool.longest_wait() == 0
+        assert await pool.run(lambda _: 42, deadline=soon(), gone=never) == 42
 
-    play(scene, places=32)
+    play(scene, places=32, max_wait=0.2)
 
 
-def test_one_photo_may_always_wait_for_each_worker() -> None:
+def test_a_few_photos_may_wait_however_long() -> None:
     async def scene(pool: Workers) -> None:
         door = threading.Event()
-        await pool.run(lambda _: time.sleep(0.05), deadline=soon(), gone=never)
-        await empty(pool)
-        inside = [
-            asyncio.ensure_future(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never)) for _ in range(2)
-        ]
-        await asyncio.sleep(0)
+        inside = await photos_inside(pool, 4, door)  # one works, three wait
+        inside += await photos_inside(pool, 1, door)
         with pytest.raises(Overloaded):
             await pool.run(lambda _: None, deadline=soon(), gone=never)
         door.set()
         await asyncio.gather(*inside)
 
     play(scene, places=32, max_wait=1e-6)
+
+
+def test_a_cancelled_photo_waits_no_more() -> None:
+    async def scene(pool: Workers) -> None:
+        door = threading.Event()
+        inside = await photos_inside(pool, 1, door)
+        with pytest.raises(DeadlineExceeded):
+            await pool.run(lambda _: None, deadline=soon(0.05), gone=never)
+        assert pool.longest_wait() == 0
+        door.set()
+        await asyncio.gather(*inside)
+
+    play(scene)

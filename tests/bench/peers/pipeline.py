@@ -35,7 +35,11 @@ def load(model: Path, threads: int) -> ort.InferenceSession:
 def decode(data: bytes) -> tuple[Bytes, Floats]:
     """The photo as BGR, uint8 [H, W, 3], and the model's input, float32 [1, S, S]: L*/100."""
     bgr = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
-    small = cv2.resize(bgr, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+    height, width = bgr.shape[:2]
+    # Halving is OpenCV's fastest way to shrink, and leaves it a quarter of the pixels for the slower rest.
+    is_large = min(height, width) >= 4 * SIDE
+    larger = cv2.resize(bgr, (width // 2, height // 2), interpolation=cv2.INTER_AREA) if is_large else bgr
+    small = cv2.resize(larger, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
     lightness = cv2.cvtColor(small, cv2.COLOR_BGR2Lab)[..., 0] / 100
     return bgr, np.asarray(lightness, np.float32)[np.newaxis]
 

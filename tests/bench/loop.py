@@ -1,0 +1,107 @@
+"""What the event loop costs a request, with an engine that does nothing: python -m tests.bench.loop
+
+The whole service but its colours: uploads are parsed, admitted, handed to a worker thread, which answers the very bytes
+that came. Prints, for each size and number of clients, requests a second and CPU milliseconds a request of the event
+loop's thread and of all others together.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import psutil
+
+from tests.bench import model, photos
+from tests.bench.photos import Size
+from tests.bench.results import name_of
+from tests.bench.servers import KINDS, ROOT, Kind, Server, running
+
+NAME = "nothing"
+SIZES = ((512, 384), (4000, 3000))
+
+
+def serve() -> None:
+    """The service, in a process of its own."""
+    from service.cli import main
+    from service.colorizer import Answer, Colorizer
+
+    def colorize(_: Colorizer, data: bytes, *_arguments: object, **_options: object) -> Answer:
+        return Answer(data, "image/jpeg", "nothing/1", "cpu", {"queue": 0.0})
+
+    with patch.object(Colorizer, "colorize", colorize):
+        main(["serve"])
+
+
+def _kind() -> Kind:
+    command = [sys.executable, "-c", "from tests.bench.loop import serve; serve()"]
+    return Kind("an engine that does nothing", lambda _port, _model: command, KINDS["tomau"].environment, "/readyz")
+
+
+def _cpu_seconds(server: Server) -> tuple[float, float]:
+    """Of the event loop's thread, and of all others."""
+    threads = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(server.pid).threads()}
+    loop = threads.pop(server.pid)
+    return loop, sum(threads.values())
+
+
+def _load(server: Server, paths: Sequence[Path], clients: int, seconds: float) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        "-m",
+        "tests.bench.load",
+        server.port,
+        *paths,
+        "--clients",
+        clients,
+        "--seconds",
+        seconds,
+    ]
+    ended = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    seen: dict[str, Any] = json.loads(ended.stdout)
+    if seen["errors"]:
+        raise RuntimeError(f"errors: {seen['errors']}")
+    return seen
+
+
+def measure(size: Size, clients: Sequence[int], seconds: float) -> list[tuple[int, float, float, float]]:
+    """For each number of clients: itself, requests a second, CPU milliseconds of the loop and of the other threads."""
+    rows = []
+    with tempfile.TemporaryDirectory() as name, patch.dict(KINDS, {NAME: _kind()}):
+        folder = Path(name)
+        file = folder / "models" / f"{model.NAME}.onnx"
+        file.parent.mkdir()
+        file.write_bytes(model.build())
+        paths = photos.write(folder, size)
+        with running(NAME, file, folder / "log") as server:
+            _load(server, paths, 2, min(1.0, seconds))
+            for count in clients:
+                before = _cpu_seconds(server)
+                seen = _load(server, paths, count, seconds)
+                after = _cpu_seconds(server)
+                answered = len(seen["answered"])
+                loop, others = (1000 * (late - early) / answered for late, early in zip(after, before, strict=True))
+                rows.append((count, answered / seen["last_answer"], loop, others))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])
+    arguments = parser.parse_args(argv)
+    print("| photo | clients | requests/s | event loop, CPU ms | other threads, CPU ms |")
+    print("| --- | --- | --- | --- | --- |")
+    for size in SIZES:
+        for clients, rate, loop, others in measure(size, arguments.clients, arguments.seconds):
+            print(f"| {name_of(size)} | {clients} | {rate:.0f} | {loop:.2f} | {others:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

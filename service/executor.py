@@ -121,7 +121,13 @@ def _run_options(graph: str) -> ort.RunOptions:
 
 
 class Bound:
-    """A session that runs one batch size, and the memory of its input and output. For one thread at a time."""
+    """A session that runs one batch size, and the memory of its input and output. For one thread at a time.
+
+    What is bound stays on the GPU, as CUDA graphs need it, and is copied before and after the run; for so long the
+    other threads of Python wait. Host memory can't be bound instead: ordinary memory is copied when it is bound and
+    not when it is run, and pinned memory counts as the GPU's own, so kernels would fetch it number by number (seen
+    with ORT 1.31).
+    """
 
     def __init__(self, session: ort.InferenceSession, batch: int, size: int, place: Place, name: str) -> None:
         """size: S, pixels. Runs the session once, on black photos, which tells the shape of the answer."""

@@ -3,7 +3,7 @@
 Three steps, each in the same process conditions as the service's own:
 
 - bare: a session with IO binding in a loop, for each batch size and precision, in one thread and in as many as a GPU
-  has executors. Inputs are copied in and answers out, nothing else is done.
+  has executors. Inputs are copied in and answers out, nothing else is done. For comparison, plain `run` in a loop.
 - batcher: many threads, each with one photo at a time.
 - photos of 512x384: the whole way of a photo in as many threads as the service has, and the same over HTTP.
 
@@ -41,7 +41,7 @@ from service.batcher import Batcher
 from service.catalog import EXECUTORS_A_GPU, Catalog
 from service.colorizer import Colorizer, Options
 from service.engine import Device, Engine, Gpu, Loader, buckets
-from service.executor import Bound, Place
+from service.executor import Bound, Place, Plain
 from service.settings import Settings
 from service.variants import half_of
 from tests.bench import model, photos, tree
@@ -99,6 +99,7 @@ class Bare:
     batch: int
     threads: int
     rate: float
+    plain: bool = False  # `run` without IO binding
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,8 @@ class Results:
     def best_bare(self, variant: str, batch: int | None = None) -> float:
         """Of one loop and of several side by side; NaN when it was not measured."""
         wanted = (variant, batch or self.max_batch)
-        return max((bare.rate for bare in self.bare if (bare.variant, bare.batch) == wanted), default=np.nan)
+        bound = [bare for bare in self.bare if not bare.plain]
+        return max((bare.rate for bare in bound if (bare.variant, bare.batch) == wanted), default=np.nan)
 
 
 def _say(text: str) -> None:
@@ -217,12 +219,15 @@ def measure_bare(folder: Path, plan: Plan) -> Iterator[Bare]:
         for batch in buckets(plan.max_batch):
             session = _session(_file(folder, variant), plan, variant, batch)
             place = Place(plan.device)
-            loops = [Bound(session, batch, model.INPUT_SIZE, place, model.NAME) for _ in range(plan.executors)]
+            loops = [Bound(session, batch, model.INPUT_SIZE, place, model.NAME).run for _ in range(plan.executors)]
             lightness = _inputs(batch)
-            calls = [lambda loop=loop, lightness=lightness: len(loop.run(lightness)) for loop in loops]
-            photos_a_second(calls, plan.seconds / 4)
-            for threads in sorted({1, plan.executors}):
-                yield Bare(variant, batch, threads, photos_a_second(calls[:threads], plan.seconds)[1])
+            plain = Plain(session, model.NAME)
+            for runs in (loops, [plain.predict] * plan.executors):
+                calls = [lambda run=run, lightness=lightness: len(run(lightness)) for run in runs]
+                photos_a_second(calls, plan.seconds / 4)
+                for threads in sorted({1, plan.executors}):
+                    rate = photos_a_second(calls[:threads], plan.seconds)[1]
+                    yield Bare(variant, batch, threads, rate, runs is not loops)
 
 
 def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
@@ -397,11 +402,15 @@ def _bar(results: Results, text: str, value: float, limit: float, where: str) ->
 
 def markdown(results: Results, reached: Sequence[Bar]) -> str:
     variants = list(dict.fromkeys(bare.variant for bare in results.bare))
-    columns = sorted({(bare.batch, bare.threads) for bare in results.bare})
-    rates = {(bare.variant, bare.batch, bare.threads): bare.rate for bare in results.bare}
+    loops = sorted({(bare.plain, bare.batch, bare.threads) for bare in results.bare})
+    rates = {(bare.variant, bare.plain, bare.batch, bare.threads): bare.rate for bare in results.bare}
     bare = [
-        [str(batch), str(threads), *(number(rates.get((name, batch, threads), np.nan)) for name in variants)]
-        for batch, threads in columns
+        [
+            "plain run" if loop[0] else "IO binding",
+            *map(str, loop[1:]),
+            *(number(rates.get((name, *loop), np.nan)) for name in variants),
+        ]
+        for loop in loops
     ]
     batched = [
         [
@@ -436,8 +445,8 @@ def markdown(results: Results, reached: Sequence[Bar]) -> str:
     parts = [
         "# GPU benchmark\n",
         ", ".join(f"{key}: {value}" for key, value in results.machine.items()),
-        "\n## Bare loops with IO binding, images/s\n",
-        table(["batch", "loops", *variants], bare),
+        "\n## Bare loops, images/s\n",
+        table(["way", "batch", "loops", *variants], bare),
         "\n## Through the batcher\n",
         table(batched_head, batched),
         f"\n## Photos of {SIZE[0]}x{SIZE[1]}\n",

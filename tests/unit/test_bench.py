@@ -253,6 +253,7 @@ def test_the_bars_of_a_gpu() -> None:
         gpu.Bare(gpu.FP32, 32, 2, 1000.0),
         gpu.Bare(gpu.FP16, 32, 2, 1700.0),
         gpu.Bare(gpu.FP16, 1, 2, 9999.0),
+        gpu.Bare(gpu.FP16, 32, 2, 9999.0, plain=True),
     ]
     measured.batched = [gpu.Batched(gpu.FP32, 128, 940.0, 31.0, 5.0), gpu.Batched(gpu.FP16, 128, 1690.0, 31.0, 5.0)]
     measured.served = [
@@ -265,7 +266,7 @@ def test_the_bars_of_a_gpu() -> None:
         ("0.72", True),
     ]
     text = gpu.markdown(measured, gpu.bars(measured))
-    assert "| 32 | 2 | 1000.0 | 1700.0 |" in text
+    assert "| IO binding | 32 | 2 | 1000.0 | 1700.0 |" in text
     assert "| HTTP | fp16 | 128 | 360.0 | 1 / 2 | 9.00 | 25.00 | 90% of a core, 10% of all | 0 | 0 |" in text
 
 

@@ -3,7 +3,8 @@
 Three steps, each in the same process conditions as the service's own:
 
 - bare: a session with IO binding in a loop, for each batch size and precision, in one thread and in as many as a GPU
-  has executors. Inputs are copied in and answers out, nothing else is done. For comparison, plain `run` in a loop.
+  has executors. Inputs are copied in and answers out, nothing else is done. For comparison: `run` without binding, of
+  ordinary and of pinned memory, which lets other threads go on while it copies.
 - batcher: many threads, each with one photo at a time.
 - photos of 512x384: the whole way of a photo in as many threads as the service has, and the same over HTTP.
 
@@ -40,8 +41,9 @@ from service import memory
 from service.batcher import Batcher
 from service.catalog import EXECUTORS_A_GPU, Catalog
 from service.colorizer import Colorizer, Options
+from service.contract import INPUT, OUTPUT
 from service.engine import Device, Engine, Gpu, Loader, buckets
-from service.executor import Bound, Place, Plain
+from service.executor import Bound, Place, Plain, _host_memory
 from service.settings import Settings
 from service.variants import half_of
 from tests.bench import model, photos, tree
@@ -53,17 +55,18 @@ from tests.bench.servers import CORES, ROOT, Server, running
 SIZE = (512, 384)
 FP32, TF32, FP16 = "fp32", "fp32 with TF32", "fp16"
 VARIANTS = (FP32, TF32, FP16)
+BOUND, PLAIN, PINNED = "IO binding", "run", "run, pinned"
 BATCHER_BAR, HALF_BAR, HTTP_BAR = 0.95, 1.6, 0.7
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "opencv-python-headless", "simplejpeg", "uvicorn", "numpy")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and for how long each (seconds). `options` are ONNX Runtime's for CUDA, over the service's."""
+    """What is measured, and for how long each (seconds); bare loops, of which there are many, half. `options` are ONNX Runtime's for CUDA, over the service's."""
 
     device: Device = "cuda"
     max_batch: int = 32
-    seconds: float = 4.0
+    seconds: float = 2.0
     clients: int | None = None
     graphs: bool = False
     options: dict[str, str] = field(default_factory=dict)
@@ -99,7 +102,7 @@ class Bare:
     batch: int
     threads: int
     rate: float
-    plain: bool = False  # `run` without IO binding
+    way: str = BOUND
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Results:
     def best_bare(self, variant: str, batch: int | None = None) -> float:
         """Of one loop and of several side by side; NaN when it was not measured."""
         wanted = (variant, batch or self.max_batch)
-        bound = [bare for bare in self.bare if not bare.plain]
+        bound = [bare for bare in self.bare if bare.way == BOUND]
         return max((bare.rate for bare in bound if (bare.variant, bare.batch) == wanted), default=np.nan)
 
 
@@ -214,20 +217,37 @@ def _inputs(batch: int) -> np.ndarray:
     return np.random.default_rng(0).random((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), np.float32)
 
 
+def _pinned_run(session: ort.InferenceSession, place: Place, batch: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A plain run of an input that is copied into pinned memory first."""
+    value = _host_memory((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), place)
+    host = value.numpy()
+
+    def run(lightness: np.ndarray, value: ort.OrtValue = value) -> np.ndarray:
+        host[:] = lightness
+        (chroma,) = session.run([OUTPUT], {INPUT: host})
+        return chroma
+
+    return run
+
+
 def measure_bare(folder: Path, plan: Plan) -> Iterator[Bare]:
+    place = Place(plan.device)
     for variant in plan.variants:
         for batch in buckets(plan.max_batch):
             session = _session(_file(folder, variant), plan, variant, batch)
-            place = Place(plan.device)
-            loops = [Bound(session, batch, model.INPUT_SIZE, place, model.NAME).run for _ in range(plan.executors)]
             lightness = _inputs(batch)
-            plain = Plain(session, model.NAME)
-            for runs in (loops, [plain.predict] * plan.executors):
+            each = range(plan.executors)
+            ways: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
+                BOUND: [Bound(session, batch, model.INPUT_SIZE, place, model.NAME).run for _ in each],
+                PLAIN: [Plain(session, model.NAME).predict for _ in each],
+                PINNED: [_pinned_run(session, place, batch) for _ in each],
+            }
+            for way, runs in ways.items():
                 calls = [lambda run=run, lightness=lightness: len(run(lightness)) for run in runs]
-                photos_a_second(calls, plan.seconds / 4)
+                photos_a_second(calls, plan.seconds / 8)
                 for threads in sorted({1, plan.executors}):
-                    rate = photos_a_second(calls[:threads], plan.seconds)[1]
-                    yield Bare(variant, batch, threads, rate, runs is not loops)
+                    rate = photos_a_second(calls[:threads], plan.seconds / 2)[1]
+                    yield Bare(variant, batch, threads, rate, way)
 
 
 def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
@@ -402,16 +422,9 @@ def _bar(results: Results, text: str, value: float, limit: float, where: str) ->
 
 def markdown(results: Results, reached: Sequence[Bar]) -> str:
     variants = list(dict.fromkeys(bare.variant for bare in results.bare))
-    loops = sorted({(bare.plain, bare.batch, bare.threads) for bare in results.bare})
-    rates = {(bare.variant, bare.plain, bare.batch, bare.threads): bare.rate for bare in results.bare}
-    bare = [
-        [
-            "plain run" if loop[0] else "IO binding",
-            *map(str, loop[1:]),
-            *(number(rates.get((name, *loop), np.nan)) for name in variants),
-        ]
-        for loop in loops
-    ]
+    loops = sorted({(bare.way, bare.batch, bare.threads) for bare in results.bare})
+    rates = {(bare.variant, bare.way, bare.batch, bare.threads): bare.rate for bare in results.bare}
+    bare = [[*map(str, loop), *(number(rates.get((name, *loop), np.nan)) for name in variants)] for loop in loops]
     batched = [
         [
             b.variant,
@@ -499,7 +512,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--max-batch", type=int, default=Plan.max_batch)
     parser.add_argument(
-        "--seconds", type=float, default=Plan.seconds, help="of each figure, after a quarter of warming"
+        "--seconds",
+        type=float,
+        default=Plan.seconds,
+        help="of each figure (default 2; bare loops: half), after a quarter of warming",
     )
     parser.add_argument("--clients", type=int, help="over HTTP; by default 4 x max-batch, or 4 x cores on a CPU")
     parser.add_argument("--graphs", action="store_true", help="CUDA graphs, for all but the bare loops")

@@ -253,7 +253,7 @@ def test_the_bars_of_a_gpu() -> None:
         gpu.Bare(gpu.FP32, 32, 2, 1000.0),
         gpu.Bare(gpu.FP16, 32, 2, 1700.0),
         gpu.Bare(gpu.FP16, 1, 2, 9999.0),
-        gpu.Bare(gpu.FP16, 32, 2, 9999.0, plain=True),
+        gpu.Bare(gpu.FP16, 32, 2, 9999.0, gpu.PLAIN),
     ]
     measured.batched = [gpu.Batched(gpu.FP32, 128, 940.0, 31.0, 5.0), gpu.Batched(gpu.FP16, 128, 1690.0, 31.0, 5.0)]
     measured.served = [
@@ -281,6 +281,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
     kinds = (gpu.FP32, gpu.FP16)
     expected = {(variant, batch, threads) for variant in kinds for batch in (1, 2) for threads in {1, servers.CORES}}
     assert {(bare["variant"], bare["batch"], bare["threads"]) for bare in measured["bare"]} == expected
+    assert {bare["way"] for bare in measured["bare"]} == {gpu.BOUND, gpu.PLAIN, gpu.PINNED}
     assert all(figure["rate"] > 0 for figure in (*measured["bare"], *measured["batched"], *measured["served"]))
     assert [(served["way"], served["precision"], served["errors"]) for served in measured["served"]] == [
         ("no HTTP", gpu.FP32, {}),

@@ -62,7 +62,10 @@ PACKAGES = ("onnxruntime-gpu", "onnxruntime", "opencv-python-headless", "simplej
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and for how long each (seconds); bare loops, of which there are many, half. `options` are ONNX Runtime's for CUDA, over the service's."""
+    """What is measured, and for how long each (seconds; bare loops, of which there are many, half as long).
+
+    options: ONNX Runtime's for CUDA, over the service's.
+    """
 
     device: Device = "cuda"
     max_batch: int = 32

@@ -7,13 +7,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A service for a GPU: make serve TARGET=gpu VENV=.venv-gpu
 TARGET ?= cpu
+GPU_VENV ?= .venv-gpu
 # Photographs for `make train` and `make export`: tar shards and folders.
 DATA ?=
 RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast lint train export bench bench-data lock clean
+.PHONY: serve test test-fast lint train export bench bench-gpu bench-data lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -41,6 +42,11 @@ export: $(VENV)/.dev
 # The service beside its peers: make bench ARGS=--quick takes two minutes.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.bench.serving $(ARGS)
+
+# The model alone, through the batcher, and over HTTP, on a GPU. It has a set-up of its own, as the GPU's service has.
+bench-gpu:
+	$(MAKE) VENV=$(GPU_VENV) $(GPU_VENV)/.bench-gpu
+	$(GPU_VENV)/bin/python -m tests.bench.gpu $(ARGS)
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.data $(ARGS)
@@ -72,3 +78,9 @@ $(VENV)/.bench: requirements/bench.lock pyproject.toml | $(BIN)/pip
 	$(INSTALL) --no-deps --require-hashes -r requirements/bench.lock
 	$(INSTALL) --no-deps --editable .
 	touch $@ $(VENV)/.serve
+
+# Both runtimes fill the same folder, so both go before the GPU's comes.
+$(VENV)/.bench-gpu: $(VENV)/.bench requirements/serve-gpu.lock
+	$(BIN)/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
+	$(INSTALL) --no-deps --require-hashes -r requirements/serve-gpu.lock
+	touch $@

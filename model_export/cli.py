@@ -92,6 +92,18 @@ def _export(args: argparse.Namespace) -> None:
     print(f"{args.output}: differs from the network by {parity.mean:.5f} on average, {parity.largest:.5f} at most")
 
 
+def _half(args: argparse.Namespace) -> None:
+    from model_export import half, sources
+
+    _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
+    output = args.path or half.half_of(args.model)
+    found = half.convert(args.model, output, photographs)
+    print(
+        f"{output}: differs by {found.de00:.4f} CIEDE2000, {found.worst:.4f} on the worst photograph;"
+        f" its chroma by {found.mean:.5f} on average, {found.largest:.5f} at most"
+    )
+
+
 def _adapt(args: argparse.Namespace) -> None:
     from model_export import adapt, foreign
 
@@ -169,6 +181,14 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)
     export.add_argument("--trained-on", default="not stated", help="shown by /models (default: not stated)")
+
+    half = commands.add_parser("half", help="write an ONNX model in half precision, for a GPU")
+    half.set_defaults(call=_half)
+    half.add_argument("model", type=Path, metavar="NAME.onnx")
+    half.add_argument(
+        "-o", dest="path", type=Path, metavar="NAME.fp16.onnx", help="the file to write; by default beside the model"
+    )
+    half.add_argument("--data", type=Path, nargs="+", required=True, help="photographs for the parity check")
 
     adapt = commands.add_parser("adapt", help="wrap somebody else's ONNX colorizer so that the service can serve it")
     adapt.set_defaults(call=_adapt)

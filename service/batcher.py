@@ -10,11 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-import numpy as np
+from queue import Empty, SimpleQueue
 
 from service.color import Floats
-from service.engine import Predictor
+from service.executor import Predictor
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
 
 
@@ -29,9 +28,12 @@ class Prediction:
 
 
 class _Waiter:
-    """One caller's item. Its fields are guarded by the batcher's lock; `wake` is set on every change of them."""
+    """One caller's item. Its fields are guarded by the batcher's lock; `wake` gets something on every change of them.
 
-    __slots__ = ("arrived", "cancelled", "deadline", "leads", "lightness", "outcome", "wake")
+    A queue, because it is C all through: waiting for an event takes twice the time, and a GPU makes many of them.
+    """
+
+    __slots__ = ("arrived", "cancelled", "deadline", "executor", "lightness", "outcome", "wake")
 
     def __init__(
         self, lightness: Floats, arrived: float, deadline: float | None, cancelled: threading.Event | None
@@ -40,34 +42,36 @@ class _Waiter:
         self.arrived = arrived
         self.deadline = deadline
         self.cancelled = cancelled
-        self.wake = threading.Event()
-        self.leads = False  # holds an executor that it has not used yet
+        self.wake: SimpleQueue[None] = SimpleQueue()
+        self.executor: Predictor | None = None  # handed to this caller, which has not used it yet: it leads
         self.outcome: Prediction | BaseException | None = None
 
     def settle(self, outcome: Prediction | BaseException) -> None:
         self.outcome = outcome
-        self.wake.set()
+        self.wake.put(None)
 
 
 class Batcher:
-    """Runs a predictor for many threads, in batches; bounded, with deadlines and cancellation."""
+    """Runs executors for many threads, in batches; bounded, with deadlines and cancellation."""
 
     def __init__(
         self,
-        predictor: Predictor,
+        executors: Sequence[Predictor],
         *,
-        executors: int,
         max_batch: int,
         capacity: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """executors: how many batches may run at once; capacity: how many callers may wait for one."""
-        self._predictor = predictor
+        """executors: each runs one batch at a time, whatever device is behind it; one may be there several times.
+
+        capacity: how many callers may wait for one.
+        """
         self._max_batch = max_batch
         self._capacity = capacity
         self._clock = clock
         self._lock = threading.Lock()
-        self._free = executors
+        # Taken in turn, so that several GPUs share the work, however little there is.
+        self._free = deque(executors)
         self._waiting: deque[_Waiter] = deque()
 
     @property
@@ -87,8 +91,7 @@ class Batcher:
         waiter = _Waiter(lightness, self._clock(), deadline, cancelled)
         with self._lock:
             if self._free:
-                self._free -= 1
-                waiter.leads = True
+                waiter.executor = self._free.popleft()
             elif len(self._waiting) >= self._capacity:
                 raise Overloaded("too many photos wait for the model", limit=self._capacity, retry_after=1)
             self._waiting.append(waiter)
@@ -99,15 +102,19 @@ class Batcher:
 
     def _outcome(self, waiter: _Waiter) -> Prediction:
         while waiter.outcome is None:
-            if waiter.leads:
-                self._lead(waiter)
-            elif not waiter.wake.wait(self._remaining(waiter)):
-                raise DeadlineExceeded("the photo waited too long for the model")
+            if waiter.executor is not None:
+                self._lead(waiter, waiter.executor)
             else:
-                waiter.wake.clear()
+                self._wait(waiter)
         if isinstance(waiter.outcome, BaseException):
             raise waiter.outcome
         return waiter.outcome
+
+    def _wait(self, waiter: _Waiter) -> None:
+        try:
+            waiter.wake.get(timeout=self._remaining(waiter))
+        except Empty:
+            raise DeadlineExceeded("the photo waited too long for the model") from None
 
     def _remaining(self, waiter: _Waiter) -> float | None:
         return None if waiter.deadline is None else max(0.0, waiter.deadline - self._clock())
@@ -115,31 +122,32 @@ class Batcher:
     def _leave(self, waiter: _Waiter) -> None:
         """Takes a caller out that got its outcome or gave up, and frees the executor it may have been handed."""
         with self._lock:
-            if waiter in self._waiting:
+            # One with an outcome was taken out before it got it.
+            if waiter.outcome is None and waiter in self._waiting:
                 self._waiting.remove(waiter)
-            if waiter.leads:
-                self._pass_on(waiter)
+            if waiter.executor is not None:
+                self._pass_on(waiter, waiter.executor)
 
-    def _pass_on(self, leader: _Waiter) -> None:
+    def _pass_on(self, leader: _Waiter, executor: Predictor) -> None:
         """Hands the leader's executor to the first that waits without one. The lock is held."""
-        leader.leads = False
-        heir = next((waiter for waiter in self._waiting if not waiter.leads), None)
+        leader.executor = None
+        heir = next((waiter for waiter in self._waiting if waiter.executor is None), None)
         if heir is None:
-            self._free += 1
+            self._free.append(executor)
         else:
-            heir.leads = True
-            heir.wake.set()
+            heir.executor = executor
+            heir.wake.put(None)
 
-    def _lead(self, leader: _Waiter) -> None:
+    def _lead(self, leader: _Waiter, executor: Predictor) -> None:
         with self._lock:
             # Another leader may have taken this one's item along: then the executor goes on at once.
             batch = self._take() if leader in self._waiting else []
         try:
             if batch:
-                self._run(batch)
+                self._run(executor, batch)
         finally:
             with self._lock:
-                self._pass_on(leader)
+                self._pass_on(leader, executor)
 
     def _take(self) -> list[_Waiter]:
         """The next batch, oldest first, without those that nobody waits for any more. The lock is held."""
@@ -154,11 +162,11 @@ class Batcher:
                 batch.append(waiter)
         return batch
 
-    def _run(self, batch: Sequence[_Waiter]) -> None:
+    def _run(self, executor: Predictor, batch: Sequence[_Waiter]) -> None:
         """Settles every item of the batch, whatever happens. A failed batch is tried again one by one."""
         started = self._clock()
         try:
-            chroma = self._predictor.predict(np.stack([waiter.lightness for waiter in batch]))
+            chroma = executor.predict([waiter.lightness for waiter in batch])
             if len(chroma) != len(batch):
                 raise RuntimeError(f"{len(batch)} items went in and {len(chroma)} came out")
         except Exception as error:
@@ -166,7 +174,7 @@ class Batcher:
                 batch[0].settle(error)
             else:
                 for waiter in batch:
-                    self._run([waiter])
+                    self._run(executor, [waiter])
         except BaseException as error:
             for waiter in batch:
                 waiter.settle(error)

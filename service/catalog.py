@@ -3,14 +3,15 @@
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from service import variants
 from service.batcher import Batcher
 from service.contract import Contract
-from service.engine import Device, Engine, EngineError, available
+from service.engine import Device, Engine, EngineError, Gpu, available
 from service.problems import UnknownModel
-from service.settings import Settings
+from service.settings import MIB, Settings
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,28 @@ def _verified(path: Path) -> tuple[bytes, str]:
     return data, digest
 
 
+def _a_gpus_photos(settings: Settings, batches: int) -> int:
+    """So many full batches for each GPU."""
+    return batches * settings.max_batch * len(settings.gpu_ids)
+
+
 def _max_photos(settings: Settings, device: Device) -> int:
     if settings.max_photos:
         return settings.max_photos
-    return max(PHOTOS_ON_A_CPU, 4 * settings.cores) if device == "cpu" else 4 * settings.max_batch
+    return max(PHOTOS_ON_A_CPU, 4 * settings.cores) if device == "cpu" else _a_gpus_photos(settings, 4)
+
+
+def _gpus(settings: Settings) -> list[Gpu]:
+    arena = None if settings.gpu_arena_mib is None else settings.gpu_arena_mib * MIB
+    return [
+        Gpu(id_, settings.tf32, settings.cuda_graphs, arena, settings.cuda_options, settings.tensorrt_options)
+        for id_ in settings.gpu_ids
+    ]
+
+
+def _fit(gpu: Gpu, path: Path) -> Gpu:
+    """Without TF32, ORT keeps convolutions of half precision from the tensor cores too (its conv.cc, from 1.20 on)."""
+    return replace(gpu, tf32=True) if variants.is_half(path) else gpu
 
 
 class Catalog:
@@ -73,11 +92,11 @@ class Catalog:
             )
         self.default = settings.default_model
         self.max_photos = _max_photos(settings, self.device)
-        self.workers = settings.workers or (settings.cores if self.device == "cpu" else 2 * settings.max_batch)
+        self.workers = settings.workers or (settings.cores if self.device == "cpu" else _a_gpus_photos(settings, 2))
 
     def _load_all(self, settings: Settings) -> dict[str, Model]:
         models: dict[str, Model] = {}
-        for path in sorted(settings.models.glob("*.onnx")):
+        for path in sorted(set(settings.models.glob("*.onnx")) - set(settings.models.glob(f"*{variants.HALF}"))):
             model = self._load(path, settings)
             if model.contract.name in models:
                 raise CatalogError(f"{path}: another file has a model {model.contract.name!r} already")
@@ -85,20 +104,37 @@ class Catalog:
         return models
 
     def _load(self, path: Path, settings: Settings) -> Model:
+        if self.device == "cuda":
+            path = variants.choose(path, settings.precision, lambda file: self._probe(file, settings))
         data, digest = _verified(path)
-        engine = Engine(path, data, self.device, settings.max_batch)
-        try:
-            engine.warm()
-        except Exception as error:
-            raise EngineError(f"{path}: can't be run on {self.device}: {error}") from error
-        batcher = Batcher(
-            engine,
-            executors=settings.cores if self.device == "cpu" else EXECUTORS_A_GPU,
-            max_batch=engine.max_batch,
-            capacity=_max_photos(settings, self.device),
-        )
-        log.info("model %s %s is ready on %s", engine.contract.name, engine.contract.version, self.device)
-        return Model(engine.contract, digest, self.device, batcher)
+        engines = self._engines(path, data, settings)
+        for engine in engines:
+            try:
+                engine.warm()
+            except Exception as error:
+                raise EngineError(f"{path}: can't be run on {self.device}: {error}") from error
+        first = engines[0]
+        # One of each GPU, then the next of each: the first batches go to different ones.
+        executors = [
+            executor for row in zip(*(engine.executors for engine in engines), strict=True) for executor in row
+        ]
+        batcher = Batcher(executors, max_batch=first.max_batch, capacity=_max_photos(settings, self.device))
+        contract = first.contract
+        log.info("model %s %s of %s is ready on %s", contract.name, contract.version, path.name, self.device)
+        return Model(contract, digest, self.device, batcher)
+
+    def _engines(self, path: Path, data: bytes, settings: Settings) -> list[Engine]:
+        """One for each device, not warm yet."""
+        if self.device == "cpu":
+            return [Engine(path, data, "cpu", executors=settings.cores)]
+        return [
+            Engine(path, data, "cuda", settings.max_batch, executors=EXECUTORS_A_GPU, gpu=_fit(gpu, path))
+            for gpu in _gpus(settings)
+        ]
+
+    def _probe(self, path: Path, settings: Settings) -> Engine:
+        """The model on the first GPU, for one photo at a time."""
+        return Engine(path, _verified(path)[0], "cuda", gpu=_fit(_gpus(settings)[0], path))
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
 from service.app import create_app
 from service.catalog import Catalog, CatalogError
@@ -82,5 +83,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.call(args)
     except ValidationError as error:
         sys.exit(f"tomau: {_faults(error)}")
-    except (Problem, CatalogError, ContractError, EngineError, OSError) as error:
+    except (Problem, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
         sys.exit(f"tomau: {error}")

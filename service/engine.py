@@ -1,31 +1,47 @@
-"""One ONNX Runtime session on one device."""
+"""A model on one device: its ONNX Runtime sessions, and the executors that run them."""
 
-import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Literal, Protocol
-
-# Read when the library is loaded: these are people's private photographs.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 
 from service.color import Floats
-from service.contract import INPUT, OUTPUT, Contract, ContractError
+from service.contract import Contract, ContractError
+from service.executor import PROVIDERS, Batch, Device, EngineError, Executor, OwnThread, Place, Plain, Predictor
 
-Device = Literal["cpu", "cuda"]
-PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+__all__ = [
+    "PROVIDERS",
+    "Device",
+    "Engine",
+    "EngineError",
+    "Gpu",
+    "Loader",
+    "Predictor",
+    "available",
+    "buckets",
+    "providers",
+]
+
+TENSORRT = "TensorrtExecutionProvider"
+# A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
+WARM_RUNS = 4
 
 
-class EngineError(RuntimeError):
-    """A model could not be loaded on the device that was asked for, or answered nonsense."""
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, and how a model runs on it; `id` counts those that CUDA shows to this process."""
 
-
-class Predictor(Protocol):
-    """What a batcher needs of an engine."""
-
-    def predict(self, lightness: Floats) -> Floats:
-        """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s]."""
+    id: int = 0
+    tf32: bool = True
+    graphs: bool = False
+    arena_bytes: int | None = None  # of one session
+    options: Mapping[str, str] = field(default_factory=dict)  # of the CUDA provider, over ours
+    tensorrt: Mapping[str, str] | None = None  # options of the TensorRT provider, which is then asked first
 
 
 def buckets(max_batch: int) -> list[int]:
@@ -34,70 +50,177 @@ def buckets(max_batch: int) -> list[int]:
     return [*sizes, max_batch]
 
 
-def _session(model: bytes, device: Device) -> ort.InferenceSession:
+def providers(device: Device, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
+    """ONNX Runtime's providers and their options, the one that is wanted first."""
+    cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
+    if device == "cpu":
+        return [cpu]
+    options = {
+        "device_id": str(gpu.id),
+        "use_tf32": str(int(gpu.tf32)),
+        "enable_cuda_graph": str(int(gpu.graphs)),
+        # From ORT 1.20 on this is no trial of all kernels but cuDNN's better heuristic. A session sees one shape, so
+        # it is asked once, at warm-up. `DEFAULT` is the slow fallback (onnxruntime #22705).
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        # Shapes never change, so after warm-up no more memory is asked for, and none has to be kept in reserve.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
+    if gpu.arena_bytes is not None:
+        options["gpu_mem_limit"] = str(gpu.arena_bytes)
+    found = [(PROVIDERS["cuda"], options | dict(gpu.options)), cpu]
+    if gpu.tensorrt is not None:
+        found.insert(0, (TENSORRT, {"device_id": str(gpu.id)} | dict(gpu.tensorrt)))
+    return found
+
+
+@cache
+def _preload() -> None:
+    """CUDA's libraries from their wheels, where there are any."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+
+
+def _options() -> ort.SessionOptions:
+    """One photo, one core: photos run beside one another, and a spinning thread would only take from the others."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    if device == "cpu":
-        # One photo, one core: photos run beside one another, and a spinning thread would only take from the others.
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    elif hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-    return ort.InferenceSession(
-        model, options, providers=[PROVIDERS[device], PROVIDERS["cpu"]][: 1 + (device != "cpu")]
-    )
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+class Loader:
+    """Makes sessions of one model on one device."""
+
+    def __init__(self, path: Path, model: bytes, device: Device, gpu: Gpu) -> None:
+        self._path = path
+        self._model = model
+        self._device = device
+        self._gpu = gpu
+
+    def session(self, batch: int | None = None) -> ort.InferenceSession:
+        """A session for batches of that size only, or of any. Raises EngineError."""
+        options = _options()
+        if batch is not None:
+            options.add_free_dimension_override_by_name("batch", batch)
+        wanted = providers(self._device, self._gpu)
+        try:
+            if self._device == "cuda":
+                _preload()
+            # Its own fallback would hide the reason, and try again without a GPU.
+            session = ort.InferenceSession(self._model, options, providers=wanted, enable_fallback=0)
+        except Exception as error:
+            raise EngineError(f"{self._path}: can't be loaded on {self._device}: {error}") from error
+        used = session.get_providers()[0]
+        if used != wanted[0][0]:
+            raise EngineError(
+                f"{self._path}: {self._device} was asked for, but instead of {wanted[0][0]} ONNX Runtime took {used}"
+            )
+        return session
+
+    def description(self) -> ort.InferenceSession:
+        """A session that is only asked what the file says; quickly made, and always on the CPU."""
+        options = _options()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        try:
+            return ort.InferenceSession(self._model, options, providers=[PROVIDERS["cpu"]])
+        except Exception as error:
+            raise EngineError(f"{self._path}: can't be loaded: {error}") from error
+
+    def contract(self, session: ort.InferenceSession) -> Contract:
+        """What the file says about itself, held against its graph. Raises ContractError."""
+        try:
+            contract = Contract.from_metadata(session.get_modelmeta().custom_metadata_map)
+            contract.check_graph(
+                {port.name: (port.type, port.shape) for port in session.get_inputs()},
+                {port.name: (port.type, port.shape) for port in session.get_outputs()},
+            )
+        except ContractError as error:
+            raise ContractError(f"{self._path}: {error}") from error
+        return contract
 
 
 class Engine:
-    """A loaded model. `predict` may be called from several threads at once."""
+    """A loaded model, and its executors: as many batches can run at once."""
 
-    def __init__(self, path: Path, model: bytes, device: Device, max_batch: int = 1) -> None:
+    def __init__(
+        self,
+        path: Path,
+        model: bytes,
+        device: Device,
+        max_batch: int = 1,
+        *,
+        executors: int = 1,
+        gpu: Gpu | None = None,
+    ) -> None:
         """Loads `model`, the content of the file at `path`.
 
         Raises ContractError when it breaks the contract, EngineError when it can't run on that device.
         """
-        try:
-            self._session = _session(model, device)
-        except Exception as error:
-            raise EngineError(f"{path}: can't be loaded on {device}: {error}") from error
-        if self._session.get_providers()[0] != PROVIDERS[device]:
-            raise EngineError(f"{path}: {device} was asked for, but ONNX Runtime fell back to the CPU")
-        try:
-            self.contract = Contract.from_metadata(self._session.get_modelmeta().custom_metadata_map)
-            self.contract.check_graph(
-                {port.name: (port.type, port.shape) for port in self._session.get_inputs()},
-                {port.name: (port.type, port.shape) for port in self._session.get_outputs()},
-            )
-        except ContractError as error:
-            raise ContractError(f"{path}: {error}") from error
         self.device = device
-        wanted = max_batch if device == "cuda" else 1
-        self.max_batch = min(wanted, self.contract.max_batch or wanted)
-        self._buckets = buckets(self.max_batch)
+        self.executors: list[Predictor] = []
+        gpu = gpu or Gpu()
+        loader = Loader(path, model, device, gpu)
+        self._parallel_warming = not gpu.graphs
+        if device == "cpu":
+            session = loader.session()
+            self.contract = loader.contract(session)
+            self.max_batch = 1
+            self.executors += [Plain(session, self.contract.name)] * executors
+        else:
+            self.contract = loader.contract(loader.description())
+            self.max_batch = min(max_batch, self.contract.max_batch or max_batch)
+            try:
+                self.executors += _on_gpu(loader, self.contract, buckets(self.max_batch), executors, gpu)
+            except EngineError:
+                raise
+            except Exception as error:
+                raise EngineError(f"{path}: can't be run on {device}: {error}") from error
 
     def warm(self) -> None:
-        """Runs each batch size once, so that no photo waits for the device's search for kernels."""
-        size = self.contract.input_size
-        for count in self._buckets:
-            self.predict(np.zeros((count, 1, size, size), np.float32))
+        """Runs each batch size on each executor, so that no photo waits for the device's search for kernels.
 
-    def predict(self, lightness: Floats) -> Floats:
+        Executors run beside one another, as they will: a second stream of a session makes handles of its own. Not so
+        with CUDA graphs, which are spoilt by what another thread asks of the GPU while they are being captured.
+        """
+        executors = list(dict.fromkeys(self.executors))
+        with ThreadPoolExecutor(len(executors) if self._parallel_warming else 1) as pool:
+            list(pool.map(self._warm, executors))
+
+    def _warm(self, executor: Predictor) -> None:
+        size = self.contract.input_size
+        for batch in buckets(self.max_batch):
+            for _ in range(1 if self.device == "cpu" else WARM_RUNS):
+                executor.predict(np.zeros((batch, 1, size, size), np.float32))
+
+    def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most `max_batch`.
 
         Raises EngineError when the answer has another shape or is not finite.
         """
-        count = len(lightness)
-        bucket = next(size for size in self._buckets if size >= count)
-        if bucket > count:
-            lightness = np.concatenate([lightness, np.zeros((bucket - count, *lightness.shape[1:]), np.float32)])
-        (chroma,) = self._session.run([OUTPUT], {INPUT: lightness})
-        if chroma.ndim != 4 or chroma.shape[:2] != (bucket, 2):
-            raise EngineError(f"model {self.contract.name} answered the shape {chroma.shape}, not [{bucket}, 2, s, s]")
-        chroma = np.asarray(chroma[:count], np.float32)
-        if not np.isfinite(chroma).all():
-            raise EngineError(f"model {self.contract.name} answered values that are not finite")
-        return chroma
+        return self.executors[0].predict(lightness)
+
+
+def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:
+    """The executors of one GPU.
+
+    A session for each batch size: cuDNN's plan of a convolution is made anew whenever the shape changes from one run
+    of its session to the next, at a cost of many runs (onnxruntime #23006, from 1.20 on). And where the batch is known,
+    shapes are computed when a session is made: 45 nodes of the default model would else run on the CPU, in every run.
+    Executors share the sessions, but not with CUDA graphs: those that capture can't be run by two threads at once.
+    """
+
+    def sessions() -> dict[int, ort.InferenceSession]:
+        return {batch: loader.session(batch) for batch in sizes}
+
+    def executor(sessions: dict[int, ort.InferenceSession]) -> Predictor:
+        return Executor(sessions, contract.input_size, Place("cuda", gpu.id), contract.name)
+
+    if gpu.graphs:
+        return [OwnThread(lambda: executor(sessions())) for _ in range(executors)]
+    shared = sessions()
+    return [executor(shared) for _ in range(executors)]
 
 
 def available(device: Literal["auto", "cpu", "cuda"]) -> Device:

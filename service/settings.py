@@ -26,9 +26,28 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cuda refuses to start without a GPU; auto takes one where there is one"
     )
+    gpus: str = Field(
+        "0", pattern=r"^\d+(,\d+)*$", description="numbers of the GPUs to use, as `0,1`; they share one queue"
+    )
     max_batch: int = Field(32, ge=1, description="largest batch on a GPU")
+    precision: Literal["auto", "fp32", "fp16"] = Field(
+        "auto",
+        description="on a GPU: fp16 takes NAME.fp16.onnx and refuses to start when it is missing or differs; auto does"
+        " so where it is there and right; a CPU always takes NAME.onnx",
+    )
+    tf32: bool = Field(True, description="whether a GPU may round factors to 10 bits in float32 models; faster")
+    cuda_graphs: bool = Field(False, description="whether a GPU replays each batch size as one recorded graph")
+    gpu_arena_mib: int | None = Field(
+        None, ge=1, description="MiB of a GPU that one session may take; each model has one for every batch size"
+    )
+    cuda_options: dict[str, str] = Field(
+        {}, description='further options of ONNX Runtime\'s CUDA provider, as JSON: `{"prefer_nhwc": "1"}`'
+    )
+    tensorrt_options: dict[str, str] | None = Field(
+        None, description="uses ONNX Runtime's TensorRT provider with these options, as JSON; untested"
+    )
     workers: int | None = Field(
-        None, ge=1, description="threads that colour photos; by default cores, or 2 x max_batch on a GPU"
+        None, ge=1, description="threads that colour photos; by default cores, or 2 x max_batch for each GPU"
     )
 
     max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
@@ -37,7 +56,7 @@ class Settings(BaseSettings):
     max_photos: int | None = Field(
         None,
         ge=1,
-        description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch on a GPU",
+        description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch for each GPU",
     )
     max_wait_s: float = Field(
         0.5, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
@@ -50,6 +69,11 @@ class Settings(BaseSettings):
     deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
     drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
     stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
+
+    @cached_property
+    def gpu_ids(self) -> list[int]:
+        """The numbers of the GPUs to use, each once."""
+        return list(dict.fromkeys(int(number) for number in self.gpus.split(",")))
 
     @cached_property
     def cores(self) -> int:

@@ -54,6 +54,26 @@ def tint_model(facts: Contract, chroma: tuple[float, float], *, metadata: dict[s
     return model.SerializeToString()
 
 
+def unrunnable_model() -> bytes:
+    """A graph that loads: the shape that it reshapes to is computed, so that only a run shows that it does not fit."""
+    size = 32
+    graph = helper.make_graph(
+        [
+            helper.make_node("ReduceMax", [INPUT], ["brightest"], keepdims=0),
+            helper.make_node("Cast", ["brightest"], ["whole"], to=TensorProto.INT64),
+            helper.make_node("Add", ["whole", "sides"], ["shape"]),
+            helper.make_node("Reshape", [INPUT, "shape"], [OUTPUT]),
+        ],
+        "broken",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 1, size, size])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", 2, "h", "w"])],
+        [numpy_helper.from_array(np.array([1, 2, 5, 7]), "sides")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, contract(name="broken").to_metadata())
+    return model.SerializeToString()
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `lab` model, named as the default one, and an `hsv` one."""

@@ -19,7 +19,8 @@ from types import MappingProxyType
 from tests.bench import model
 
 ROOT = Path(__file__).parents[2]
-START_S = 60.0
+# On a GPU a start takes longer: CUDA's libraries, a session for each batch size, cuDNN's search.
+START_S = 120.0
 STOP_S = 10.0
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -32,14 +32,14 @@ class Doubler:
         if not held:
             self.door.set()
 
-    def predict(self, lightness: np.ndarray) -> np.ndarray:
+    def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
         values = [float(one[0, 0, 0]) for one in lightness]
         self.batches.append(values)
         self.entered.release()
         assert self.door.wait(WAIT)
         if self.fails_on.intersection(values):
             raise RuntimeError(f"can't do {values}")
-        return lightness.repeat(2, axis=1) * 2
+        return np.stack(lightness).repeat(2, axis=1) * 2
 
 
 class Clock:
@@ -64,7 +64,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def idle(batcher: Batcher, executors: int) -> bool:
-    return batcher._free == executors and not batcher._waiting
+    return len(batcher._free) == executors and not batcher._waiting
 
 
 def start_first(pool: ThreadPoolExecutor, batcher: Batcher, engine: Doubler) -> Future[Prediction]:
@@ -87,11 +87,11 @@ def test_one_alone_runs_at_once_in_the_callers_own_thread() -> None:
     seen: list[int] = []
 
     class Engine:
-        def predict(self, lightness: np.ndarray) -> np.ndarray:
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
             seen.append(threading.get_ident())
-            return lightness
+            return np.stack(lightness)
 
-    batcher = Batcher(Engine(), executors=1, max_batch=8, capacity=8)
+    batcher = Batcher([Engine()], max_batch=8, capacity=8)
     prediction = batcher.predict(item(3))
     assert value_of(prediction) == 3
     assert prediction.batch == 1
@@ -100,7 +100,7 @@ def test_one_alone_runs_at_once_in_the_callers_own_thread() -> None:
 
 def test_what_waits_goes_together_oldest_first(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
-    batcher = Batcher(engine, executors=1, max_batch=3, capacity=16)
+    batcher = Batcher([engine], max_batch=3, capacity=16)
     first = start_first(pool, batcher, engine)
     rest = queue_up(pool, batcher, [1, 2, 3, 4, 5])
     engine.door.set()
@@ -112,7 +112,7 @@ def test_what_waits_goes_together_oldest_first(pool: ThreadPoolExecutor) -> None
 
 def test_two_executors_run_beside_each_other(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
-    batcher = Batcher(engine, executors=2, max_batch=4, capacity=16)
+    batcher = Batcher([engine] * 2, max_batch=4, capacity=16)
     futures = [pool.submit(batcher.predict, item(value)) for value in (1, 2)]
     assert engine.entered.acquire(timeout=WAIT)
     assert engine.entered.acquire(timeout=WAIT)
@@ -121,9 +121,55 @@ def test_two_executors_run_beside_each_other(pool: ThreadPoolExecutor) -> None:
     until(lambda: idle(batcher, 2))
 
 
+def test_two_executors_take_turns_when_there_is_little_to_do() -> None:
+    engines = Doubler(), Doubler()
+    batcher = Batcher(engines, max_batch=4, capacity=16)
+    for value in range(6):
+        assert value_of(batcher.predict(item(value))) == 2 * value
+    assert [engine.batches for engine in engines] == [[[0], [2], [4]], [[1], [3], [5]]]
+
+
+def test_a_slow_executor_holds_up_nothing_but_its_own_batch(pool: ThreadPoolExecutor) -> None:
+    slow, quick = Doubler(held=True), Doubler()
+    batcher = Batcher([slow, quick], max_batch=2, capacity=16)
+    stuck = start_first(pool, batcher, slow)
+    futures = [pool.submit(batcher.predict, item(value)) for value in range(1, 11)]
+    assert [value_of(future.result(WAIT)) for future in futures] == [2 * value for value in range(1, 11)]
+    assert slow.batches == [[0]]
+    assert not stuck.done()
+    slow.door.set()
+    assert value_of(stuck.result(WAIT)) == 0
+    until(lambda: idle(batcher, 2))
+
+
+def test_a_failing_executor_fails_only_its_own_batches(pool: ThreadPoolExecutor) -> None:
+    bad, good = Doubler(fails_on=frozenset(map(float, range(100)))), Doubler()
+    batcher = Batcher([bad, good], max_batch=4, capacity=100)
+    futures = [pool.submit(batcher.predict, item(value)) for value in range(100)]
+    for value, future in enumerate(futures):
+        error = future.exception(WAIT)
+        if error is None:
+            assert value_of(future.result()) == 2 * value
+            assert [value] not in bad.batches, "it was answered, so nothing was tried on the bad one alone"
+        else:
+            assert str(error) == f"can't do [{value}.0]"
+            assert all(value not in batch for batch in good.batches)
+    until(lambda: idle(batcher, 2))
+    assert value_of(batcher.predict(item(1000))) == 2000, "the bad one can do this, if it is its turn"
+
+
+def test_an_executor_that_failed_gets_its_turn_again() -> None:
+    bad, good = Doubler(fails_on=frozenset({0.0})), Doubler()
+    batcher = Batcher([bad, good], max_batch=4, capacity=8)
+    with pytest.raises(RuntimeError, match="can't do"):
+        batcher.predict(item(0))
+    assert [value_of(batcher.predict(item(value))) for value in (1, 2)] == [2, 4]
+    assert (bad.batches, good.batches) == ([[0], [2]], [[1]])
+
+
 def test_a_full_queue_refuses(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
-    batcher = Batcher(engine, executors=1, max_batch=1, capacity=2)
+    batcher = Batcher([engine], max_batch=1, capacity=2)
     first = start_first(pool, batcher, engine)
     waiting = queue_up(pool, batcher, [1, 2])
     with pytest.raises(Overloaded) as caught:
@@ -136,7 +182,7 @@ def test_a_full_queue_refuses(pool: ThreadPoolExecutor) -> None:
 def test_an_expired_one_is_not_run(pool: ThreadPoolExecutor) -> None:
     clock = Clock()
     engine = Doubler(held=True)
-    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8, clock=clock)
+    batcher = Batcher([engine], max_batch=4, capacity=8, clock=clock)
     first = start_first(pool, batcher, engine)
     late = pool.submit(batcher.predict, item(1), deadline=clock.now + 1000)
     until(lambda: batcher.depth == 1)
@@ -151,7 +197,7 @@ def test_an_expired_one_is_not_run(pool: ThreadPoolExecutor) -> None:
 
 def test_a_waiter_gives_up_at_its_deadline_while_the_engine_hangs(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
-    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8)
+    batcher = Batcher([engine], max_batch=4, capacity=8)
     first = start_first(pool, batcher, engine)
     with pytest.raises(DeadlineExceeded):
         batcher.predict(item(1), deadline=time.monotonic() + 0.05)
@@ -163,7 +209,7 @@ def test_a_waiter_gives_up_at_its_deadline_while_the_engine_hangs(pool: ThreadPo
 
 def test_a_cancelled_one_is_not_run(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
-    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8)
+    batcher = Batcher([engine], max_batch=4, capacity=8)
     first = start_first(pool, batcher, engine)
     cancelled = threading.Event()
     gone = pool.submit(batcher.predict, item(1), cancelled=cancelled)
@@ -179,7 +225,7 @@ def test_a_cancelled_one_is_not_run(pool: ThreadPoolExecutor) -> None:
 
 def test_a_failed_batch_is_tried_again_one_by_one(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True, fails_on=frozenset({2.0}))
-    batcher = Batcher(engine, executors=1, max_batch=4, capacity=8)
+    batcher = Batcher([engine], max_batch=4, capacity=8)
     first = start_first(pool, batcher, engine)
     good, bad, also_good = queue_up(pool, batcher, [1, 2, 3])
     engine.door.set()
@@ -196,13 +242,13 @@ def test_nothing_that_an_engine_raises_ends_the_batcher(error: type[BaseExceptio
     class Engine:
         calls = 0
 
-        def predict(self, lightness: np.ndarray) -> np.ndarray:
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
             self.calls += 1
             if self.calls == 1:
                 raise error
-            return lightness
+            return np.stack(lightness)
 
-    batcher = Batcher(Engine(), executors=1, max_batch=4, capacity=8)
+    batcher = Batcher([Engine()], max_batch=4, capacity=8)
     with pytest.raises(error):
         batcher.predict(item(1))
     assert idle(batcher, 1)
@@ -211,10 +257,10 @@ def test_nothing_that_an_engine_raises_ends_the_batcher(error: type[BaseExceptio
 
 def test_an_engine_that_loses_an_item_is_a_fault_and_no_wrong_answer() -> None:
     class Engine:
-        def predict(self, lightness: np.ndarray) -> np.ndarray:
-            return lightness[:0]
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
+            return np.stack(lightness)[:0]
 
-    batcher = Batcher(Engine(), executors=1, max_batch=4, capacity=8)
+    batcher = Batcher([Engine()], max_batch=4, capacity=8)
     with pytest.raises(RuntimeError, match="1 items went in and 0 came out"):
         batcher.predict(item(1))
 
@@ -226,14 +272,14 @@ class Shaky:
         self.chance = chance
         self.seen: list[float] = []
 
-    def predict(self, lightness: np.ndarray) -> np.ndarray:
+    def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
         self.seen += [float(one[0, 0, 0]) for one in lightness]
         roll = self.chance.random()
         if roll < 0.3:
             time.sleep(0)
         if roll > 0.85:
             raise RuntimeError("shaky")
-        return lightness * 2
+        return np.stack(lightness) * 2
 
 
 def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolExecutor) -> None:
@@ -241,9 +287,8 @@ def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolE
     chance = random.Random(7)
     ends = {Prediction: 0, DeadlineExceeded: 0, ClientGone: 0, Overloaded: 0, RuntimeError: 0}
     for _ in range(10_000):
-        engine = Shaky(chance)
-        executors = chance.randint(1, 3)
-        batcher = Batcher(engine, executors=executors, max_batch=chance.randint(1, 4), capacity=chance.randint(1, 6))
+        engines = [Shaky(chance) for _ in range(chance.randint(1, 3))]
+        batcher = Batcher(engines, max_batch=chance.randint(1, 4), capacity=chance.randint(1, 6))
         cancelled = threading.Event()
         futures = []
         for value in range(chance.randint(1, 8)):
@@ -259,8 +304,9 @@ def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolE
                 ends[Prediction] += 1
             else:
                 ends[type(error)] += 1
-        assert idle(batcher, executors)
-        assert not any(waiter.leads for waiter in batcher._waiting)
+        assert idle(batcher, len(engines))
+        assert all(waiter.executor is None for waiter in batcher._waiting)
         # Once in a batch, and once more alone if that batch failed.
-        assert all(engine.seen.count(value) <= 2 for value in engine.seen)
+        seen = [value for engine in engines for value in engine.seen]
+        assert all(seen.count(value) <= 2 for value in seen)
     assert all(ends.values()), ends

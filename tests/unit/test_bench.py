@@ -8,15 +8,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 from model_export import sources
+from model_export.half import emulated, halve
+from service import variants
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.engine import Engine
 from service.settings import Settings
-from tests.bench import check, data, floor, load, loop, model, photos, report, servers, serving, tree
+from tests.bench import check, data, floor, gpu, load, loop, model, photos, report, servers, serving, tree
 from tests.bench.bars import Bar, bars
 from tests.bench.results import TOMAU, Cell, Failure, Floor, Results, percentile
 
@@ -232,3 +235,63 @@ def test_the_event_loop_is_measured_with_an_engine_that_does_nothing() -> None:
         assert rate > 10
         assert 0 < of_loop < 1000
         assert 0 <= of_others < 1000
+
+
+def test_photos_a_second_stops_at_the_first_error() -> None:
+    images, rate = gpu.photos_a_second([lambda: 3, lambda: 1], 0.05)
+    assert images >= 4
+    assert images / rate >= 0.05
+    with pytest.raises(ZeroDivisionError):
+        gpu.photos_a_second([lambda: 1, lambda: 1 // 0], 60)
+
+
+def test_the_bars_of_a_gpu() -> None:
+    measured = gpu.Results({}, "cuda", 32)
+    assert {bar.met for bar in gpu.bars(measured)} == {None}
+    measured.bare = [
+        gpu.Bare(gpu.FP32, 32, 1, 900.0),
+        gpu.Bare(gpu.FP32, 32, 2, 1000.0),
+        gpu.Bare(gpu.FP16, 32, 2, 1700.0),
+        gpu.Bare(gpu.FP16, 1, 2, 9999.0),
+        gpu.Bare(gpu.FP16, 32, 2, 9999.0, gpu.PLAIN),
+    ]
+    measured.batched = [gpu.Batched(gpu.FP32, 128, 940.0, 31.0, 5.0), gpu.Batched(gpu.FP16, 128, 1690.0, 31.0, 5.0)]
+    measured.served = [
+        gpu.Served("no HTTP", gpu.FP16, 64, 1000, 500.0, 8.0),
+        gpu.Served("HTTP", gpu.FP16, 128, 1000, 360.0, 9.0, 1.0, 2.0, 0.9),
+    ]
+    assert [(bar.value, bar.met) for bar in gpu.bars(measured)] == [
+        ("0.94 (fp32)", False),
+        ("1.70", True),
+        ("0.72", True),
+    ]
+    text = gpu.markdown(measured, gpu.bars(measured))
+    assert "| IO binding | 32 | 2 | 1000.0 | 1700.0 |" in text
+    assert "| HTTP | fp16 | 128 | 360.0 | 1 / 2 | 9.00 | 25.00 | 90% of a core, 10% of all | 0 | 0 |" in text
+
+
+def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gpu.main(["--models", str(tmp_path / "models"), "--make"])
+    gpu.main(
+        f"--device cpu --max-batch 2 --seconds 0.1 --models {tmp_path / 'models'} --output {tmp_path}".split(),
+    )
+    text = capsys.readouterr().out
+    assert text == (tmp_path / "gpu.md").read_text("utf-8")
+    measured = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
+    kinds = (gpu.FP32, gpu.FP16)
+    expected = {(variant, batch, threads) for variant in kinds for batch in (1, 2) for threads in {1, servers.CORES}}
+    assert {(bare["variant"], bare["batch"], bare["threads"]) for bare in measured["bare"]} == expected
+    assert {bare["way"] for bare in measured["bare"]} == {gpu.BOUND, gpu.PLAIN, gpu.PINNED}
+    assert all(figure["rate"] > 0 for figure in (*measured["bare"], *measured["batched"], *measured["served"]))
+    assert [(served["way"], served["precision"], served["errors"]) for served in measured["served"]] == [
+        ("no HTTP", gpu.FP32, {}),
+        ("HTTP", gpu.FP32, {}),
+    ]
+    assert 0 < measured["served"][1]["loop"] < 1
+    assert {bar["met"] for bar in measured["bars"]} == {None}
+
+
+def test_the_gpu_benchmarks_half_is_the_same_model(bench_model: Path) -> None:
+    whole, its_half = onnx.load(bench_model), halve(onnx.load(bench_model))
+    assert its_half.metadata_props == whole.metadata_props
+    variants.check(Engine(bench_model, bench_model.read_bytes(), "cpu"), Engine(bench_model, emulated(its_half), "cpu"))

@@ -3,14 +3,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
 from service.catalog import Catalog, CatalogError
 from service.contract import ContractError
 from service.engine import Engine, EngineError, available, buckets
 from service.problems import UnknownModel
 from service.settings import Settings
-from tests.conftest import contract, tint_model
+from tests.conftest import contract, tint_model, unrunnable_model
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -64,23 +63,7 @@ def test_a_file_that_is_no_model_is_refused_by_name(folder: Path, content: bytes
 
 
 def test_a_model_that_loads_but_can_not_run_is_refused_by_name(folder: Path) -> None:
-    """The shape that it reshapes to is computed, so that only a run shows that it does not fit."""
-    size = 32
-    graph = helper.make_graph(
-        [
-            helper.make_node("ReduceMax", ["lightness"], ["brightest"], keepdims=0),
-            helper.make_node("Cast", ["brightest"], ["whole"], to=TensorProto.INT64),
-            helper.make_node("Add", ["whole", "sides"], ["shape"]),
-            helper.make_node("Reshape", ["lightness", "shape"], ["chroma"]),
-        ],
-        "broken",
-        [helper.make_tensor_value_info("lightness", TensorProto.FLOAT, ["batch", 1, size, size])],
-        [helper.make_tensor_value_info("chroma", TensorProto.FLOAT, ["batch", 2, "h", "w"])],
-        [numpy_helper.from_array(np.array([1, 2, 5, 7]), "sides")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, contract(name="broken").to_metadata())
-    (folder / "broken.onnx").write_bytes(model.SerializeToString())
+    (folder / "broken.onnx").write_bytes(unrunnable_model())
     with pytest.raises(EngineError, match=r"broken\.onnx: can't be run on cpu"):
         Catalog(settings(folder))
 

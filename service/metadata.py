@@ -1,0 +1,49 @@
+"""What a photo says beside its pixels: what of it is kept, dropped and added.
+
+The way of one photo: `read` from the upload, `strip` where that is asked for, `for_answer`, `write` into the answer.
+A person's caption and a scanner's name always come through; what the answer adds stands beside them.
+"""
+
+import logging
+from dataclasses import replace
+
+from service import exif, xmp
+from service.embedded import Comment, Density, Metadata, read, write
+
+__all__ = ["Comment", "Density", "Metadata", "for_answer", "read", "strip", "write"]
+
+log = logging.getLogger(__name__)
+
+
+def for_answer(
+    metadata: Metadata,
+    *,
+    width: int,
+    height: int,
+    model: str | None,
+    version: str | None = None,
+    software: str | None = None,
+) -> Metadata:
+    """The metadata of an upright sRGB answer, width x height pixels, whose colours are a model's.
+
+    software: what EXIF names where it names none. Without a model the answer was not coloured, and there is no note.
+    """
+    block = exif.corrected(metadata.exif, width, height) if metadata.exif else None
+    if metadata.exif and block is None:
+        log.debug("a damaged EXIF block is left out")
+    packet = xmp.corrected(metadata.xmp, width, height, model, version) if metadata.xmp else None
+    if metadata.xmp and packet is None:
+        log.debug("an XMP packet that is not well-formed is left out")
+    if model is None:
+        return replace(metadata, exif=block, xmp=packet, icc=None)
+    note = xmp.fresh(model, version or "")
+    block = exif.with_software(block, software or f"tomau, synthetic colours by {model} {version or ''}".rstrip())
+    return replace(metadata, exif=block, xmp=packet or note, spare_xmp=note, icc=None)
+
+
+def strip(metadata: Metadata) -> Metadata:
+    """Nothing but the density, which tells nothing of a person.
+
+    Called before `for_answer`: what that adds is said by the answer, not by the upload, and so is there all the same.
+    """
+    return Metadata(density=metadata.density)

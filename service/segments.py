@@ -1,0 +1,129 @@
+"""The containers: which segments and chunks a JPEG, PNG or WebP file holds beside its pixels, and how to add some.
+
+Nothing here knows what is inside them. Walks are bounded, and end where a file is damaged.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+
+# A marker: not a stuffed zero, a restart, a fill byte, or another one that stands alone.
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
+END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
+APP0 = 0xE0
+# A photo with large metadata has some hundred segments; a large PNG some ten thousand chunks, nearly all of pixels.
+MAX_SEGMENTS = 2000
+MAX_CHUNKS = 100_000
+SEGMENT_BYTES = 65_533
+
+# Signature and IHDR, which is always the first chunk.
+PNG_HEAD = 33
+WEBP_ALPHA, WEBP_EXIF, WEBP_XMP = 0x10, 0x08, 0x04
+
+
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Markers and where what follows them begins, up to the end of the image, as a decoder would find them."""
+    position = 2
+    while match := MARKER.search(data, position):
+        marker, start = data[match.end() - 1], match.end()
+        if marker == END_OF_IMAGE:
+            return
+        yield marker, start
+        position = start + int.from_bytes(data[start : start + 2])
+
+
+def jpeg_bodies(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:
+    """Marker and content of a JPEG's segments before its first scan that have one of the markers."""
+    for number, (marker, start) in enumerate(jpeg_segments(data)):
+        if marker == START_OF_SCAN or number >= MAX_SEGMENTS:
+            return
+        end = start + int.from_bytes(data[start : start + 2])
+        if marker in wanted and end <= len(data):
+            yield marker, data[start + 2 : end]
+
+
+def png_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of a PNG's chunks of these kinds, behind the pixels too; those with a wrong CRC are left out."""
+    position = 8
+    for _ in range(MAX_CHUNKS):
+        if position + 12 > len(data):
+            return
+        (size,) = struct.unpack_from(">I", data, position)
+        kind, end = data[position + 4 : position + 8], position + 8 + size
+        # zlib.crc32 goes on from the kind's, so that a chunk is not copied to be checked.
+        if kind in wanted and end + 4 <= len(data):
+            body = data[position + 8 : end]
+            if zlib.crc32(body, zlib.crc32(kind)).to_bytes(4) == data[end : end + 4]:
+                yield kind, body
+        position = end + 4
+
+
+def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Kind of a WebP's chunks, and where their content begins and ends; the last may be cut short."""
+    position = 12
+    for _ in range(MAX_SEGMENTS):
+        if position + 8 > len(data):
+            return
+        (size,) = struct.unpack_from("<I", data, position + 4)
+        yield data[position : position + 4], position + 8, position + 8 + size
+        position += 8 + size + size % 2
+
+
+def webp_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and content of a WebP's chunks of these kinds."""
+    for kind, start, end in webp_chunks(data):
+        if kind in wanted and end <= len(data):
+            yield kind, data[start:end]
+
+
+def jpeg_with(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:
+    """The JPEG with these segments, marker and content, before its others but behind its JFIF header.
+
+    Each content must fit: `SEGMENT_BYTES` at most.
+    """
+    start = 2
+    if encoded[3] == APP0:
+        start = 4 + int.from_bytes(encoded[4:6])
+    added = (struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body for marker, body in segments)
+    return b"".join([encoded[:start], *added, encoded[start:]])
+
+
+def png_with(encoded: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The PNG with these chunks, kind and content, between its header and its pixels."""
+    added = (
+        part
+        for kind, body in chunks
+        for part in (struct.pack(">I4s", len(body), kind), body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4))
+    )
+    return b"".join([encoded[:PNG_HEAD], *added, encoded[PNG_HEAD:]])
+
+
+def webp_with(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
+    """The WebP with this EXIF and XMP, in the extended form that they need; as it is when there is neither."""
+    if exif is None and xmp is None:
+        return encoded
+    chunks = {kind: encoded[start:end] for kind, start, end in webp_chunks(encoded)}
+    flags, width, height = _webp_canvas(chunks)
+    chunks.pop(b"VP8X", None)
+    flags |= WEBP_EXIF * (exif is not None) | WEBP_XMP * (xmp is not None)
+    sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    # In the order that the format asks for: the header, alpha and pixels as they are, then these.
+    whole = {b"VP8X": struct.pack("<I", flags) + sides} | chunks
+    whole |= {kind: body for kind, body in ((b"EXIF", exif), (b"XMP ", xmp)) if body is not None}
+    parts = [struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in whole.items()]
+    content = b"WEBP" + b"".join(parts)
+    return b"RIFF" + struct.pack("<I", len(content)) + content
+
+
+def _webp_canvas(chunks: dict[bytes, bytes]) -> tuple[int, int, int]:
+    """Flags, width and height, pixels, of a WebP that one of our encoders made."""
+    if extended := chunks.get(b"VP8X"):
+        return extended[0], 1 + int.from_bytes(extended[4:7], "little"), 1 + int.from_bytes(extended[7:10], "little")
+    if lossless := chunks.get(b"VP8L"):
+        bits = int.from_bytes(lossless[1:5], "little")
+        has_alpha = bits >> 28 & 1
+        return WEBP_ALPHA * has_alpha, 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    # A lossy frame: three bytes of tag, three of start code, then the sides with two bits of scaling each.
+    width, height = struct.unpack_from("<HH", chunks[b"VP8 "], 6)
+    return 0, width & 0x3FFF, height & 0x3FFF

@@ -1,9 +1,7 @@
 """Bytes to a Photo, and a coloured photo to bytes. Limits are checked on the header, before anything is decoded."""
 
 import io
-import re
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -21,6 +19,7 @@ from service.problems import (
     UnreadableImage,
     UnsupportedType,
 )
+from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -29,12 +28,8 @@ SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_3
 QUALITY = 92
 LEAST_QUALITY = 85
 ORIENTATION_TAG = 0x0112
-# A marker: not a stuffed zero, a restart, a fill byte, or another one that stands alone.
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
-END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
 MAX_SCANS = 100
-# A photo with large metadata has some hundred segments; Pillow joins the Exif ones in quadratic time.
-MAX_SEGMENTS = 2000
+# Pillow joins them in quadratic time.
 MAX_EXIF_SEGMENTS = 16
 # What libjpeg warns about though every pixel is there.
 HARMLESS_WARNINGS = ("extraneous bytes before marker", "Invalid SOS parameters")
@@ -79,21 +74,10 @@ def _format(data: bytes) -> Format:
     raise UnsupportedType("the file is not a JPEG, PNG or WebP image", field="file")
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers and where what follows them begins, up to the end of the image, as a decoder would find them."""
-    position = 2
-    while match := MARKER.search(data, position):
-        marker, start = data[match.end() - 1], match.end()
-        if marker == END_OF_IMAGE:
-            return
-        yield marker, start
-        position = start + int.from_bytes(data[start : start + 2])
-
-
 def _check_jpeg_segments(data: bytes) -> None:
     """Refuses a JPEG whose segments or scans would keep a decoder busy for minutes; reads only its markers."""
     exif_segments = scans = 0
-    for number, (marker, start) in enumerate(_jpeg_segments(data)):
+    for number, (marker, start) in enumerate(jpeg_segments(data)):
         scans += marker == START_OF_SCAN
         exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
         if scans > MAX_SCANS:

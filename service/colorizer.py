@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import codec, color
+from service import codec, color, metadata
 from service.catalog import Catalog, Model
 from service.color import Floats
 from service.photo import MEDIA_TYPES, Format, Photo, Pixels, Planes
@@ -32,6 +32,11 @@ class Options(BaseModel):
     )
     strength: float = Field(1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own")
     max_side: int | None = Field(None, ge=1, description="shrinks the answer to this longer side, pixels")
+    metadata: Literal["keep", "strip"] = Field(
+        "keep",
+        description="`keep` carries captions, dates, places and the like over; `strip` drops them. That the colours are"
+        " synthetic is noted either way",
+    )
     merge: Literal["luma", "literal"] = Field(
         "luma", description="`luma` keeps the photo's luma exactly; `literal` converts L*ab or HSV to RGB"
     )
@@ -94,6 +99,7 @@ class Colorizer:
         space = model.contract.color_space
         with self._cores, way.stage("decode"):
             photo = codec.decode(data, self._limits)
+            said = metadata.read(data, photo.format)
             format_ = options.format or photo.format
             if options.max_side is not None:
                 photo = codec.shrink(photo, options.max_side)
@@ -112,6 +118,8 @@ class Colorizer:
                     if isinstance(merged, Planes)
                     else codec.encode_pixels(merged, format_, quality)
                 )
+                said = _for_answer(said, photo, model, options)
+                coloured = metadata.write(coloured, format_, said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
         return Answer(coloured, MEDIA_TYPES[format_], name, model.device, way.seconds)
@@ -140,3 +148,11 @@ def _merge(
         return Planes(photo.luma, *color.merge_planes(color.half(photo.luma), chroma, space))
     cb, cr = color.merge_planes(photo.luma, chroma, space)
     return Pixels(color.rgb_of_planes(photo.luma, cb, cr), photo.alpha)
+
+
+def _for_answer(said: metadata.Metadata, photo: Photo, model: Model, options: Options) -> metadata.Metadata:
+    """What the upload said beside its pixels, as it is true of the answer."""
+    height, width = photo.size
+    kept = said if options.metadata == "keep" else metadata.strip(said)
+    contract = model.contract
+    return metadata.for_answer(kept, width=width, height=height, model=contract.name, version=contract.version)

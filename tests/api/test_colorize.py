@@ -40,6 +40,14 @@ def test_options_in_the_form_and_in_the_query(client: httpx.Client, jpeg: bytes)
     assert both.headers["x-tomau-model"] == "compact/1", "the query wins"
 
 
+def test_metadata_is_an_option(client: httpx.Client, gray: np.ndarray) -> None:
+    photo = encoded(gray, "JPEG", comment="At the lake")
+    assert b"At the lake" in post(client, photo).content
+    assert b"At the lake" not in post(client, photo, metadata="strip").content
+    refused = post(client, photo, metadata="lose")
+    assert (refused.status_code, refused.json()["field"]) == (422, "metadata")
+
+
 @pytest.mark.parametrize(
     ("accept", "expected"),
     [

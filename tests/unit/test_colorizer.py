@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import codec
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.problems import ClientGone, DeadlineExceeded, UnknownModel
@@ -62,6 +63,39 @@ def test_alpha_comes_back_untouched(colorizer: Colorizer, gray: np.ndarray) -> N
     answer = colorizer.colorize(encoded(np.dstack([gray, alpha]), "PNG"), Options())
     image = np.asarray(Image.open(io.BytesIO(answer.data)))
     np.testing.assert_array_equal(image[..., 3], alpha)
+
+
+def described(gray: np.ndarray, format_: str) -> bytes:
+    """A photo that lies on its side, with a caption."""
+    exif = Image.Exif()
+    exif[0x010E] = "Grandmother, 1931"
+    exif[codec.ORIENTATION_TAG] = 6
+    return encoded(gray, format_, exif=exif, dpi=(300, 300))
+
+
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("answer_format", ["jpeg", "png", "webp"])
+def test_a_caption_comes_back_with_a_note_and_upright(
+    colorizer: Colorizer, gray: np.ndarray, source: str, answer_format: str
+) -> None:
+    data = colorizer.colorize(described(gray, source), Options(format=answer_format, max_side=120)).data  # type: ignore[arg-type]
+    image = Image.open(io.BytesIO(data))
+    assert image.size == (80, 120)
+    exif = image.getexif()
+    assert exif[0x010E] == "Grandmother, 1931"
+    assert exif[codec.ORIENTATION_TAG] == 1
+    assert exif[0x0131] == "tomau, synthetic colours by compact 1"
+    assert data.count(b"compositeWithTrainedAlgorithmicMedia") == 1
+    image.load()
+
+
+def test_metadata_is_stripped_on_request_and_the_note_stays(colorizer: Colorizer, gray: np.ndarray) -> None:
+    upload = described(gray, "JPEG")
+    data = colorizer.colorize(upload, Options(metadata="strip")).data
+    assert b"Grandmother" in upload
+    assert b"Grandmother" not in data
+    assert b"compositeWithTrainedAlgorithmicMedia" in data
+    np.testing.assert_array_equal(luma(data), luma(colorizer.colorize(upload, Options()).data))
 
 
 def test_max_side_shrinks_the_answer(colorizer: Colorizer, jpeg: bytes) -> None:

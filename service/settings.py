@@ -59,7 +59,7 @@ class Settings(BaseSettings):
         description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch for each GPU",
     )
     max_wait_s: float = Field(
-        0.5, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
+        0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
     )
     max_uploads: int = Field(256, ge=1, description="uploads being received at once")
     max_upload_bytes: int = Field(512 * MIB, ge=1, description="bytes of all uploads being received")

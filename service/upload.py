@@ -95,9 +95,11 @@ class _Form:
         self._header_value = bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._name = ""
-        self._value = bytearray()
+        # Parts of the chunks as they came, joined once: a value that grew would be copied again and again.
+        self._value: list[memoryview] = []
+        self._bytes = 0
         self.ended = False
-        self.file: bytearray | None = None
+        self.file: list[memoryview] | None = None
         self.fields: dict[str, str] = {}
         self.parser = MultipartParser(
             boundary,
@@ -130,26 +132,28 @@ class _Form:
         if self._name == "file":
             if self.file is not None:
                 raise MissingFile("the form has more than one `file`", field="file", limit=1)
-            self.file = self._value = bytearray()
+            self.file = self._value = []
         elif b"filename" in options:
             raise InvalidOption(f"the form's file is named {self._name!r:.80}, not `file`", field=self._name[:80])
         else:
-            self._value = bytearray()
+            self._value = []
+        self._bytes = 0
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         limit = self._settings.max_bytes if self._name == "file" else MAX_FIELD_BYTES
-        if len(self._value) + end - start > limit:
+        self._bytes += end - start
+        if self._bytes > limit:
             if self._name == "file":
                 raise too_many_bytes(self._settings)
             raise InvalidOption(f"an option may have {limit} bytes", field=self._name[:80], limit=limit)
-        self._value += memoryview(data)[start:end]
+        self._value.append(memoryview(data)[start:end])
 
     def _part_end(self) -> None:
         if self._name == "file":
             return
         if self._name in self.fields:
             raise InvalidOption("the option is given twice", field=self._name[:80])
-        self.fields[self._name] = self._value.decode("utf-8", "replace")
+        self.fields[self._name] = b"".join(self._value).decode("utf-8", "replace")
 
     def _end(self) -> None:
         self.ended = True
@@ -166,7 +170,7 @@ async def _receive_form(body: _Body, boundary: bytes, settings: Settings) -> Upl
         raise BrokenUpload("the multipart form breaks off before its last boundary")
     if form.file is None:
         raise MissingFile("the form has no `file`", field="file")
-    return Upload(bytes(form.file), form.fields)
+    return Upload(b"".join(form.file), form.fields)
 
 
 async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings) -> Upload:
@@ -187,10 +191,7 @@ async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiv
         raise too_many_bytes(settings)
     body = _Body(stream, receiving, settings, limit)
     if not is_form:
-        data = bytearray()
-        async for chunk in body:
-            data += chunk
-        return Upload(bytes(data))
+        return Upload(b"".join([chunk async for chunk in body]))
     if not parameters.get(b"boundary"):
         raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
     return await _receive_form(body, parameters[b"boundary"], settings)

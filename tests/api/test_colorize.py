@@ -112,6 +112,7 @@ def test_the_docs_need_no_network(client: httpx.Client) -> None:
         "quality",
         "strength",
         "max_side",
+        "metadata",
         "merge",
     }
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from service import variants
 from service.batcher import Batcher
 from service.contract import Contract
-from service.engine import Device, Engine, EngineError, Gpu, available
+from service.engine import Engine, Gpu, available
+from service.executor import Device, EngineError
 from service.problems import UnknownModel
 from service.settings import MIB, Settings
 

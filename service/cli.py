@@ -13,7 +13,7 @@ from service.app import create_app
 from service.catalog import Catalog, CatalogError
 from service.colorizer import Colorizer, Options
 from service.contract import ContractError
-from service.engine import EngineError
+from service.executor import EngineError
 from service.problems import Problem
 from service.server import Server
 from service.settings import Settings, table

@@ -14,19 +14,6 @@ from service.color import Floats
 from service.contract import Contract, ContractError
 from service.executor import PROVIDERS, Batch, Device, EngineError, Executor, OwnThread, Place, Plain, Predictor
 
-__all__ = [
-    "PROVIDERS",
-    "Device",
-    "Engine",
-    "EngineError",
-    "Gpu",
-    "Loader",
-    "Predictor",
-    "available",
-    "buckets",
-    "providers",
-]
-
 TENSORRT = "TensorrtExecutionProvider"
 # A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
 WARM_RUNS = 4

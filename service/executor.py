@@ -106,7 +106,7 @@ def _pinned(id_: int) -> Any:
     return info
 
 
-def _host_memory(shape: tuple[int, ...], place: Place) -> ort.OrtValue:
+def host_memory(shape: tuple[int, ...], place: Place) -> ort.OrtValue:
     """Memory of the host, float32, that the place's device is quick to read."""
     info = _pinned(place.id) if place.device == "cuda" else None
     if info is None:
@@ -133,7 +133,7 @@ class Bound:
         """size: S, pixels. Runs the session once, on black photos, which tells the shape of the answer."""
         shape = (batch, 1, size, size)
         self._session = session
-        self._host_value = _host_memory(shape, place)
+        self._host_value = host_memory(shape, place)
         self._host: Floats = self._host_value.numpy()
         self._host[:] = 0
         self._input = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, place.device, place.id)

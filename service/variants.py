@@ -10,7 +10,8 @@ import numpy as np
 
 from service.color import ColorSpace, Floats
 from service.contract import ContractError
-from service.engine import Engine, EngineError
+from service.engine import Engine
+from service.executor import EngineError
 
 log = logging.getLogger(__name__)
 

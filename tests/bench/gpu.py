@@ -42,8 +42,8 @@ from service.batcher import Batcher
 from service.catalog import EXECUTORS_A_GPU, Catalog
 from service.colorizer import Colorizer, Options
 from service.contract import INPUT, OUTPUT
-from service.engine import Device, Engine, Gpu, Loader, buckets
-from service.executor import Bound, Place, Plain, _host_memory
+from service.engine import Engine, Gpu, Loader, buckets
+from service.executor import Bound, Device, Place, Plain, host_memory
 from service.settings import Settings
 from service.variants import half_of
 from tests.bench import model, photos, tree
@@ -222,7 +222,7 @@ def _inputs(batch: int) -> np.ndarray:
 
 def _pinned_run(session: ort.InferenceSession, place: Place, batch: int) -> Callable[[np.ndarray], np.ndarray]:
     """A plain run of an input that is copied into pinned memory first."""
-    value = _host_memory((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), place)
+    value = host_memory((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), place)
     host = value.numpy()
 
     def run(lightness: np.ndarray, value: ort.OrtValue = value) -> np.ndarray:

@@ -6,7 +6,8 @@ import pytest
 
 from service.catalog import Catalog, CatalogError
 from service.contract import ContractError
-from service.engine import Engine, EngineError, available, buckets
+from service.engine import Engine, available, buckets
+from service.executor import EngineError
 from service.problems import UnknownModel
 from service.settings import Settings
 from tests.conftest import contract, tint_model, unrunnable_model

@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 
 from service import executor
-from service.engine import Engine, EngineError, Gpu, available, buckets, providers
-from service.executor import Bound, Executor, OwnThread, Place, Plain
+from service.engine import Engine, Gpu, available, buckets, providers
+from service.executor import Bound, EngineError, Executor, OwnThread, Place, Plain
 from tests.conftest import contract, tint_model, unrunnable_model
 
 CPU = Place("cpu")
@@ -142,8 +142,8 @@ def test_without_pinned_memory_a_gpu_is_warned_about_once(caplog: pytest.LogCapt
         pytest.skip("there is a GPU")
     executor._pinned.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert executor._host_memory((1, 1, SIZE, SIZE), Place("cuda", 3)).shape() == [1, 1, SIZE, SIZE]
-        executor._host_memory((2, 1, SIZE, SIZE), Place("cuda", 3))
+        assert executor.host_memory((1, 1, SIZE, SIZE), Place("cuda", 3)).shape() == [1, 1, SIZE, SIZE]
+        executor.host_memory((2, 1, SIZE, SIZE), Place("cuda", 3))
     assert [record.getMessage()[:27] for record in caplog.records] == ["no pinned memory for GPU 3,"]
 
 

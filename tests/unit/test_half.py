@@ -17,7 +17,8 @@ from model_export import cli, half, sources
 from service import variants
 from service.catalog import Catalog, CatalogError
 from service.contract import INPUT, OUTPUT, Contract
-from service.engine import Engine, EngineError, Gpu
+from service.engine import Engine, Gpu
+from service.executor import EngineError
 from service.problems import UnknownModel
 from service.settings import Settings
 from service.variants import VariantError, choose

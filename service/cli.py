@@ -29,7 +29,7 @@ def _serve(_: argparse.Namespace) -> None:
 def _colorize(args: argparse.Namespace) -> None:
     given = {"model": args.model, "strength": args.strength, "quality": args.quality}
     suffix = args.output.suffix.lower().removeprefix(".")
-    given["format"] = {"jpg": "jpeg"}.get(suffix, suffix)
+    given["format"] = {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)
     options = Options.model_validate({key: value for key, value in given.items() if value is not None})
     settings = Settings()
     answer = Colorizer(Catalog(settings), settings).colorize(args.photo.read_bytes(), options)
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument("photo", type=Path)
-    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png or .webp file")
+    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png, .webp, .tiff or .avif file")
     colorize.add_argument("--model", help="by default the service's default")
     colorize.add_argument("--strength", type=float, help="0 (gray) to 2; by default 1")
     colorize.add_argument("--quality", type=int, help="1 to 100")

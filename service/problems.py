@@ -7,7 +7,7 @@ Problem
 ├── 408  UploadTooSlow
 ├── 413  TooManyBytes  TooManyPixels  TooManyScans
 ├── 415  UnsupportedType
-├── 422  InvalidOption  MissingFile
+├── 422  InvalidOption  MissingFile  ColorPhoto
 ├── 499  ClientGone (nobody reads it; for the log)
 ├── 500  InternalError
 ├── 503  Overloaded  Draining
@@ -142,6 +142,12 @@ class MissingFile(Problem):
     """The form has not exactly one file."""
 
     status, code, title = 422, "missing_file", "The form needs one file"
+
+
+class ColorPhoto(Problem):
+    """The photo is in colour already, and `if_color=reject` asked not to colour such ones."""
+
+    status, code, title = 422, "color_photo", "The photo is in colour"
 
 
 class ClientGone(Problem):

@@ -16,7 +16,7 @@ from starlette.types import Receive
 from service import telemetry
 from service.admission import Places, Receiving
 from service.colorizer import Answer, Colorizer, Options
-from service.photo import MEDIA_TYPES, Format
+from service.photo import FORMATS, MEDIA_TYPES, Format
 from service.problems import Draining, InvalidOption
 from service.settings import Settings
 from service.upload import receive
@@ -154,7 +154,7 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
 def _accepted(accept: str) -> Format | None:
     """The one format that an Accept header asks for, when it asks for just one and nothing more."""
     types = {part.split(";")[0].strip().lower() for part in accept.split(",")}
-    wanted = [format_ for format_, media_type in MEDIA_TYPES.items() if types == {media_type}]
+    wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
     return wanted[0] if wanted else None
 
 
@@ -201,11 +201,9 @@ async def colorize(request: Request, state: Shared) -> Response:
             gone=partial(_hung_up, request.receive),
         )
     seconds = {"receive": received - started, **answer.seconds}
-    headers = {
-        "X-Tomau-Model": answer.model,
-        "X-Tomau-Device": answer.device,
-        "Server-Timing": telemetry.server_timing(seconds),
-    }
+    facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
+    headers = {name: value for name, value in facts.items() if value is not None}
+    headers["Server-Timing"] = telemetry.server_timing(seconds)
     return Response(answer.data, media_type=answer.media_type, headers=headers)
 
 

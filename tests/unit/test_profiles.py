@@ -1,5 +1,6 @@
 """Profiles are built here byte by byte, and what becomes of pixels is checked against the definitions, in NumPy."""
 
+import io
 import itertools
 import logging
 import struct
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import ImageCms
+from PIL import Image, ImageCms
 
 from service import profiles
 
@@ -259,6 +260,15 @@ def test_ink_is_converted_by_its_profile() -> None:
     assert np.abs(conversion.apply(colors) - expected).mean() < 3
 
 
+def test_a_jpeg_of_ink_as_pillow_reads_it() -> None:
+    buffer = io.BytesIO()
+    Image.new("CMYK", (16, 16), (0, 0, 0, 64)).save(buffer, "JPEG", quality=95, icc_profile=PRESS_ICC)
+    with Image.open(buffer) as image:
+        conversion = profiles.conversion_of(image.info["icc_profile"], channels=4)
+        assert conversion is not None
+        assert np.abs(conversion.apply(np.asarray(image)).astype(int) - (255 - 64)).max() <= 3
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (3, 700), (600, 700), (2, profiles.STRIP_PIXELS + 1)])
 def test_strips_make_no_difference(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
@@ -293,13 +303,13 @@ def test_threads_share_a_conversion() -> None:
 
 
 @pytest.mark.parametrize("png_gamma", [100_000, 55_556, 50_000, 38_462, 20_000])
-@pytest.mark.parametrize(("bits", "off"), [(8, 0.5), (16, 0.5)])
-def test_the_gamma_of_a_png(png_gamma: int, bits: profiles.Bits, off: float) -> None:
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_gamma_of_a_png(png_gamma: int, bits: profiles.Bits) -> None:
     curve = profiles.curve_of_gamma(png_gamma, bits=bits)
     assert curve is not None
     # The specification's way back: a sample is light to the power of gamma.
     light = np.linspace(0, 1, 1 << bits) ** (100_000 / png_gamma)
-    assert np.abs(curve - encoded(light) * (len(curve) - 1)).max() <= off + 1e-6
+    assert np.abs(curve - encoded(light) * (len(curve) - 1)).max() <= 0.5 + 1e-6
 
 
 @pytest.mark.parametrize("png_gamma", [-1, 0, 1, 19_999, 200_001, 2**31, 45_455, 45_000, 46_000])
@@ -387,7 +397,7 @@ def test_damaged_profiles_never_fail_a_photo() -> None:
     chance = np.random.default_rng(5)
     whole = [ADOBE_ICC, SCANNER_ICC, MODERN_SCANNER_ICC, CURVED["gray L*"][0], CURVED["ProPhoto"][0], PRESS_ICC]
     pixels = np.zeros((2, 2, 4), np.uint8)
-    for number in range(300):
+    for number in range(200):
         profile = bytearray(whole[number % len(whole)])
         for place in chance.integers(0, 132 + 12 * 9, 3):
             profile[place] = chance.integers(0, 256)

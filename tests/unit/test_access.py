@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -5,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.openapi.docs import get_swagger_ui_html
 from pydantic import ValidationError
@@ -103,7 +105,7 @@ def test_a_known_key_opens(headers: list[tuple[bytes, bytes]]) -> None:
         ([(b"x-api-key", ONE[:-1].encode())], InvalidKey),
         ([(b"x-api-key", ONE.upper().encode())], InvalidKey),
         ([(b"x-api-key", f"{ONE},{TWO}".encode())], InvalidKey),
-        ([(b"x-api-key", digests(ONE).__iter__().__next__())], InvalidKey),
+        ([(b"x-api-key", next(iter(digests(ONE))))], InvalidKey),
         ([(b"x-api-key", ONE.encode()), (b"authorization", f"Bearer {TWO}".encode())], InvalidKey),
         ([(b"x-api-key", ONE.encode()), (b"x-api-key", TWO.encode())], InvalidKey),
     ],
@@ -233,3 +235,22 @@ def test_the_api_document_says_how_to_send_a_key_when_one_is_needed(models: Path
         for operation in operations.values():
             assert (operation.get("security") == []) == (path in ("/livez", "/readyz"))
             assert ("401" in operation["responses"]) == (path not in ("/livez", "/readyz"))
+
+
+def test_a_fault_is_answered_with_every_header_that_a_page_needs(models: Path) -> None:
+    app = create_app(Settings(models=models, device="cpu", cors_origins="https://example.org", api_keys=ONE))
+
+    async def broken() -> None:
+        raise RuntimeError("out of luck")
+
+    app.add_api_route("/broken", broken)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tomau") as client:
+            return await client.get("/broken", headers={"Origin": "https://example.org", "X-API-Key": ONE})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"

@@ -190,7 +190,7 @@ class InternalError(Problem):
     """A fault of the service; the log has the rest."""
 
     advice = "tell who runs the service, with the request's id from `instance`"
-    retry = "once; then it is the photo"
+    retry = "once"
 
 
 class Overloaded(Problem):

@@ -9,6 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from service import problems
+from service.access import AccessError
 from service.app import create_app
 from service.catalog import Catalog, CatalogError
 from service.colorizer import Colorizer, Options
@@ -51,6 +53,10 @@ def _settings(_: argparse.Namespace) -> None:
     print(table(Settings()), end="")
 
 
+def _errors(_: argparse.Namespace) -> None:
+    print(problems.table(), end="")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
     parser.add_argument("--version", action="version", version=f"tomau {version('tomau')}")
@@ -58,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
     commands.add_parser("settings", help="list the settings and their values").set_defaults(call=_settings)
+    commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument("photo", type=Path)
@@ -83,5 +90,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.call(args)
     except ValidationError as error:
         sys.exit(f"tomau: {_faults(error)}")
-    except (Problem, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
+    except (Problem, AccessError, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
         sys.exit(f"tomau: {error}")

@@ -13,7 +13,7 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
-from service import telemetry
+from service import access, telemetry
 from service.admission import Places, Receiving
 from service.colorizer import Answer, Colorizer, Options
 from service.photo import FORMATS, MEDIA_TYPES, Format
@@ -270,10 +270,12 @@ async def root() -> RedirectResponse:
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
     """The OpenAPI page; its assets come from this service, so it needs no network."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="tomau",
         swagger_js_url="docs/assets/swagger-ui-bundle.js",
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon-32x32.png",
     )
+    page.headers["Content-Security-Policy"] = access.page_policy(bytes(page.body).decode())
+    return page

@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.access import missing_headers
 from service.problems import InvalidRequest, Problem, UploadTooSlow
 from service.routes import State
 from service.settings import Settings
@@ -76,11 +77,13 @@ class Protocol(HttpToolsProtocol):
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
         body = json.dumps(problem.body(request_id)).encode()
+        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\n"
             f"x-request-id: {request_id}\r\n"
+            f"{safe}"
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)

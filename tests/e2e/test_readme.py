@@ -1,6 +1,7 @@
 """Every curl example of the README, run as it stands against the shipped model."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,15 +21,18 @@ EXAMPLES = [line for block in BLOCKS for line in block.splitlines() if line.star
 def test_every_curl_example(tmp_path: Path, serve: Serve, jpeg: bytes) -> None:
     assert len(EXAMPLES) >= 6
     (tmp_path / "photo.jpg").write_bytes(jpeg)
-    with serve(models=None) as server:
+    environment = os.environ | {"KEY": "the-key-of-the-readme"}
+    with serve(models=None) as server, serve(models=None, api_keys=environment["KEY"]) as guarded:
         answers = {}
         for line in EXAMPLES:
-            command = line.replace("localhost:8000", f"127.0.0.1:{server.port}")
-            ended = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=False)
+            port = guarded.port if "$KEY" in line else server.port
+            command = ["bash", "-c", line.replace("localhost:8000", f"127.0.0.1:{port}")]
+            ended = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=60, check=False)
             assert ended.returncode == 0, f"{line}: {ended.stderr.decode()}"
             answers[line] = ended.stdout
     coloured = (tmp_path / "coloured.jpg").read_bytes()
     assert np.abs(luma(coloured) - luma(jpeg)).mean() < 1
+    assert (tmp_path / "with-a-key.jpg").read_bytes() == coloured
     assert decoded(coloured).shape[:2] == luma(jpeg).shape
     assert (tmp_path / "bolder.webp").read_bytes()[8:12] == b"WEBP"
     assert max(decoded((tmp_path / "preview.png").read_bytes()).shape) == 320

@@ -184,6 +184,7 @@ class ColorPhoto(Problem):
     """The photo is in colour already, and `if_color=reject` asked not to colour such ones."""
 
     status, code, title = 422, "color_photo", "The photo is in colour"
+    advice = "keep the photo as it is, or leave `if_color` out to colour it anew"
 
 
 class ClientGone(Problem):

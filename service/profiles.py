@@ -12,23 +12,21 @@ import math
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from service.color import Bytes
+from service.color import Bytes, L, Levels, Words, like
 
 log = logging.getLogger(__name__)
 
-Words = NDArray[np.uint16]
 Unit = NDArray[np.float64]
 # uint8 [256] or uint16 [65,536], never falling: the sRGB gray value of each stored one.
-Curve = Bytes | Words
+Curve = Levels
 Bits = Literal[8, 16]
-Samples = TypeVar("Samples", Bytes, Words)
 
 # CMYK profiles have up to 3 MB. With the sizes of the caches, it also bounds what hostile ones keep: 64 MiB.
 MAX_PROFILE = 4 << 20
@@ -133,11 +131,11 @@ def curve_of_gamma(gamma: int, *, bits: Bits = 8) -> Curve | None:
     return _table(np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055), bits)
 
 
-def apply_curve(pixels: Samples, curve: Curve) -> Samples:
+def apply_curve(pixels: L, curve: Curve) -> L:
     """Pixels, [H, W] or [H, W, C], through a curve of their own type."""
     if pixels.dtype == np.uint8:
-        return np.asarray(cv2.LUT(pixels, curve), pixels.dtype)
-    applied = np.empty_like(pixels)
+        return like(pixels, cv2.LUT(pixels, curve))
+    applied = like(pixels, np.empty_like(pixels))
     # NumPy makes indices of eight bytes each.
     for rows in _strips(pixels.shape):
         np.take(curve, pixels[rows], out=applied[rows], mode="clip")

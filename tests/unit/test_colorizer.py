@@ -11,8 +11,8 @@ from PIL import Image
 from service import codec
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
-from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel
 from service.photo import FORMATS
+from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel
 from service.settings import Settings
 from tests.conftest import decoded, encoded, luma
 

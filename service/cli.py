@@ -9,7 +9,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
-from service import problems
+from service import formats, problems
 from service.access import AccessError
 from service.app import create_app
 from service.catalog import Catalog, CatalogError
@@ -53,6 +53,10 @@ def _settings(_: argparse.Namespace) -> None:
     print(table(Settings()), end="")
 
 
+def _formats(_: argparse.Namespace) -> None:
+    print(formats.table(), end="")
+
+
 def _errors(_: argparse.Namespace) -> None:
     print(problems.table(), end="")
 
@@ -64,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
     commands.add_parser("settings", help="list the settings and their values").set_defaults(call=_settings)
+    commands.add_parser("formats", help="list what is taken and what is given").set_defaults(call=_formats)
     commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)

@@ -20,8 +20,9 @@ from service.problems import InvalidOption
 from service.tone import tone_of_rgb
 
 SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 65_535}
-# What 16 bits a channel, and transparency, fit into.
+# What 16 bits a channel fit into, and transparency.
 DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
+ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
 # AVIF's encoder takes seconds for what JPEG's does in a tenth of one: an upload alone does not ask for it.
 SLOW_FORMATS: tuple[Format, ...] = ("avif",)
 QUALITY = 92
@@ -256,11 +257,11 @@ def _shallow(image: Image.Image) -> tuple[Levels, Levels | None]:
     return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), None
 
 
-def default_format(source: Source, photo: Photo | Pixels) -> Format:
+def default_format(source: Source, *, has_alpha: bool) -> Format:
     """What an upload is answered in when nothing is asked for: its own format, or JPEG, or PNG where it has alpha."""
     if source in FORMATS and source not in SLOW_FORMATS:
         return source
-    return "jpeg" if photo.alpha is None else "png"
+    return "png" if has_alpha else "jpeg"
 
 
 def default_quality(photo: Photo) -> int:
@@ -331,7 +332,7 @@ def fit(photo: Photo, format_: Format, max_side: int | None) -> Photo:
     """The photo as a format can hold it: its longer side at most `max_side` pixels, never enlarged."""
     luma = _fit(photo.luma, format_, max_side)
     alpha = None if photo.alpha is None else _fit(photo.alpha, format_, max_side)
-    if format_ == "jpeg" and alpha is not None:
+    if format_ not in ALPHA_FORMATS and alpha is not None:
         luma, alpha = _on_white(luma, alpha), None
     return Photo(luma, alpha, photo.quality, photo.tone)
 
@@ -340,7 +341,7 @@ def fit_pixels(pixels: Pixels, format_: Format, max_side: int | None) -> Pixels:
     """The same for a picture in colour."""
     rgb = _fit(pixels.rgb, format_, max_side)
     alpha = None if pixels.alpha is None else _fit(pixels.alpha, format_, max_side)
-    if format_ == "jpeg" and alpha is not None:
+    if format_ not in ALPHA_FORMATS and alpha is not None:
         rgb, alpha = _on_white(rgb, alpha[..., np.newaxis]), None
     return Pixels(rgb, alpha)
 

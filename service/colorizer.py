@@ -138,7 +138,7 @@ class Colorizer:
         options = upload.options
         space = model.contract.color_space
         with self._cores, way.stage("decode"):
-            format_ = options.format or codec.default_format(upload.source, photo)
+            format_ = options.format or codec.default_format(upload.source, has_alpha=photo.alpha is not None)
             photo = codec.fit(photo, format_, options.max_side)
             codec.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
@@ -161,7 +161,7 @@ class Colorizer:
             return Answer(upload.data, MEDIA_TYPES[source], None, None, photo.tone, way.seconds)
         with way.stage("decode"):
             pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
-            format_ = options.format or codec.default_format(source, photo)
+            format_ = options.format or codec.default_format(source, has_alpha=photo.alpha is not None)
             pixels = codec.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape
             codec.check_size(height, width, format_)

@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from service import problems
+from service import formats, problems
 from service.colorizer import Options
+from service.photo import Source
 from service.problems import ClientGone, Problem
 from service.settings import SHIPPED_MODELS, Settings, table
 
@@ -25,6 +27,13 @@ def test_the_settings_page_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_errors_page_is_the_problems() -> None:
     page = (ROOT / "docs" / "errors.md").read_text("utf-8")
     assert page.endswith("\n\n" + problems.table())
+
+
+def test_the_formats_page_is_the_formats() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text("utf-8")
+    for table_of_page in formats.table().split("\n\n"):
+        assert f"\n\n{table_of_page.strip()}\n" in page
+    assert set(formats.UPLOADS) == set(get_args(Source))
 
 
 def test_every_problem_says_what_it_means_and_what_to_do() -> None:

@@ -34,8 +34,8 @@ UPLOADS: dict[Source, Taken] = {
         "1 to 16 bits, gray (either end may be white), RGB, alpha; of 8 bits palette, CMYK, YCbCr, planes, tiles too; "
         "without compression, LZW, Deflate, PackBits, JPEG, Zstandard, LZMA, fax; a thumbnail beside the photo; BigTIFF"
         " in Intel's byte order",
-        "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits palette,"
-        " CMYK, gray with alpha, premultiplied alpha and channels one after another",
+        "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits"
+        " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
     ),
     "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),

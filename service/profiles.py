@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from service.color import Bytes
+from service.color import Bytes, luma_of_rgb
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def _curve(icc: bytes, channels: Literal[1, 3], bits: Bits) -> Curve | None:
 def _conversion(icc: bytes, channels: Literal[3, 4]) -> Conversion | None:
     try:
         conversion = Conversion(_checked(icc, channels), channels)
-        _check_ramp(conversion.apply(_ramp(channels)).mean(axis=(0, 2)) / 255)
+        _check_ramp(luma_of_rgb(conversion.apply(_ramp(channels))).ravel() / 255)
     except UNUSABLE as error:
         log.debug("a colour profile is ignored: %s", error)
         return None

@@ -184,8 +184,8 @@ def _checked(icc: bytes, channels: Literal[1, 3, 4]) -> bytes:
     if icc[16:20] not in SPACES[channels]:
         raise _Unusable(f"it is for {icc[16:20]!r}, the photo has {channels} channels")
     checked = bytearray(icc)
-    for place, name, start, size in _tags(icc):
-        if _claim(memoryview(icc)[start : start + size]) > len(icc):
+    for place, name, start, _ in _tags(icc):
+        if _claim(memoryview(icc)[start:]) > len(icc):
             raise _Unusable(f"the table {name!r} is larger than the profile")
         if name in ENDLESS_TAGS:
             # To a name that nobody knows, and each to its own: LittleCMS takes no two tags of one name.
@@ -204,7 +204,10 @@ def _tags(icc: bytes) -> Iterator[tuple[int, bytes, int, int]]:
 
 
 def _claim(tag: memoryview) -> int:
-    """How many samples a lookup table says it has, 0 for other tags. LittleCMS first clears memory for all of them."""
+    """How many samples a lookup table says it has, 0 for other tags; of the profile from the tag's first byte on.
+
+    LittleCMS clears memory for all of them before it reads the first, whatever the size that the tag says it has.
+    """
     kind = bytes(tag[:4])
     if kind in (b"mft1", b"mft2") and len(tag) > 10:
         return tag[9] * math.prod(itertools.repeat(tag[10], tag[8]))

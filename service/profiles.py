@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from service.color import Bytes, L, Levels, Words, like
+from service.color import Bytes, L, Levels, Words, like, luma_of_rgb
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _curve(icc: bytes, channels: Literal[1, 3], bits: Bits) -> Curve | None:
 def _conversion(icc: bytes, channels: Literal[3, 4]) -> Conversion | None:
     try:
         conversion = Conversion(_checked(icc, channels), channels)
-        _check_ramp(conversion.apply(_ramp(channels)).mean(axis=(0, 2)) / 255)
+        _check_ramp(luma_of_rgb(conversion.apply(_ramp(channels))).ravel() / 255)
     except UNUSABLE as error:
         log.debug("a colour profile is ignored: %s", error)
         return None
@@ -182,8 +182,8 @@ def _checked(icc: bytes, channels: Literal[1, 3, 4]) -> bytes:
     if icc[16:20] not in SPACES[channels]:
         raise _Unusable(f"it is for {icc[16:20]!r}, the photo has {channels} channels")
     checked = bytearray(icc)
-    for place, name, start, size in _tags(icc):
-        if _claim(memoryview(icc)[start : start + size]) > len(icc):
+    for place, name, start, _ in _tags(icc):
+        if _claim(memoryview(icc)[start:]) > len(icc):
             raise _Unusable(f"the table {name!r} is larger than the profile")
         if name in ENDLESS_TAGS:
             # To a name that nobody knows, and each to its own: LittleCMS takes no two tags of one name.
@@ -202,7 +202,10 @@ def _tags(icc: bytes) -> Iterator[tuple[int, bytes, int, int]]:
 
 
 def _claim(tag: memoryview) -> int:
-    """How many samples a lookup table says it has, 0 for other tags. LittleCMS first clears memory for all of them."""
+    """How many samples a lookup table says it has, 0 for other tags; of the profile from the tag's first byte on.
+
+    LittleCMS clears memory for all of them before it reads the first, whatever the size that the tag says it has.
+    """
     kind = bytes(tag[:4])
     if kind in (b"mft1", b"mft2") and len(tag) > 10:
         return tag[9] * math.prod(itertools.repeat(tag[10], tag[8]))

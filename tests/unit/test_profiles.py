@@ -318,6 +318,7 @@ def test_a_gamma_that_is_srgbs_or_nonsense(png_gamma: int) -> None:
 
 
 FALLING = np.concatenate([np.linspace(0, 1, 200), np.linspace(0.8, 1, 56)])
+HUGE = with_table(b"RGB ", table(3, 3, adobe_xyz, claimed=255))
 HOSTILE = {
     "words": b"this is no profile",
     "a header alone": gray(gamma(1.8))[:128],
@@ -343,7 +344,8 @@ HOSTILE = {
     "divided by nothing": gray(parametric(4, 0, 0, 0, 0, 0, 0, 0)),
     "primaries of nothing": matrix(np.zeros((3, 3)), gamma(2.2)),
     "primaries upside down": matrix(-ADOBE, gamma(2.2)),
-    "a table that claims a grid of 255": with_table(b"RGB ", table(3, 3, adobe_xyz, claimed=255)),
+    "a table that claims a grid of 255": HUGE,
+    "and a tag of nine bytes": HUGE[:152] + struct.pack(">I", 9) + HUGE[156:],
     "a modern table that claims a grid of 255": with_table(b"RGB ", modern_table(3, adobe_xyz, claimed=255), version=4),
     "a table that claims a grid of 1": with_table(b"RGB ", table(3, 3, adobe_xyz, claimed=1)),
     "a table of ink for a grid of 100": with_table(b"CMYK", table(4, 3, ink_xyz, claimed=100)),

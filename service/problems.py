@@ -5,7 +5,7 @@ Problem
 ├── 404  UnknownModel  NotFound
 ├── 405  MethodNotAllowed
 ├── 408  UploadTooSlow
-├── 413  TooManyBytes  TooManyPixels  TooManyScans
+├── 413  TooManyBytes  TooManyPhotos  TooManyPixels  TooManyScans
 ├── 415  UnsupportedType
 ├── 422  InvalidOption  MissingFile
 ├── 499  ClientGone (nobody reads it; for the log)
@@ -112,6 +112,12 @@ class TooManyBytes(Problem):
     """The upload is larger than is taken."""
 
     status, code, title = 413, "too_many_bytes", "The upload has too many bytes"
+
+
+class TooManyPhotos(Problem):
+    """The batch has more photos than are taken at once."""
+
+    status, code, title = 413, "too_many_photos", "The batch has too many photos"
 
 
 class TooManyPixels(Problem):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from service.archive import Archive, unique_stems
 from service.colorizer import Answer
@@ -127,8 +127,7 @@ class AlbumResponse(Response):
         self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """ASGI. Raises ClientGone."""
-        gone = False
+        """ASGI. Returns early when the client is gone: its answer has begun, so that nothing else can be said."""
         with self._inside:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -136,26 +135,24 @@ class AlbumResponse(Response):
                     await self._send(send)
                     watch.cancel()
             except* ClientGone:
-                gone = True
-        if gone:
-            raise ClientGone("the client hung up or stopped reading before its zip was done")
+                log.info("the client hung up or stopped reading: what is left of its album is dropped")
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-
-        async def piece(data: bytes, *, more: bool) -> None:
+        async def deliver(message: Message) -> None:
             try:
                 async with asyncio.timeout(self._stall_s):
-                    await send({"type": "http.response.body", "body": data, "more_body": more})
+                    await send(message)
             except TimeoutError:
                 raise ClientGone(f"the client took nothing of its zip for {self._stall_s:g} s") from None
 
         async def write(data: bytes) -> None:
             for start in range(0, len(data), PIECE):
-                await piece(data[start : start + PIECE], more=True)
+                piece = data[start : start + PIECE]
+                await deliver({"type": "http.response.body", "body": piece, "more_body": True})
 
+        await deliver({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._album.write(write)
-        await piece(b"", more=False)
+        await deliver({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _raise_once_gone(receive: Receive) -> None:

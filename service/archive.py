@@ -23,8 +23,8 @@ NAMELESS = "photo"
 
 def safe_stem(name: str) -> str:
     """A name that a client sent, without path and image extension, as a file may be named anywhere."""
-    base = unicodedata.normalize("NFC", name).replace("\\", "/").rpartition("/")[2]
-    base = "".join(map(_safe_character, " ".join(base.split())))
+    base = name.replace("\\", "/").rpartition("/")[2]
+    base = " ".join(unicodedata.normalize("NFC", "".join(map(_safe_character, base))).split())
     stem, dot, suffix = base.rpartition(".")
     if dot and suffix.strip().lower() in IMAGE_SUFFIXES:
         base = stem
@@ -40,6 +40,8 @@ def unique_stems(names: Iterable[str]) -> list[str]:
 
 
 def _safe_character(char: str) -> str:
+    if char.isspace():
+        return " "
     if unicodedata.category(char).startswith("C"):  # Control characters, and invisible ones that turn the text around.
         return ""
     # The compatible form too: a full-width slash becomes a slash where a name is brought into an old code page.

@@ -1,6 +1,5 @@
 """A zip that is handed out entry by entry as it is written, and safe names for its entries."""
 
-import io
 import time
 import unicodedata
 import zipfile
@@ -71,16 +70,21 @@ class _Window:
 
     def __init__(self) -> None:
         self._start = 0
-        self._buffer = io.BytesIO()
+        self._at = 0
+        # No BytesIO: garbage collection may close it before a ZipFile that was given up, which then closes itself.
+        self._bytes = bytearray()
 
     def write(self, data: bytes) -> int:
-        return self._buffer.write(data)
+        self._bytes[self._at : self._at + len(data)] = data
+        self._at += len(data)
+        return len(data)
 
     def tell(self) -> int:
-        return self._start + self._buffer.tell()
+        return self._start + self._at
 
     def seek(self, offset: int) -> int:
-        return self._start + self._buffer.seek(offset - self._start)
+        self._at = offset - self._start
+        return offset
 
     def flush(self) -> None: ...
 
@@ -88,9 +92,10 @@ class _Window:
 
     def take(self) -> bytes:
         """What was written since the last time."""
-        data = self._buffer.getvalue()
+        data = bytes(self._bytes)
         self._start += len(data)
-        self._buffer = io.BytesIO()
+        self._at = 0
+        self._bytes = bytearray()
         return data
 
 

@@ -1,7 +1,6 @@
 """Bytes to a Photo, and a coloured photo to bytes."""
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -140,7 +139,7 @@ def _decoding(source: Source) -> Iterator[None]:
     """What goes wrong with a file's pixels inside the block is an UnreadableImage."""
     try:
         yield
-    except (OSError, RuntimeError, SyntaxError, ValueError, struct.error) as error:
+    except header.BROKEN as error:
         raise header.unreadable(source, error) from error
 
 

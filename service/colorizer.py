@@ -65,8 +65,8 @@ class Answer:
     media_type: str
     model: str | None
     device: str | None
-    tone: Tone | None
     seconds: dict[str, float]
+    tone: Tone | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +151,14 @@ class Colorizer:
                 coloured = _encode(merged, format_, options.quality or codec.default_quality(photo), said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
-        return Answer(coloured, MEDIA_TYPES[format_], name, model.device, photo.tone, way.seconds)
+        return Answer(coloured, MEDIA_TYPES[format_], name, model.device, way.seconds, photo.tone)
 
     def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> Answer:
         """The upload itself, or as an uncoloured answer where its options ask for a change."""
         options, source = upload.options, upload.source
         if not _asks_for_change(options, source, photo):
             way.seconds |= dict.fromkeys(STAGES[1:], 0.0)
-            return Answer(upload.data, MEDIA_TYPES[source], None, None, photo.tone, way.seconds)
+            return Answer(upload.data, MEDIA_TYPES[source], None, None, way.seconds, photo.tone)
         with way.stage("decode"):
             pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
             format_ = options.format or codec.default_format(source, has_alpha=photo.alpha is not None)
@@ -168,7 +168,8 @@ class Colorizer:
         with way.stage("encode"):
             said = _for_answer(upload, (height, width), None)
             encoded = _encode(pixels, format_, options.quality or codec.default_quality(photo), said)
-        return Answer(encoded, MEDIA_TYPES[format_], None, None, photo.tone, dict.fromkeys(STAGES, 0.0) | way.seconds)
+        seconds = dict.fromkeys(STAGES, 0.0) | way.seconds
+        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone)
 
     def warm(self) -> None:
         """Colours a small made-up photo with every model: libraries set themselves up at their first use."""

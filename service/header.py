@@ -13,6 +13,8 @@ from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
+# What decoders raise at damage, Pillow's in Python not always on purpose.
+BROKEN = (OSError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error)
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -99,10 +101,17 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         raise UnreadableImage("the PNG does not begin with its header", field="file")
     image = _open(data, source)
     _check_size(*image.size, limits)
-    if image.format != "MPO" and source != "tiff" and getattr(image, "is_animated", False):
+    if image.format != "MPO" and source != "tiff" and _is_animated(image, source):
         many = "holds several images" if source == "heic" else "is animated"
         raise UnsupportedType(f"the file {many}; single, still photos can be coloured", field="file")
     return image
+
+
+def _is_animated(image: Image.Image, source: Source) -> bool:
+    try:
+        return bool(getattr(image, "is_animated", False))
+    except BROKEN as error:
+        raise unreadable(source, error) from error
 
 
 def unreadable(source: Source, error: Exception) -> UnreadableImage:
@@ -116,7 +125,7 @@ def _open(data: bytes, source: Source) -> Image.Image:
         return opener(io.BytesIO(data))
     except UnidentifiedImageError:
         raise UnreadableImage(f"the header of the {source.upper()} file is damaged", field="file") from None
-    except (OSError, RuntimeError, SyntaxError, TypeError, ValueError, KeyError, struct.error) as error:
+    except BROKEN as error:
         raise unreadable(source, error) from error
 
 

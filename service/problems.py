@@ -6,7 +6,7 @@ Problem
 ├── 404  UnknownModel  NotFound
 ├── 405  MethodNotAllowed
 ├── 408  UploadTooSlow
-├── 413  TooManyBytes  TooManyPixels  TooManyScans
+├── 413  TooManyBytes  TooManyPhotos  TooManyPixels  TooManyScans
 ├── 415  UnsupportedType
 ├── 422  InvalidOption  MissingFile  ColorPhoto
 ├── 499  ClientGone (nobody reads it; for the log)
@@ -143,6 +143,13 @@ class TooManyBytes(Problem):
 
     status, code, title = 413, "too_many_bytes", "The upload has too many bytes"
     advice = "send a smaller file; `limit` is the most bytes"
+
+
+class TooManyPhotos(Problem):
+    """The batch has more photos than are taken at once."""
+
+    status, code, title = 413, "too_many_photos", "The batch has too many photos"
+    advice = "send them in several batches of at most `limit`"
 
 
 class TooManyPixels(Problem):

@@ -108,11 +108,19 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._state: State = app.state.tomau
         self._delay = settings.drain_delay_s
+        self._batch_s = settings.drain_batch_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finishes what is inside; a batch may take longer than one photo."""
+        graceful = self.config.timeout_graceful_shutdown or 0
+        if self._state.batches.taken:
+            self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM waits for the drain delay; anything else ends at once."""

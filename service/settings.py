@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
     max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
     max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
+    max_batch_photos: int = Field(100, ge=1, description="photos a batch upload")
+    max_batch_bytes: int = Field(500 * MIB, ge=1, description="bytes of all photos of a batch upload")
     max_photos: int | None = Field(
         None,
         ge=1,
@@ -78,6 +80,9 @@ class Settings(BaseSettings):
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
     deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
     drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
+    drain_batch_s: float = Field(
+        300.0, ge=0, description="seconds that batch uploads inside may take to finish when the service stops"
+    )
     stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
 
     @cached_property

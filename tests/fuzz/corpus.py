@@ -56,10 +56,8 @@ def _jpegs(rgb: np.ndarray, profile: bytes) -> Iterator[tuple[str, bytes]]:
     for subsampling in (0, 1, 2):
         for progressive in (False, True):
             stream = io.BytesIO()
-            Image.fromarray(rgb).save(
-                stream, "JPEG", subsampling=subsampling, progressive=progressive, exif=exif(), xmp=XMP, comment=b"words",
-                icc_profile=profile, dpi=(300, 300),
-            )  # fmt: skip
+            rich = {"exif": exif(), "xmp": XMP, "comment": b"words", "icc_profile": profile, "dpi": (300, 300)}
+            Image.fromarray(rgb).save(stream, "JPEG", subsampling=subsampling, progressive=progressive, **rich)
             yield f"{subsampling}{progressive}.jpeg", stream.getvalue()
 
 

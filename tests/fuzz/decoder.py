@@ -1,7 +1,7 @@
 """Feeds damaged files to the decoder and to the readers of metadata: python -m tests.fuzz.decoder --help
 
-libFuzzer, by atheris, changes valid files and keeps the changes that reach new code of ours. Found is: any exception but
-a problem that tells the client, a crash of a library, ten seconds, two gigabytes. The file that did it is written down.
+libFuzzer, by atheris, changes valid files and keeps the changes that reach new code of ours. What it looks for: any
+exception but a problem that tells the client, a crash of a library, ten seconds, two gigabytes.
 """
 
 import logging

@@ -1,6 +1,7 @@
 """Bytes to a Photo, and a coloured photo to bytes."""
 
 import io
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from service.header import Limits
 from service.photo import FORMATS, Format, Photo, Pixels, Planes, Source, Tone
 from service.problems import InvalidOption
 from service.tone import tone_of_rgb
+
+log = logging.getLogger(__name__)
 
 SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 65_535}
 # What 16 bits a channel fit into, and transparency.
@@ -160,6 +163,7 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             picture, alpha = _deep_tiff(data, page)
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
     with header.opened(data, source, limits) as image, _decoding(source):
+        width, height = image.size
         if image.mode == "CMYK":
             picture, alpha = _of_ink(image, icc), None
         else:
@@ -167,6 +171,8 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             stored, alpha = _deep_png(image, data) if is_deep else _shallow(image)
             gamma = image.info.get("gamma") if source == "png" and "srgb" not in image.info else None
             picture = _managed(stored, icc, gamma)
+        if picture.shape[0] * picture.shape[1] != width * height:
+            raise ValueError("its header says another size")
         # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
         return _Raster(picture, alpha, _orientation(image))
 
@@ -318,12 +324,18 @@ def encode_pixels(
 
 
 def _avif(pixels: Pixels, quality: int, exif: bytes | None, xmp: bytes | None) -> bytes:
-    picture = pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha])
-    blocks = {"exif": exif, "xmp": xmp}
-    given = {name: block for name, block in blocks.items() if block is not None}
+    picture = Image.fromarray(pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha]))
+    blocks = {name: block for name, block in (("exif", exif), ("xmp", xmp)) if block is not None}
     stream = io.BytesIO()
     # One thread: photos run beside one another.
-    Image.fromarray(picture).save(stream, "AVIF", quality=quality, speed=AVIF_SPEED, max_threads=1, **given)
+    options = {"quality": quality, "speed": AVIF_SPEED, "max_threads": 1}
+    try:
+        picture.save(stream, "AVIF", **options, **blocks)
+    except header.BROKEN as error:
+        # Pillow writes EXIF anew, and can't do so with every damaged block.
+        log.debug("the photo's metadata is left out of an AVIF: %s", error)
+        stream = io.BytesIO()
+        picture.save(stream, "AVIF", **options)
     return stream.getvalue()
 
 

@@ -14,7 +14,10 @@ from service.problems import EmptyUpload, TooManyPixels, TooManyScans, Unreadabl
 from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
 # What decoders raise at damage, Pillow's in Python not always on purpose.
-BROKEN = (OSError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error)
+BROKEN = (
+    *(OSError, EOFError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error),
+    *(AssertionError, AttributeError, OverflowError),
+)
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
 

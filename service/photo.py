@@ -5,8 +5,19 @@ from typing import Literal
 
 from service.color import Bytes
 
-Format = Literal["jpeg", "png", "webp"]
-MEDIA_TYPES: dict[Format, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+# Of answers, and of uploads.
+Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
+Source = Literal["jpeg", "png", "webp", "tiff", "avif", "heic", "bmp", "gif"]
+MEDIA_TYPES: dict[Source, str] = {
+    "jpeg": "image/jpeg",
+    "png": "image/png",
+    "webp": "image/webp",
+    "tiff": "image/tiff",
+    "avif": "image/avif",
+    "heic": "image/heic",
+    "bmp": "image/bmp",
+    "gif": "image/gif",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,15 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_BOXES = 10_000
-MAX_ITEMS = 10_000
+import _pi_heif
+from pi_heif.heif import BaseImage
+
+DECODER_THREADS = 1
+# A photo of a hundred megapixels has some four hundred tiles, each an item with its boxes.
+MAX_BOXES = 5000
+MAX_ITEMS = 5000
 MAX_EXTENTS = 100
+MAX_REFERENCES = 100
 MAX_BLOCK = 4 << 20
 XMP_TYPE = b"application/rdf+xml"
 
@@ -57,7 +63,8 @@ def read(data: bytes) -> Blocks:
         primary = _primary(_Cursor(data, found[b"pitm"]))
         items = dict(_items(data, found[b"iinf"]))
         described = _described(data, found[b"iref"]) if b"iref" in found else {}
-        own = {kind: item for item, kind in reversed(items.items()) if primary in described.get(item, [primary])}
+        told = {item: kind for item, kind in items.items() if kind in (b"Exif", XMP_TYPE)}
+        own = {kind: item for item, kind in reversed(told.items()) if primary in described.get(item, [primary])}
         places = _places(_Cursor(data, found[b"iloc"]), set(own.values()), found.get(b"idat", (0, 0))[0])
     except (KeyError, ValueError):
         return Blocks()
@@ -65,6 +72,20 @@ def read(data: bytes) -> Blocks:
     return Blocks(
         _tiff_block(contents.get(b"Exif", b"")), contents.get(XMP_TYPE) or None, _profile(data, found, primary)
     )
+
+
+def picture(data: bytes) -> BaseImage:
+    """The primary picture of a HEIC, upright already: its `size` and `mode`; `numpy.asarray` of it decodes it.
+
+    `mode` is of 8 bits a channel, or ends in `;16` for more. Raises ValueError, EOFError, SyntaxError, RuntimeError or
+    OSError when the file is damaged.
+    """
+    # Not its public `open_heif`, which looks at the metadata, too.
+    images = _pi_heif.load_file(data, DECODER_THREADS, False, False, True, True, "", False)
+    primary = next((image for image in images if image is not None and image.primary), None)
+    if primary is None:
+        raise ValueError("no primary picture")
+    return BaseImage(primary)
 
 
 def _boxes(data: bytes, span: Span) -> Iterator[tuple[bytes, Span]]:
@@ -118,7 +139,7 @@ def _described(data: bytes, span: Span) -> dict[int, list[int]]:
         if kind == b"cdsc":
             cursor = _Cursor(data, inner)
             item = cursor.number(size)
-            described[item] = [cursor.number(size) for _ in range(cursor.number(2))]
+            described[item] = [cursor.number(size) for _ in range(min(MAX_REFERENCES, cursor.number(2)))]
     return described
 
 
@@ -182,8 +203,9 @@ def _associated(cursor: _Cursor, primary: int) -> list[int]:
     size = 2 if flags & 1 else 1
     for _ in range(min(MAX_ITEMS, cursor.number(4))):
         item = cursor.number(2 if version == 0 else 4)
-        # The first bit tells whether a reader must know the property.
-        numbers = [cursor.number(size) & (0x7FFF if size == 2 else 0x7F) for _ in range(cursor.number(1))]
+        count = cursor.number(1)
         if item == primary:
-            return numbers
+            # The first bit tells whether a reader must know the property.
+            return [cursor.number(size) & (0x7FFF if size == 2 else 0x7F) for _ in range(count)]
+        cursor.raw(count * size)
     return []

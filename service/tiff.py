@@ -357,12 +357,14 @@ def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> b
 
 
 def _is_whole(block: bytes) -> bool:
-    """Whether every value lies inside the block."""
+    """Whether it is a classic block, and every value lies inside it."""
     try:
-        _, found = _directories(block)
+        layout, found = _directories(block)
     except Damaged:
         return False
-    return all(entry.start + entry.size <= len(block) for source in found.values() for entry in source.entries)
+    return layout.word == "I" and all(
+        entry.start + entry.size <= len(block) for source in found.values() for entry in source.entries
+    )
 
 
 def _head(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:

@@ -1,8 +1,8 @@
+import functools
 import io
 import itertools
 import struct
 import time
-import warnings
 
 import cv2
 import numpy as np
@@ -382,70 +382,6 @@ def test_a_block_that_is_cut_short_shows_no_pixels(order: str, dtype: type) -> N
         np.testing.assert_array_equal(decoded(data, dtype), pixels(dtype))
 
 
-@ORDERS
-def test_the_orientation_of_an_avif_is_its_files_own(order: str) -> None:
-    data = encoded_avif(pixels(), Metadata(exif=block_of(order, 6), xmp=PACKET))
-    found = metadata.read(data, "avif")
-    assert found.exif == exif.without_orientation(block_of(order, 6))
-    assert 0x112 not in loaded(found.exif)
-    assert found.xmp == PACKET
-    assert loaded(found.exif).get_ifd(ExifTags.IFD.Exif)[0x927C] == MAKER_NOTE
-    assert exif.without_orientation(b"II*\0 damaged") == b"II*\0 damaged"
-
-
-def heic(items: list[tuple[bytes, bytes]], profile: bytes = b"") -> bytes:
-    """A HEIC's boxes, without a picture that could be decoded: what a photo says is read all the same."""
-
-    def box(kind: bytes, *parts: bytes) -> bytes:
-        body = b"".join(parts)
-        return struct.pack(">I4s", 8 + len(body), kind) + body
-
-    def full(kind: bytes, *parts: bytes, version: int = 0, flags: int = 0) -> bytes:
-        return box(kind, bytes([version]) + flags.to_bytes(3), *parts)
-
-    contents = [b"\0\0\0\0", *(content for _, content in items)]
-    kinds = [b"hvc1\0", *(kind for kind, _ in items)]
-    configuration = bytes([1, 1, 0x60, 0, 0, 0, 0x90, 0, 0, 0, 0, 0, 90, 0xF0, 0, 0xFC, 0xFD, 0xF8, 0xF8, 0, 0, 15, 0])
-    properties = [full(b"ispe", struct.pack(">II", 64, 64)), box(b"hvcC", configuration)]
-    if profile:
-        properties.append(box(b"colr", b"prof", profile))
-    association = struct.pack(">IHB", 1, 1, len(properties)) + bytes(range(1, len(properties) + 1))
-    start, head = 0, b""
-    for _ in range(2):
-        places = b""
-        at = start
-        for number, content in enumerate(contents, 1):
-            places += struct.pack(">HHHII", number, 0, 1, at, len(content))
-            at += len(content)
-        entries = [
-            full(b"infe", struct.pack(">HH", number, 0) + kind, version=2) for number, kind in enumerate(kinds, 1)
-        ]
-        references = [box(b"cdsc", struct.pack(">HHH", number, 1, 1)) for number in range(2, len(contents) + 1)]
-        meta = full(
-            b"meta",
-            full(b"hdlr", bytes(4), b"pict", bytes(13)),
-            full(b"pitm", struct.pack(">H", 1)),
-            full(b"iloc", b"\x44\0", struct.pack(">H", len(contents)), places),
-            full(b"iinf", struct.pack(">H", len(contents)), *entries),
-            full(b"iref", *references),
-            box(b"iprp", box(b"ipco", *properties), full(b"ipma", association)),
-        )
-        head = box(b"ftyp", b"heic", bytes(4), b"mif1heic") + meta
-        start = len(head) + 8
-    return head + box(b"mdat", *contents)
-
-
-@ORDERS
-@pytest.mark.parametrize("target", ["jpeg", "png", "tiff", "avif"])
-def test_a_heic(order: str, target: Format) -> None:
-    block = struct.pack(">I", 6) + b"Exif\0\0" + block_of(order)
-    data = heic([(b"Exif\0", block), (b"mime\0application/rdf+xml\0", PACKET)], b"profile" * 20)
-    found = metadata.read(data, "heic")
-    assert (found.exif, found.xmp, found.icc) == (block_of(order), PACKET, b"profile" * 20)
-    tags = opened(written(pixels(), target, answer(found))).getexif()
-    assert (tags[0x10E], tags.get(0x112, 1)) == (CAPTION, 1)
-
-
 def test_a_bmp_and_a_gif() -> None:
     data = bytearray(picture(pixels(), "bmp"))  # type: ignore[arg-type]
     struct.pack_into("<ii", data, 38, 11811, 11811)
@@ -472,6 +408,7 @@ def test_hostile_gifs(data: bytes) -> None:
     assert time.monotonic() - started < 2
 
 
+@functools.cache
 def hostile_tiffs() -> dict[str, bytes]:
     def entry(tag: int, kind: int, count: int, content: int) -> bytes:
         return struct.pack("<HHII", tag, kind, count, content)
@@ -527,14 +464,14 @@ def test_a_tiff_that_is_cut_short(order: str, big: bool) -> None:
 PLAIN = {format_: picture(pixels(size=(8, 9)), format_) for format_ in ("jpeg", "tiff")}
 UPLOADS: dict[Source, list[bytes]] = {
     "tiff": [upload(order, big=big) for order in "<>" for big in (False, True)],
-    "heic": [heic([(b"Exif\0", bytes(4) + block_of()), (b"mime\0application/rdf+xml\0", PACKET)], b"profile")],
-    "avif": [encoded_avif(pixels(size=(8, 9)), FULL)],
     "gif": [b"GIF89a" + bytes(7) + b"!\xfe\3abc\0!\xf9\4\0\0\0\0\0,"],
     "bmp": [picture(pixels(size=(8, 9)), "bmp")],  # type: ignore[arg-type]
 }
 CHANGES = st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=8), st.integers(0, 8)), max_size=8)
 
 
+# Pillow's, of values that lie outside a damaged block: they are kept as they came.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("source", list(UPLOADS))
 @settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 3), changes=CHANGES, keeps_length=st.booleans())
@@ -550,7 +487,6 @@ def test_no_mutation_makes_it_raise(
     for format_, plain in PLAIN.items():
         for said in (found, answer(found)):
             whole = metadata.write(plain, format_, said)
-            with warnings.catch_warnings(action="ignore"):
-                seen = decoded(whole)
+            seen = decoded(whole)
             if format_ == "tiff" and said is not found:
                 np.testing.assert_array_equal(seen, pixels(size=(8, 9)))

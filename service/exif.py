@@ -31,9 +31,16 @@ def corrected(block: bytes, width: int, height: int) -> bytes | None:
     the first takes nothing from what that one says: a caption stays.
     """
     try:
-        layout, first = _first(block)
+        changed = _changed(block, width, height)
+        # Directories that overlap one another may be spoiled by it.
+        _first(changed)
     except Damaged:
         return None
+    return changed
+
+
+def _changed(block: bytes, width: int, height: int) -> bytes:
+    layout, first = _first(block)
     order = layout.order
     changed = bytearray(block)
     for tag, value in ((tiff.ORIENTATION, 1), (tiff.WIDTH, width), (tiff.HEIGHT, height)):

@@ -451,6 +451,19 @@ def test_hostile_tiffs(name: str) -> None:
     assert time.monotonic() - started < 4
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"MM\0*\0\0\0\4\0\7" + bytes(90),
+        upload(big=True),
+    ],
+    ids=["its directory is its header", "a BigTIFF"],
+)
+def test_a_block_that_is_none(block: bytes) -> None:
+    assert exif.corrected(block, 47, 33) is None
+    assert answer(Metadata(exif=block)).exif == answer(Metadata()).exif
+
+
 @ORDERS
 @pytest.mark.parametrize("big", [False, True])
 def test_a_tiff_that_is_cut_short(order: str, big: bool) -> None:

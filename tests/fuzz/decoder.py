@@ -41,7 +41,7 @@ def one_file(data: bytes) -> None:
     pixels = codec.fit_pixels(pixels, format_, 16)
     height, width = photo.size
     kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1")
-    answer = codec.encode_pixels(pixels, format_, 80, exif=kept.exif, xmp=kept.xmp)
+    answer = codec.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
     codec.decode(metadata.write(answer, format_, kept), format_, LIMITS)
 
 

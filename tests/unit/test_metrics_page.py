@@ -1,5 +1,6 @@
 """The metrics of one app, without HTTP."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,24 @@ def state(models: Path) -> State:
 
 
 def test_the_operations_page_lists_every_metric() -> None:
-    assert f"\n{table()}\n" in (ROOT / "docs" / "operations.md").read_text("utf-8")
+    assert (ROOT / "docs" / "operations.md").read_text("utf-8").endswith(f"\n\n{table()}")
+
+
+def test_every_metric_that_is_named_somewhere_exists() -> None:
+    known = {series.name for series in ALL}
+    known |= {
+        f"{series.name}_{part}" for series in ALL for part in ("bucket", "sum", "count") if series.kind == "histogram"
+    }
+    pages = [*(ROOT / "docs").glob("*.md"), *(file for file in (ROOT / "docker").rglob("*") if file.is_file())]
+    for page in pages:
+        named = set(re.findall(r"\btomau_[a-z_]+\b", page.read_text("utf-8")))
+        assert named <= known, f"{page.name}: {named - known}"
+
+
+def test_every_alert_has_its_chapter() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    alerts = ["Down", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed"]
+    assert re.findall(r"^### Tomau(\w+)\n\n```promql\n", page, re.MULTILINE) == alerts
 
 
 def test_every_metric_that_is_listed_is_there_with_its_labels(state: State) -> None:

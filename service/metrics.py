@@ -249,7 +249,7 @@ class _Watch(Collector):
         """The gauges, as they are now."""
         state = self._state
         workers = state.workers
-        yield _gauge(READY, state.is_ready())
+        yield _gauge(READY, state.obstacle() is None)
         yield _gauge(INSIDE, workers.places.taken)
         yield _gauge(PLACES, workers.places.limit)
         yield _gauge(WAITING, workers.waiting)

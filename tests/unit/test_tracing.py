@@ -1,6 +1,8 @@
 """Spans, as a collector gets them."""
 
 import asyncio
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,7 +19,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from service import tracing
 from service.app import create_app
 from service.settings import Settings
-from service.tracing import Tracer, TracingError
+from service.tracing import Tracer
 from tests.conftest import free_port
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -124,7 +126,20 @@ def test_a_collector_that_is_gone_delays_the_end_for_a_moment_only(monkeypatch: 
     assert time.monotonic() - started < 3
 
 
-def test_a_missing_extra_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-    with pytest.raises(TracingError, match=r"TOMAU_OTLP_ENDPOINT is set.*pip install 'tomau\[otel\]'"):
-        Tracer("http://127.0.0.1:4318")
+@pytest.mark.parametrize(
+    ("endpoint", "reason"),
+    [
+        ("http://127.0.0.1:4318", "TOMAU_OTLP_ENDPOINT is set, but what it needs is not installed (pip install"),
+        ("collector:4318", "TOMAU_OTLP_ENDPOINT: "),
+    ],
+)
+def test_a_missing_extra_is_said_in_a_line(models: Path, endpoint: str, reason: str) -> None:
+    code = "import sys; sys.modules['opentelemetry.sdk.trace'] = None; from service.cli import main; main(['serve'])"
+    environment = os.environ | {"TOMAU_OTLP_ENDPOINT": endpoint, "TOMAU_MODELS": str(models)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("tomau: ")
+    assert reason in ended.stderr
+    assert "Traceback" not in ended.stderr

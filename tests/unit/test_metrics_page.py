@@ -54,7 +54,13 @@ def test_every_metric_that_is_named_somewhere_exists() -> None:
 def test_every_alert_has_its_chapter() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     alerts = ["Down", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed"]
-    assert re.findall(r"^### Tomau(\w+)\n\n```promql\n", page, re.MULTILINE) == alerts
+    chapters = re.findall(r"^### Tomau(\w+)\n\n```promql\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in chapters] == alerts
+    rules = ROOT / "docker" / "prometheus" / "alerts.yml"
+    if rules.is_file():
+        deployed = " ".join(rules.read_text("utf-8").replace("expr: >", "expr:").split())
+        for name, expression in chapters:
+            assert f"alert: Tomau{name} expr: {' '.join(expression.split())}" in deployed, name
 
 
 def test_every_metric_that_is_listed_is_there_with_its_labels(state: State) -> None:

@@ -176,6 +176,38 @@ def test_a_sighup_while_it_starts_waits_until_it_has(folder: Path, tmp_path: Pat
         process.wait(15)
 
 
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+def test_a_closed_terminal_ends_the_service_and_an_open_one_reloads(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    environment = os.environ | {"TOMAU_MODELS": str(folder), "TOMAU_PORT": str(port)}
+    outside, inside = os.openpty()
+    # `login` would do the same: the process leads a session that the terminal controls.
+    code = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from service.cli import main; main(['serve'])"
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdin=inside,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    os.close(inside)
+    try:
+        server = Server(process, port, log)
+        server.wait_until_ready()
+        reload(server)
+        assert process.poll() is None
+        os.close(outside)
+        process.wait(WAIT)
+        assert "SIGTERM: not ready any more" in log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(15)
+
+
 @pytest.fixture
 def state(folder: Path) -> State:
     found: State = create_app(Settings(models=folder, device="cpu", workers=2)).state.tomau

@@ -15,7 +15,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.access import missing_headers
+from service.metrics import Metrics
 from service.problems import InvalidRequest, Problem, UploadTooSlow
+from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
 
@@ -26,6 +28,7 @@ class Protocol(HttpToolsProtocol):
     """Closes a connection whose request line and headers do not come in time."""
 
     head_s: ClassVar[float] = 10.0
+    metrics: ClassVar[Metrics]
     _timer: asyncio.TimerHandle | None = None
     _has_begun = False
 
@@ -76,6 +79,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
+        self.metrics.refuse(problem)
         body = json.dumps(problem.body(request_id)).encode()
         safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
         head = (
@@ -94,11 +98,13 @@ class Server(uvicorn.Server):
     """Turns readiness red on SIGTERM, and still takes requests for a moment before it drains."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self._state: State = app.state.tomau
+        limits = {"head_s": settings.head_s, "metrics": self._state.metrics}
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=type("LimitedProtocol", (Protocol,), {"head_s": settings.head_s}),
+            http=type("LimitedProtocol", (Protocol,), limits),
             ws="none",
             log_config=None,
             access_log=False,
@@ -106,13 +112,15 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=round(settings.deadline_s) + 5,
         )
         super().__init__(config)
-        self._state: State = app.state.tomau
         self._delay = settings.drain_delay_s
         self._batch_s = settings.drain_batch_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, has_terminal())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -121,6 +129,13 @@ class Server(uvicorn.Server):
         if self._state.batches.taken:
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
+
+    def _hang_up(self, had_terminal: bool) -> None:
+        """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
+        if had_terminal and not has_terminal():
+            self.handle_exit(signal.SIGTERM, None)
+        else:
+            self._state.reloader.request()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM waits for the drain delay; anything else ends at once."""

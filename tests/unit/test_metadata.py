@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from service import codec, header, embedded, exif, metadata, segments, xmp
+from service import codec, embedded, exif, header, metadata, segments, xmp
 from service import tiff as service_tiff
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Pixels

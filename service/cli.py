@@ -1,6 +1,7 @@
 """The command `tomau`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -21,9 +22,19 @@ from service.telemetry import set_up_logging
 
 
 def _serve(_: argparse.Namespace) -> None:
+    _open_standard_files()
     settings = Settings()
     set_up_logging(settings.log_level)
     Server(create_app(settings), settings).run()
+
+
+def _open_standard_files() -> None:
+    """Else the next files would get their numbers, and what a library has to complain about would go into a photo."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
 
 
 def _colorize(args: argparse.Namespace) -> None:
@@ -83,5 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.call(args)
     except ValidationError as error:
         sys.exit(f"tomau: {_faults(error)}")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except (Problem, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
         sys.exit(f"tomau: {error}")

@@ -87,6 +87,8 @@ def _check_jpeg_segments(data: bytes) -> None:
 
 
 def _unreadable(format_: Format, error: Exception) -> UnreadableImage:
+    if "Insufficient memory" in str(error):  # libjpeg's; not the file's fault
+        raise MemoryError(str(error)) from error
     return UnreadableImage(f"the {format_.upper()} file is damaged or cut short ({error})", field="file")
 
 

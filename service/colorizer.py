@@ -1,5 +1,6 @@
 """The way of one photo, whoever calls: decode, split, predict, merge, encode."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,8 +16,13 @@ from service import codec, color, metadata
 from service.catalog import Catalog, Model
 from service.color import Floats
 from service.photo import MEDIA_TYPES, Format, Photo, Pixels, Planes
-from service.problems import ClientGone, DeadlineExceeded
+from service.problems import ClientGone, DeadlineExceeded, OutOfMemory
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Photos beside it may be done then.
+RETRY_AFTER_S = 5
 
 
 class Options(BaseModel):
@@ -68,7 +75,14 @@ class _Way:
         started = time.monotonic()
         if self.deadline is not None and started >= self.deadline:
             raise DeadlineExceeded(f"time was up before the photo's {name}")
-        yield
+        try:
+            yield
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            log.warning("no memory for a photo's %s: %s", name, error)
+            detail = f"there is no memory left for the photo's {name}"
+            raise OutOfMemory(detail, retry_after=RETRY_AFTER_S) from error
         self.seconds[name] = time.monotonic() - started
 
 

@@ -8,9 +8,10 @@ Problem
 ├── 413  TooManyBytes  TooManyPixels  TooManyScans
 ├── 415  UnsupportedType
 ├── 422  InvalidOption  MissingFile
+├── 431  HeadTooLarge
 ├── 499  ClientGone (nobody reads it; for the log)
 ├── 500  InternalError
-├── 503  Overloaded  Draining
+├── 503  Overloaded  OutOfMemory  Draining
 └── 504  DeadlineExceeded
 """
 
@@ -144,6 +145,12 @@ class MissingFile(Problem):
     status, code, title = 422, "missing_file", "The form needs one file"
 
 
+class HeadTooLarge(Problem):
+    """The request line and the headers, or what stands around the body's chunks, are too long."""
+
+    status, code, title = 431, "head_too_large", "The request's head is too large"
+
+
 class ClientGone(Problem):
     """The client hung up before its answer was ready."""
 
@@ -158,6 +165,12 @@ class Overloaded(Problem):
     """No place for another photo now."""
 
     status, code, title = 503, "overloaded", "The service is overloaded"
+
+
+class OutOfMemory(Problem):
+    """There is no memory for the photo now; a smaller one, or the same one later, may be done."""
+
+    status, code, title = 503, "out_of_memory", "There is not enough memory now"
 
 
 class Draining(Problem):

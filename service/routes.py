@@ -34,6 +34,7 @@ class State:
         self.colorizer = colorizer
         self.uploads = Places("uploads", settings.max_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
+        self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
         self.draining = False
 
@@ -188,6 +189,7 @@ async def _hung_up(stream: Receive) -> None:
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
     started = time.monotonic()
+    state.unread.take(0)  # nothing, but no photo is begun when there is no room for its answer
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()

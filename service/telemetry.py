@@ -11,7 +11,7 @@ from contextvars import ContextVar
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import ClientGone, InternalError, Problem
+from service.problems import ClientGone, InternalError, OutOfMemory, Problem
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,9 @@ class Telemetry:
             await self.app(scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.refuse(problem)
+        except MemoryError:
+            log.exception("not enough memory")
+            await exchange.refuse(OutOfMemory("the service has no memory left for the request", retry_after=5))
         except Exception:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))

@@ -33,6 +33,8 @@ MAX_SCANS = 100
 MAX_EXIF_SEGMENTS = 16
 # What libjpeg warns about though every pixel is there.
 HARMLESS_WARNINGS = ("extraneous bytes before marker", "Invalid SOS parameters")
+# What libjpeg and Pillow say when it is not the file's fault.
+SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
 # The luma table of ITU-T T.81, annex K.1: its sum tells a JPEG's quality, whatever the order of its entries.
 LUMA_TABLE = np.array(
     [
@@ -87,7 +89,7 @@ def _check_jpeg_segments(data: bytes) -> None:
 
 
 def _unreadable(format_: Format, error: Exception) -> UnreadableImage:
-    if "Insufficient memory" in str(error):  # libjpeg's; not the file's fault
+    if any(words in str(error) for words in SHORT_OF_MEMORY):
         raise MemoryError(str(error)) from error
     return UnreadableImage(f"the {format_.upper()} file is damaged or cut short ({error})", field="file")
 

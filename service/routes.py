@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -134,9 +135,9 @@ COLORIZE_DOCS = {
 
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
     """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
-    names = [name for name, _ in query]
-    for name in names:
-        if names.count(name) > 1:
+    times = Counter(name for name, _ in query)
+    for name, count in times.items():
+        if count > 1:
             raise InvalidOption("the option is given twice", field=name[:80])
     try:
         options = Options.model_validate({**form, **dict(query)})

@@ -6,6 +6,7 @@ import itertools
 import math
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -95,9 +96,11 @@ class Workers:
             self._waiting.pop(number, None)
             try:
                 return context.run(held.pop(), cancelled)
-            except Exception:
+            except Exception as error:
+                _let_go(error)
                 raise
             except BaseException as error:
+                _let_go(error)
                 # It would end the event loop's task, too: SystemExit, for one.
                 raise RuntimeError(f"a worker was to end: {error!r}") from error
             finally:
@@ -144,6 +147,14 @@ def _started(count: int) -> ThreadPoolExecutor:
         pool.shutdown(wait=False)
         raise OSError(f"{count} worker threads can't be started: {error}") from error
     return pool
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of a failed photo hold: its planes would stay until the next collection of cycles."""
+    linked: BaseException | None = error
+    while linked is not None:
+        traceback.clear_frames(linked.__traceback__)
+        linked = linked.__cause__ or linked.__context__
 
 
 def _forget(answer: asyncio.Future[T]) -> None:

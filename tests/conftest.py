@@ -82,7 +82,8 @@ MOODY = """
 moody (float[batch, 1, 32, 32] lightness) => (float[batch, 2, h, w] chroma)
 <float weight = {25}, float zero = {0}, float one = {1}, bool go_on = {1}, int64 for_ever = {1099511627776},
  int64[4] shape = {0, 2, 8, 8}, int64[4] unfit = {0, 0, 1, 0}, int64[4] other = {0, -1, 8, 0},
- float a = {0.97}, float b = {0.95}, float c = {0.9}, float d = {0.85}, float e = {0.8}, float f = {0.75}, float g = {0.7}>
+ float a = {0.97}, float b = {0.95}, float c = {0.9}, float d = {0.85}, float e = {0.8}, float f = {0.75},
+ float g = {0.7}>
 {
     mean = ReduceMean <keepdims = 0> (lightness)
     small = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (lightness)
@@ -202,17 +203,17 @@ Serve = Callable[..., "contextmanager[Server]"]
 
 @pytest.fixture(scope="session")
 def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """A function that starts a server with settings of its own, as a context manager."""
+    """A function that starts a server with settings of its own, as a context manager; `shell` is how it is called."""
 
     @contextmanager
-    def start(**settings: object) -> Iterator[Server]:
+    def start(*, shell: str = 'exec "$@"', **settings: object) -> Iterator[Server]:
         port = free_port()
         log = tmp_path_factory.mktemp("server") / "log"
         changed = {"MODELS": models, "PORT": port, **settings}
         environment = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
         environment |= {f"TOMAU_{key.upper()}": str(value) for key, value in changed.items() if value is not None}
         with log.open("wb") as output:
-            command = [str(Path(sys.executable).with_name("tomau")), "serve"]
+            command = ["sh", "-c", shell, "sh", str(Path(sys.executable).with_name("tomau")), "serve"]
             process = subprocess.Popen(command, env=environment, stderr=output, stdout=output)
         server = Server(process, port, log)
         try:

@@ -183,8 +183,8 @@ def test_a_stream_that_is_not_read_ends_too() -> None:
 
 
 def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
-    """In twelve times as long as a client may take nothing at all."""
-    size = 24 << 20
+    """In many times as long as a client may take nothing at all, and though the kernel asks for more but rarely."""
+    size = 6 << 20
 
     async def scene(service: Service) -> None:
         client = await service.connect(window=1 << 16)
@@ -193,17 +193,17 @@ def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
         started = loop.time()
         got = 0
         while got < size:
-            piece = await loop.sock_recv(client, size // 120)
+            piece = await loop.sock_recv(client, 1 << 15)
             assert piece, f"cut off after {got} bytes and {loop.time() - started:.1f} s"
             got += len(piece)
             await asyncio.sleep(0.02)
-        assert loop.time() - started > 3 * 0.4
+        assert loop.time() - started > 8 * 0.25
         client.close()
 
     async def big(scope: Scope, receive: Receive, send: Send) -> None:
         await answer(send, bytes(size))
 
-    play(scene, big, write_s=0.4)
+    play(scene, big, write_s=0.25)
 
 
 def test_an_idle_connection_is_closed_whatever_it_sent_before() -> None:

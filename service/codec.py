@@ -19,7 +19,7 @@ from service.problems import (
     UnreadableImage,
     UnsupportedType,
 )
-from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -29,6 +29,10 @@ QUALITY = 92
 LEAST_QUALITY = 85
 ORIENTATION_TAG = 0x0112
 MAX_SCANS = 100
+# Of all scans together: each takes time for every pixel, were it empty. Twenty scans of the largest photo.
+MAX_SCANNED_PIXELS = 2_000_000_000
+# Between a JPEG's segments, where nothing should be: Pillow goes over it byte by byte.
+MAX_GAPS = 64 * 1024
 # Pillow joins them in quadratic time.
 MAX_EXIF_SEGMENTS = 16
 # What libjpeg warns about though every pixel is there.
@@ -76,16 +80,33 @@ def _format(data: bytes) -> Format:
     raise UnsupportedType("the file is not a JPEG, PNG or WebP image", field="file")
 
 
-def _check_jpeg_segments(data: bytes) -> None:
-    """Refuses a JPEG whose segments or scans would keep a decoder busy for minutes; reads only its markers."""
-    exif_segments = scans = 0
+def _count_scans(data: bytes) -> int:
+    """How many scans a JPEG has; refuses one whose segments would keep a decoder busy. Reads only its markers."""
+    exif_segments = scans = gaps = 0
+    end = 2
     for number, (marker, start) in enumerate(jpeg_segments(data)):
+        if not scans:
+            gaps += start - 2 - end
+            end = start + int.from_bytes(data[start : start + 2])
         scans += marker == START_OF_SCAN
         exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
         if scans > MAX_SCANS:
             raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
         if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
             raise UnreadableImage("the JPEG has too many segments", field="file", limit=MAX_SEGMENTS)
+        if gaps > MAX_GAPS:
+            raise UnreadableImage("the JPEG has too much between its segments", field="file", limit=MAX_GAPS)
+    return scans
+
+
+def _check_png_chunks(data: bytes) -> None:
+    """Refuses a PNG of which Pillow would read chunk after chunk for many seconds."""
+    position = 8
+    for _ in range(MAX_CHUNKS):
+        if position >= len(data):
+            return
+        position += 12 + int.from_bytes(data[position : position + 4])
+    raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
 
 
 def _unreadable(format_: Format, error: Exception) -> UnreadableImage:
@@ -192,10 +213,14 @@ def decode(data: bytes, limits: Limits) -> Photo:
     Raises EmptyUpload, UnsupportedType, TooManyPixels, TooManyScans, or UnreadableImage for a damaged file.
     """
     format_ = _format(data)
-    if format_ == "jpeg":
-        _check_jpeg_segments(data)
+    scans = _count_scans(data) if format_ == "jpeg" else 0
+    if format_ == "png":
+        _check_png_chunks(data)
     with _open(data, format_) as image:
         _check(image, data, format_, limits)
+        if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+            most = MAX_SCANNED_PIXELS // (image.width * image.height)
+            raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
         try:
             if format_ == "jpeg":
                 luma, alpha = _jpeg_luma(image, data), None

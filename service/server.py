@@ -11,6 +11,7 @@ from http import HTTPStatus
 from types import FrameType
 from typing import ClassVar
 
+import httptools
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -66,6 +67,8 @@ class Protocol(HttpToolsProtocol):
     _read_timer: asyncio.TimerHandle | None = None
     _has_begun = False
     _listens = True
+    _data = b""
+    _head_without_upgrade = b""
     _excess = 0  # bytes of this request that are no body
     _held = 0  # bytes counted in `unread`
     _unread = 0  # at the last look, and since when
@@ -92,6 +95,7 @@ class Protocol(HttpToolsProtocol):
         if not self._listens:
             return
         self._excess += len(data)
+        self._data = data
         super().data_received(data)
         if not self._listens:
             return
@@ -111,6 +115,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """httptools."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._head_without_upgrade = self._head()
+            return
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
             self._excess = MAX_HEAD_BYTES + 1
             raise ValueError("the head is too large")
@@ -120,10 +127,32 @@ class Protocol(HttpToolsProtocol):
         if self.app is self.full:
             self.cycle.keep_alive = False
 
+    def _head(self) -> bytes:
+        """The head as it came, but for what it offers to upgrade to."""
+        first = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        return b"\r\n".join([first, *lines, b"", b""])
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """uvicorn: the parser skips the body of a request that offers an upgrade, as curl's and Java's to HTTP/2 do.
+
+        HTTP lets a server pass over the offer. So the request is parsed again, without it.
+        """
+        error, head = sys.exception(), self._head_without_upgrade
+        if head and isinstance(error, httptools.HttpParserUpgrade):
+            self._head_without_upgrade = b""
+            self.parser = httptools.HttpRequestParser(self)
+            super().data_received(head + self._data[error.args[0] :])
+
     def on_body(self, body: bytes) -> None:
         """httptools. A body may have an eighth of its bytes around its chunks and behind them."""
         self._excess -= len(body) + len(body) // 8
         super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """httptools."""
+        if not self._head_without_upgrade:
+            super().on_message_complete()
 
     def pause_writing(self) -> None:
         """asyncio: the peer does not take an answer as fast as it is written."""

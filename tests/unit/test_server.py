@@ -34,6 +34,7 @@ class Service:
         protocol = type("Limited", (Protocol,), limits)
         config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
         config.load()
+        self.clients: list[socket.socket] = []
         self.server = uvicorn.Server(config)
         self.server.lifespan = config.lifespan_class(config)
 
@@ -46,6 +47,7 @@ class Service:
         if window is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
         client.setblocking(False)
+        self.clients.append(client)
         await asyncio.get_running_loop().sock_connect(client, self.address)
         return client
 
@@ -72,7 +74,8 @@ def play(scene: Callable[[Service], Awaitable[None]], app: ASGIApp, **settings: 
             for connection in list(service.server.server_state.connections):
                 connection.transport.abort()
             await asyncio.sleep(0.05)
-            listener.close()
+            for one in (listener, *service.clients):
+                one.close()
         assert service.unread.taken == 0
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -333,6 +336,28 @@ def test_a_connection_too_many_is_told_so_and_may_still_ask_for_health() -> None
         again.close()
 
     play(scene, hello, max_connections=1)
+
+
+@pytest.mark.parametrize("offer", [b"h2c\r\nHTTP2-Settings: AAMAAABk", b"websocket"])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_an_offer_to_upgrade_costs_nobody_a_body(offer: bytes, size: int) -> None:
+    """curl --http2 and Java's client make it with every first request."""
+    lines = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: " + offer + b"\r\n"
+    by_length = b"POST /a?b HTTP/1.1\r\n" + lines + b"Content-Length: 5\r\n\r\n12345"
+    in_chunks = b"POST / HTTP/1.1\r\n" + lines + b"Transfer-Encoding: chunked\r\n\r\n3\r\n123\r\n0\r\n\r\n"
+    without = b"GET / HTTP/1.1\r\n" + lines + b"\r\n"
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        for request, answered in ((by_length, b"5."), (in_chunks, b"3."), (without, b"0."), (by_length, b"5.")):
+            for start in range(0, len(request), size):
+                await send(client, request[start : start + size])
+                await asyncio.sleep(0)
+            assert (await until(client, b".")).endswith(b"\r\n\r\n" + answered)
+        await send(client, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await whole(client)).startswith(b"HTTP/1.1 400 ")
+
+    play(scene, echo)
 
 
 def test_who_asks_before_sending_is_told_to_go_on_or_refused() -> None:

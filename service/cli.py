@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -25,6 +26,7 @@ def _serve(_: argparse.Namespace) -> None:
     _open_standard_files()
     settings = Settings()
     set_up_logging(settings.log_level)
+    _check_address(settings.host, settings.port)
     Server(create_app(settings), settings).run()
 
 
@@ -35,6 +37,18 @@ def _open_standard_files() -> None:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises OSError when the address can't be listened on: before the models are loaded, and in a line."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"TOMAU_HOST and TOMAU_PORT: can't listen on {host}:{port}: {reason}") from error
 
 
 def _colorize(args: argparse.Namespace) -> None:

@@ -177,6 +177,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def environment_of(**settings: object) -> dict[str, str]:
+    """That of this process, with these settings of the service and no others."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
+    return environment | {f"TOMAU_{key.upper()}": str(value) for key, value in settings.items() if value is not None}
+
+
 class Server:
     """A `tomau serve` of its own."""
 
@@ -209,9 +215,7 @@ def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
     def start(*, shell: str = 'exec "$@"', **settings: object) -> Iterator[Server]:
         port = free_port()
         log = tmp_path_factory.mktemp("server") / "log"
-        changed = {"MODELS": models, "PORT": port, **settings}
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
-        environment |= {f"TOMAU_{key.upper()}": str(value) for key, value in changed.items() if value is not None}
+        environment = environment_of(**{"models": models, "port": port, **settings})
         with log.open("wb") as output:
             command = ["sh", "-c", shell, "sh", str(Path(sys.executable).with_name("tomau")), "serve"]
             process = subprocess.Popen(command, env=environment, stderr=output, stdout=output)

@@ -26,6 +26,7 @@ from tests.conftest import (
     Server,
     contract,
     encoded,
+    environment_of,
     moody_model,
     tint_model,
 )
@@ -194,7 +195,7 @@ def test_a_model_file_that_is_damaged_is_said_at_start(tmp_path: Path) -> None:
     for damaged in (model[: len(model) // 2], model[:100] + bytes(50) + model[150:]):
         (tmp_path / "compact.onnx").write_bytes(damaged)
         command = [str(Path(sys.executable).with_name("tomau")), "serve"]
-        environment = {"TOMAU_MODELS": str(tmp_path), "TOMAU_PORT": "0"}
+        environment = environment_of(models=tmp_path, port=0)
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode == 1
         assert ended.stderr.splitlines()[-1].startswith(f"tomau: {tmp_path / 'compact.onnx'}: can't be loaded")

@@ -11,13 +11,14 @@ from importlib.metadata import version
 import cv2
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from service import memory
+from service import access, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
-from service.routes import State, router
+from service.routes import PROBLEM, State, router
 from service.settings import Settings
 from service.telemetry import Telemetry
 
@@ -77,10 +78,37 @@ async def _end_of_last_photos(state: State) -> None:
         await asyncio.sleep(0.05)
 
 
+def _add_layers(app: FastAPI, settings: Settings) -> None:
+    """What every request passes, from the outside in: safe headers, CORS, telemetry, keys.
+
+    Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
+    headers, so CORS comes before both, and a preflight, which never has a key, is answered there.
+    """
+    keys = access.key_digests(settings)
+    origins = access.cors_origins(settings)
+    if keys:
+        app.add_middleware(access.KeyGuard, digests=keys)
+        document = app.openapi
+        app.openapi = lambda: access.with_keys(document(), PROBLEM)  # type: ignore[method-assign]
+    elif access.is_beyond_loopback(settings.host):
+        log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
+    app.add_middleware(Telemetry)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=access.CORS_METHODS,
+            allow_headers=access.CORS_HEADERS,
+            expose_headers=access.CORS_EXPOSED,
+        )
+    app.add_middleware(access.SafeHeaders)
+
+
 def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> FastAPI:
     """The service, its models loaded, verified and warm.
 
-    Raises CatalogError, ContractError or EngineError when a model can't be served.
+    Raises AccessError when the settings don't say properly who may call, and CatalogError, ContractError or EngineError
+    when a model can't be served.
     """
     settings = settings or Settings()
     memory.keep_freed()
@@ -94,6 +122,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         redoc_url=None,
         lifespan=_lifespan,
     )
+    _add_layers(app, settings)
     colorizer = Colorizer(catalog or Catalog(settings), settings)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer)
@@ -101,5 +130,4 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_middleware(Telemetry)
     return app

@@ -11,6 +11,8 @@ from pathlib import Path
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
+from service import formats, problems
+from service.access import AccessError
 from service.app import create_app
 from service.catalog import Catalog, CatalogError
 from service.colorizer import Colorizer, Options
@@ -54,7 +56,7 @@ def _check_address(host: str, port: int) -> None:
 def _colorize(args: argparse.Namespace) -> None:
     given = {"model": args.model, "strength": args.strength, "quality": args.quality}
     suffix = args.output.suffix.lower().removeprefix(".")
-    given["format"] = {"jpg": "jpeg"}.get(suffix, suffix)
+    given["format"] = {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)
     options = Options.model_validate({key: value for key, value in given.items() if value is not None})
     settings = Settings()
     answer = Colorizer(Catalog(settings), settings).colorize(args.photo.read_bytes(), options)
@@ -76,6 +78,14 @@ def _settings(_: argparse.Namespace) -> None:
     print(table(Settings()), end="")
 
 
+def _formats(_: argparse.Namespace) -> None:
+    print(formats.table(), end="")
+
+
+def _errors(_: argparse.Namespace) -> None:
+    print(problems.table(), end="")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
     parser.add_argument("--version", action="version", version=f"tomau {version('tomau')}")
@@ -83,10 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
     commands.add_parser("settings", help="list the settings and their values").set_defaults(call=_settings)
+    commands.add_parser("formats", help="list what is taken and what is given").set_defaults(call=_formats)
+    commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument("photo", type=Path)
-    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png or .webp file")
+    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png, .webp, .tiff or .avif file")
     colorize.add_argument("--model", help="by default the service's default")
     colorize.add_argument("--strength", type=float, help="0 (gray) to 2; by default 1")
     colorize.add_argument("--quality", type=int, help="1 to 100")
@@ -110,5 +122,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"tomau: {_faults(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
-    except (Problem, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
+    except (Problem, AccessError, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
         sys.exit(f"tomau: {error}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from service import segments, xmp
-from service.photo import Format
+from service.photo import Format, Source
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Metadata:
     icc: bytes | None = None
 
 
-def read(data: bytes, format_: Format) -> Metadata:
+def read(data: bytes, format_: Source) -> Metadata:
     """The metadata of a file of that format. Never raises: what can't be read is left out."""
     match format_:
         case "jpeg":
@@ -86,6 +86,8 @@ def read(data: bytes, format_: Format) -> Metadata:
             found = _read_png(data)
         case "webp":
             found = _read_webp(data)
+        case _:
+            found = Metadata()
     return _bounded(found)
 
 
@@ -316,6 +318,8 @@ def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
             if metadata.iptc or metadata.comments:
                 log.debug("a WebP has no place for IPTC and comments")
             return segments.webp_with(encoded, metadata.exif, metadata.xmp)
+        case _:
+            return encoded
 
 
 def _jpeg_parts(metadata: Metadata) -> Iterator[tuple[int, bytes]]:

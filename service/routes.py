@@ -1,9 +1,11 @@
 """The HTTP surface."""
 
+import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -14,13 +16,14 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
-from service import telemetry
+from service import access, telemetry
 from service.admission import Places, Receiving
+from service.album import Album, AlbumResponse, Turns
 from service.colorizer import Answer, Colorizer, Options
-from service.photo import MEDIA_TYPES, Format
+from service.photo import FORMATS, MEDIA_TYPES, Format
 from service.problems import Draining, InvalidOption
 from service.settings import Settings
-from service.upload import receive
+from service.upload import left_by_batches, receive, receive_batch
 from service.workers import Workers
 
 router = APIRouter()
@@ -37,6 +40,8 @@ class State:
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
         self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
+        self.batches = Places("batches", settings.max_uploads)
+        self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
         self.draining = False
 
     def is_stuck(self) -> bool:
@@ -112,25 +117,31 @@ def _option_schemas() -> dict[str, dict[str, Any]]:
     return schemas
 
 
-COLORIZE_DOCS = {
-    "parameters": [
-        {"name": name, "in": "query", "schema": schema, "description": schema.get("description", "")}
-        for name, schema in _option_schemas().items()
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, **_option_schemas()},
-                }
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    },
-}
+BINARY = {"type": "string", "format": "binary"}
+
+
+BATCH_ANSWER = """A zip of the coloured images, streamed as they are done. Its last entry, `report.json`, says of each
+photo, in the order they were sent, the name it came with, its entry in the zip or null, and how it went:
+
+```json
+{"photos": [
+  {"name": "a.jpg", "entry": "a.jpg", "model": "compact/4", "device": "cpu", "seconds": {"decode": 0.01, "infer": 0.2}},
+  {"name": "b.txt", "entry": null, "problem": {"status": 415, "code": "unsupported_type", "detail": "..."}}
+]}
+```"""
+
+
+def _request_docs(file: Mapping[str, Any], **bodies: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, as a query or in a form with `file`, and other bodies by their media type."""
+    options = _option_schemas()
+    form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "schema": schema, "description": schema.get("description", "")}
+            for name, schema in options.items()
+        ],
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **bodies}},
+    }
 
 
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
@@ -156,7 +167,7 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
 def _accepted(accept: str) -> Format | None:
     """The one format that an Accept header asks for, when it asks for just one and nothing more."""
     types = {part.split(";")[0].strip().lower() for part in accept.split(",")}
-    wanted = [format_ for format_, media_type in MEDIA_TYPES.items() if types == {media_type}]
+    wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
     return wanted[0] if wanted else None
 
 
@@ -172,7 +183,7 @@ async def _hung_up(stream: Receive) -> None:
     responses={
         200: {
             "description": "The coloured image",
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
+            "content": {kind: {"schema": BINARY} for kind in MEDIA_TYPES.values()},
         },
         **_problems(
             _400="Unreadable image or broken body",
@@ -185,7 +196,7 @@ async def _hung_up(stream: Receive) -> None:
             _504="Not done in time",
         ),
     },
-    openapi_extra=COLORIZE_DOCS,
+    openapi_extra=_request_docs(BINARY, **{"image/*": {"schema": BINARY}}),
 )
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
@@ -197,19 +208,63 @@ async def colorize(request: Request, state: Shared) -> Response:
         received = time.monotonic()
         accept = request.headers.get("accept", "")
         options = options_of(request.query_params.multi_items(), upload.fields, accept)
-        deadline = received + state.settings.deadline_s
-        answer = await state.workers.run(
-            partial(_colorize, state.colorizer, upload.data, options, received, deadline),
-            deadline=deadline,
-            gone=partial(_hung_up, request.receive),
-        )
+        answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
-    headers = {
-        "X-Tomau-Model": answer.model,
-        "X-Tomau-Device": answer.device,
-        "Server-Timing": telemetry.server_timing(seconds),
-    }
+    facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
+    headers = {name: value for name, value in facts.items() if value is not None}
+    headers["Server-Timing"] = telemetry.server_timing(seconds)
     return Response(answer.data, media_type=answer.media_type, headers=headers)
+
+
+@router.post(
+    "/colorize/batch",
+    summary="Colour several photos",
+    response_class=Response,
+    responses={
+        200: {"description": BATCH_ANSWER, "content": {"application/zip": {"schema": BINARY}}},
+        **_problems(
+            _400="Broken body",
+            _404="Unknown model",
+            _408="Upload too slow",
+            _413="Too many photos, or too many bytes together",
+            _415="Not a form",
+            _422="Invalid option, or no photo",
+            _503="Overloaded or stopping; see Retry-After",
+        ),
+    },
+    openapi_extra=_request_docs({"type": "array", "items": BINARY, "minItems": 1}),
+)
+async def colorize_batch(request: Request, state: Shared) -> Response:
+    """Send each photo as a multipart field `file`; options, for all of them, as query parameters or form fields.
+
+    A photo that can't be coloured is a problem in the report, and nothing to the others.
+    """
+    with ExitStack() as inside:
+        state.batches.take()
+        inside.callback(state.batches.give_back)
+        leave = left_by_batches(state.settings)
+        receiving = inside.enter_context(Receiving(state.uploads, state.upload_bytes, leave=leave))
+        upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
+        receiving.complete()
+        options = options_of(request.query_params.multi_items(), upload.fields, accept="")
+        state.colorizer.catalog.get(options.model)
+        colour = partial(_coloured, state=state, options=options, gone=_never)
+        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink)
+        return AlbumResponse(album, inside.pop_all(), state.settings.deadline_s)
+
+
+async def _never() -> None:
+    """A batch watches its client itself, and cancels what is inside."""
+    await asyncio.Event().wait()
+
+
+async def _coloured(data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]]) -> Answer:
+    """A whole photo takes its place, and has the deadline's time from now."""
+    received = time.monotonic()
+    deadline = received + state.settings.deadline_s
+    return await state.workers.run(
+        partial(_colorize, state.colorizer, data, options, received, deadline), deadline=deadline, gone=gone
+    )
 
 
 def _colorize(
@@ -275,10 +330,12 @@ async def root() -> RedirectResponse:
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
     """The OpenAPI page; its assets come from this service, so it needs no network."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="tomau",
         swagger_js_url="docs/assets/swagger-ui-bundle.js",
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon-32x32.png",
     )
+    page.headers["Content-Security-Policy"] = access.page_policy(bytes(page.body).decode())
+    return page

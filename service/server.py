@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.access import missing_headers
 from service.admission import RETRY_AFTER_S, Places
 from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, UploadTooSlow
 from service.routes import State
@@ -222,11 +223,15 @@ class Protocol(HttpToolsProtocol):
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
         body = json.dumps(problem.body(request_id)).encode()
+        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
+        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\n"
             f"x-request-id: {request_id}\r\n"
+            f"{safe}"
+            f"{safe}"
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
@@ -270,11 +275,19 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._delay = settings.drain_delay_s
+        self._batch_s = settings.drain_batch_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finishes what is inside; a batch may take longer than one photo."""
+        graceful = self.config.timeout_graceful_shutdown or 0
+        if self._state.batches.taken:
+            self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM waits for the drain delay; anything else ends at once."""

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -15,11 +15,21 @@ SHIPPED_MODELS = Path(__file__).parent / "models"
 class Settings(BaseSettings):
     """The service's settings; the variable of a field is `TOMAU_` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    api_keys: SecretStr | None = Field(
+        None, description="keys, comma separated; one is needed for every call but `/livez` and `/readyz`"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file of further keys, one a line, read at start; what follows a `#` is a comment"
+    )
+    cors_origins: str | None = Field(
+        None, description="origins whose web pages may call, as `https://example.org,http://localhost:3000`, or `*`"
+    )
 
     models: Path = Field(SHIPPED_MODELS, description="folder of the .onnx models")
     default_model: str = Field("compact", description="name of the model that is used when none is named")
@@ -53,6 +63,8 @@ class Settings(BaseSettings):
     max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
     max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
     max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
+    max_batch_photos: int = Field(100, ge=1, description="photos a batch upload")
+    max_batch_bytes: int = Field(500 * MIB, ge=1, description="bytes of all photos of a batch upload")
     max_photos: int | None = Field(
         None,
         ge=1,
@@ -77,6 +89,9 @@ class Settings(BaseSettings):
     )
     deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
     drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
+    drain_batch_s: float = Field(
+        300.0, ge=0, description="seconds that batch uploads inside may take to finish when the service stops"
+    )
     stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
 
     @cached_property

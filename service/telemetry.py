@@ -20,6 +20,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 ID_HEADER = b"x-request-id"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
+# They log pieces of what a client sent: tags of a photo, bytes of a form.
+LIBRARIES_THAT_QUOTE = ("PIL", "python_multipart")
+
 # What a client that is refused may still send before it is cut off.
 DRAIN_BYTES = 64 << 20
 DRAIN_S = 10.0
@@ -38,6 +41,8 @@ def set_up_logging(level: str) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    for library in LIBRARIES_THAT_QUOTE:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def server_timing(seconds: Mapping[str, float]) -> str:

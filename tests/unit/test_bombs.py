@@ -17,16 +17,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import codec, metadata
+from service import codec, header, metadata
+from service.photo import Photo
 from service.problems import Problem
 from tests.conftest import encoded
 
 MIB = 1 << 20
-LIMITS = codec.Limits(100_000_000, 65_500)
+LIMITS = header.Limits(100_000_000, 65_500)
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
 JPEG, PNG = encoded(NOISE, "JPEG"), encoded(NOISE, "PNG")
 LOSSY, LOSSLESS = encoded(np.dstack([NOISE] * 3), "WEBP"), encoded(np.dstack([NOISE] * 3), "WEBP", lossless=True)
 PNG_HEAD = 33
+
+
+def taken(data: bytes) -> Photo:
+    """As the colorizer takes a photo."""
+    source = header.source_of(data)
+    said = metadata.read(data, source)
+    return codec.decode(data, source, LIMITS, icc=said.icc, look=True)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -158,8 +166,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, int]] = {
 
 CHILD = """
 import json, pathlib, sys, time
-from service import codec, metadata
 from service.problems import Problem
+from tests.unit.test_bombs import taken
 
 def peak():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -170,8 +178,7 @@ for line in sys.stdin:
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, started = peak(), time.process_time()
     try:
-        photo = codec.decode(data, codec.Limits(100_000_000, 65_500))
-        metadata.read(data, photo.format)
+        taken(data)
         outcome = "ok"
     except Problem as problem:
         outcome = problem.code
@@ -224,13 +231,12 @@ def small_files() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", small_files())
 def test_a_file_cut_at_any_byte_is_a_problem_or_all_there(name: str) -> None:
     data = small_files()[name]
-    whole = codec.decode(data, LIMITS)
+    whole = taken(data)
     readable, statuses = 0, set()
     with warnings.catch_warnings(action="ignore"):
         for end in range(len(data)):
             try:
-                photo = codec.decode(data[:end], LIMITS)
-                metadata.read(data[:end], photo.format)
+                photo = taken(data[:end])
             except Problem as problem:
                 statuses.add(problem.status)
             else:

@@ -56,6 +56,12 @@ def large(astronaut: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
+def huge(astronaut: np.ndarray) -> bytes:
+    """26 megapixels: time enough for what has to happen meanwhile."""
+    return encoded(np.tile(astronaut[..., 0], (10, 10)), "PNG", compress_level=1)
+
+
+@pytest.fixture(scope="module")
 def small(gray: np.ndarray) -> bytes:
     return encoded(gray[:50, :50], "PNG")
 
@@ -168,15 +174,13 @@ def test_clients_that_hang_up_while_they_send(narrow: Server, small: bytes) -> N
     assert is_soon_free(narrow, small)
 
 
-def test_clients_that_hang_up_while_their_photo_waits_or_is_coloured(
-    narrow: Server, large: bytes, small: bytes
-) -> None:
+def test_clients_that_hang_up_while_their_photo_waits_or_is_coloured(narrow: Server, huge: bytes, small: bytes) -> None:
     ended = narrow.log.read_text().count("POST /colorize 499")
     with contextlib.ExitStack() as stack:
         both = [stack.enter_context(connection(narrow)) for _ in range(2)]
         for one in both:
-            one.sendall(head(len(large)) + large)
-            time.sleep(0.15)
+            one.sendall(head(len(huge)) + huge)
+            time.sleep(0.1)
         answer = httpx.post(f"{narrow.url}/colorize", **form(small))
         is_problem(answer, 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1

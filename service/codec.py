@@ -1,7 +1,7 @@
 """Bytes to a Photo, and a coloured photo to bytes."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -9,6 +9,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import simplejpeg
+from pi_heif.heif import BaseImage
 from PIL import Image
 
 from service import header, profiles, tiff
@@ -29,7 +30,7 @@ LEAST_QUALITY = 85
 AVIF_SPEED = 8
 TIFF_LZW = 5
 ORIENTATION_TAG = 0x0112
-# Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others.
+# Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others, and of HEIC.
 AS_IT_IS = 1
 # IHDR's colour type.
 PNG_GRAY_ALPHA = 4
@@ -62,7 +63,12 @@ TABLE_SUMS = _table_sums()
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        exif = image.getexif()
+        if image.format == "AVIF":
+            # Pillow puts what the file's own transformations say into EXIF; `getexif` would look for XMP's as well.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        return int(exif.get(ORIENTATION_TAG, 1))
     except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
         return 1
 
@@ -159,7 +165,13 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
         with _decoding(source):
             picture, alpha = _deep_tiff(data, page)
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+    if source == "heic":
+        heic = header.opened_heic(data, limits)
+        with _decoding(source):
+            picture, alpha = _heic(heic)
+            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
     with header.opened(data, source, limits) as image, _decoding(source):
+        width, height = image.size
         if image.mode == "CMYK":
             picture, alpha = _of_ink(image, icc), None
         else:
@@ -167,6 +179,8 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             stored, alpha = _deep_png(image, data) if is_deep else _shallow(image)
             gamma = image.info.get("gamma") if source == "png" and "srgb" not in image.info else None
             picture = _managed(stored, icc, gamma)
+        if picture.shape[0] * picture.shape[1] != width * height:
+            raise ValueError("its header says another size")
         # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
         return _Raster(picture, alpha, _orientation(image))
 
@@ -247,6 +261,19 @@ def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
     return np.ascontiguousarray(pixels[..., 2::-1]), np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
 
 
+def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
+    """Pixels of 8 bits, or of 10 and 12 enlarged to 16."""
+    size = image.size
+    pixels: Levels = np.asarray(image)
+    if pixels.shape[1::-1] != tuple(size):
+        raise ValueError("its header says another size")
+    if pixels.ndim == 2:
+        return pixels, None
+    alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
+    picture = pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
+    return np.ascontiguousarray(picture), alpha
+
+
 def _shallow(image: Image.Image) -> tuple[Levels, Levels | None]:
     if image.has_transparency_data:
         is_gray = image.mode == "LA"
@@ -297,16 +324,16 @@ def _even(plane: Bytes) -> Bytes:
 
 
 def encode_pixels(
-    pixels: Pixels, format_: Format, quality: int, *, exif: bytes | None = None, xmp: bytes | None = None
+    pixels: Pixels, format_: Format, quality: int, *, avif_options: Mapping[str, bytes] | None = None
 ) -> bytes:
     """Any format. A JPEG has no room for alpha, and only PNG and TIFF have some for 16 bits: `fit` the photo first.
 
-    exif, xmp: for AVIF, whose encoder takes them; into the others they are written later.
+    avif_options: AVIF's encoder takes the metadata; into the others it is written later.
     """
     if format_ == "jpeg":
         return bytes(simplejpeg.encode_jpeg(pixels.rgb, quality, "RGB", "420"))
     if format_ == "avif":
-        return _avif(pixels, quality, exif, xmp)
+        return _avif(pixels, quality, avif_options or {})
     bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR)
     if pixels.alpha is not None:
         bgr = np.dstack([bgr, pixels.alpha])
@@ -317,13 +344,11 @@ def encode_pixels(
     return data.tobytes()
 
 
-def _avif(pixels: Pixels, quality: int, exif: bytes | None, xmp: bytes | None) -> bytes:
-    picture = pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha])
-    blocks = {"exif": exif, "xmp": xmp}
-    given = {name: block for name, block in blocks.items() if block is not None}
+def _avif(pixels: Pixels, quality: int, blocks: Mapping[str, bytes]) -> bytes:
+    picture = Image.fromarray(pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha]))
     stream = io.BytesIO()
     # One thread: photos run beside one another.
-    Image.fromarray(picture).save(stream, "AVIF", quality=quality, speed=AVIF_SPEED, max_threads=1, **given)
+    picture.save(stream, "AVIF", quality=quality, speed=AVIF_SPEED, max_threads=1, **blocks)
     return stream.getvalue()
 
 

@@ -216,7 +216,7 @@ def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metada
     if isinstance(merged, Planes):
         encoded = codec.encode_planes(merged, quality)
     else:
-        encoded = codec.encode_pixels(merged, format_, quality, exif=said.exif, xmp=said.xmp)
+        encoded = codec.encode_pixels(merged, format_, quality, avif_options=metadata.avif_options(said))
     return metadata.write(encoded, format_, said)
 
 

@@ -2,19 +2,21 @@
 
 import io
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from pi_heif import HeifImageFile
+from pi_heif.heif import BaseImage
 from PIL import Image, UnidentifiedImageError
 
-from service import tiff
+from service import heif, tiff
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
 # What decoders raise at damage, Pillow's in Python not always on purpose.
-BROKEN = (OSError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error)
+BROKEN = (
+    *(OSError, EOFError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error),
+    *(AssertionError, AttributeError, OverflowError),
+)
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -95,7 +97,7 @@ def _of_brands(data: bytes) -> Source | None:
 
 
 def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """The file, its header read and checked. Its pixels are still as they came, for a decoder to read.
+    """A file that Pillow reads, its header read and checked. Its pixels are still as they came.
 
     Raises UnreadableImage, UnsupportedType, TooManyPixels and TooManyScans.
     """
@@ -106,22 +108,35 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         tiff_page(data, limits)
     elif source == "png":
         _check_png(data)
-    image = _open(data, source)
+    try:
+        image = Image.open(io.BytesIO(data), formats=(source.upper(),))
+        is_animated = image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False)
+    except UnidentifiedImageError:
+        raise UnreadableImage(f"the header of the {source.upper()} file is damaged", field="file") from None
+    except BROKEN as error:
+        raise unreadable(source, error) from error
     _check_size(*image.size, limits)
     if scans * image.width * image.height > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // (image.width * image.height)
         raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
-    if image.format != "MPO" and source != "tiff" and _is_animated(image, source):
-        many = "holds several images" if source == "heic" else "is animated"
-        raise UnsupportedType(f"the file {many}; single, still photos can be coloured", field="file")
+    if is_animated:
+        raise UnsupportedType("the file is animated; single, still photos can be coloured", field="file")
     return image
 
 
-def _is_animated(image: Image.Image, source: Source) -> bool:
+def opened_heic(data: bytes, limits: Limits) -> BaseImage:
+    """A HEIC, its header read and checked. Raises as `opened` does."""
     try:
-        return bool(getattr(image, "is_animated", False))
+        pictures = heif.pictures(data)
     except BROKEN as error:
-        raise unreadable(source, error) from error
+        raise unreadable("heic", error) from error
+    if not pictures:
+        raise UnreadableImage("the HEIC file has no picture", field="file")
+    if len(pictures) > 1:
+        raise UnsupportedType("the file holds several images; single, still photos can be coloured", field="file")
+    width, height = pictures[0].size
+    _check_size(width, height, limits)
+    return pictures[0]
 
 
 def unreadable(source: Source, error: Exception) -> UnreadableImage:
@@ -129,20 +144,6 @@ def unreadable(source: Source, error: Exception) -> UnreadableImage:
     if any(words in str(error) for words in SHORT_OF_MEMORY):
         raise MemoryError(str(error)) from error
     return UnreadableImage(f"the {source.upper()} file is damaged or cut short ({error})", field="file")
-
-
-def _open(data: bytes, source: Source) -> Image.Image:
-    opener: Callable[[io.BytesIO], Image.Image] = HeifImageFile if source == "heic" else _pillow(source)
-    try:
-        return opener(io.BytesIO(data))
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"the header of the {source.upper()} file is damaged", field="file") from None
-    except BROKEN as error:
-        raise unreadable(source, error) from error
-
-
-def _pillow(source: Source) -> Callable[[io.BytesIO], Image.Image]:
-    return lambda stream: Image.open(stream, formats=(source.upper(),))
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

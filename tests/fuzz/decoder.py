@@ -31,16 +31,17 @@ def one_file(data: bytes) -> None:
         said = metadata.read(data, source)
         look = bool(len(data) % 2)
         photo = codec.decode(data, source, LIMITS, icc=said.icc, look=look)
+        pixels = codec.decode_pixels(data, source, LIMITS, icc=said.icc)
     except Problem as problem:
         if not 400 <= problem.status < 500:
             raise
         return
     format_ = FORMATS[len(data) % len(FORMATS)]
     photo = codec.fit(photo, format_, 16)
-    pixels = codec.fit_pixels(codec.decode_pixels(data, source, LIMITS, icc=said.icc), format_, 16)
+    pixels = codec.fit_pixels(pixels, format_, 16)
     height, width = photo.size
     kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1")
-    answer = codec.encode_pixels(pixels, format_, 80, exif=kept.exif, xmp=kept.xmp)
+    answer = codec.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
     codec.decode(metadata.write(answer, format_, kept), format_, LIMITS)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 # sysexits.h: an internal software error.
 EXIT_STUCK = 70
 STUCK_CHECK_S = 1.0
+# For photos that nobody waits for any more, when the process is to end.
+LAST_PHOTOS_S = 5.0
 
 
 async def _raise_problem(_: Request, problem: Exception) -> Response:
@@ -66,6 +69,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.workers.stop()
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.stop)
+    await _end_of_last_photos(state)
+
+
+async def _end_of_last_photos(state: State) -> None:
+    """Ends the process when a worker does not come back: Python would wait for it for ever."""
+    ends = time.monotonic() + LAST_PHOTOS_S
+    while state.workers.busy:
+        if time.monotonic() > ends:
+            log.critical("%d workers are stuck: the process ends without them", state.workers.busy)
+            os._exit(EXIT_STUCK)
+        await asyncio.sleep(0.05)
 
 
 def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:

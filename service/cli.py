@@ -1,7 +1,9 @@
 """The command `tomau`. Each command imports what it needs: `tomau health` has to start fast."""
 
 import argparse
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +22,32 @@ def _serve(_: argparse.Namespace) -> None:
     from service.settings import Settings
     from service.telemetry import set_up_logging
 
+    _open_standard_files()
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
+    _check_address(settings.host, settings.port)
     Server(create_app(settings), settings).run()
+
+
+def _open_standard_files() -> None:
+    """Else the next files would get their numbers, and what a library has to complain about would go into a photo."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises OSError when the address can't be listened on: before the models are loaded, and in a line."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"TOMAU_HOST and TOMAU_PORT: can't listen on {host}:{port}: {reason}") from error
 
 
 def _health(_: argparse.Namespace) -> None:
@@ -146,6 +171,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         args.call(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         reason = _reason(error)
         if reason is None:

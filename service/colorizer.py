@@ -1,5 +1,6 @@
 """The way of one photo, whoever calls: decode, split, predict, merge, encode."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,11 +17,15 @@ from service.catalog import Catalog, Model
 from service.color import Bytes, Floats
 from service.metadata import Metadata
 from service.photo import FORMATS, MEDIA_TYPES, Format, Photo, Pixels, Planes, Source, Tone
-from service.problems import ClientGone, ColorPhoto, DeadlineExceeded
+from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # Of a photo's way, as `Answer.seconds` has them.
 STAGES = ("decode", "queue", "infer", "merge", "encode")
+# Photos beside it may be done then.
+RETRY_AFTER_S = 5
 
 
 class Options(BaseModel):
@@ -101,7 +107,14 @@ class _Way:
         if self.deadline is not None and started >= self.deadline:
             raise DeadlineExceeded(f"time was up before the photo's {name}")
         self.begun.setdefault(name, started)
-        yield
+        try:
+            yield
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            log.warning("no memory for a photo's %s: %s", name, error)
+            detail = f"there is no memory left for the photo's {name}"
+            raise OutOfMemory(detail, retry_after=RETRY_AFTER_S) from error
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 

@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from service import heif, tiff
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
-from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
 # What decoders raise at damage, Pillow's in Python not always on purpose.
 BROKEN = (
@@ -21,6 +21,12 @@ BROKEN = (
 Image.MAX_IMAGE_PIXELS = None
 
 MAX_SCANS = 100
+# Of all scans together: each takes time for every pixel, were it empty. Twenty scans of the largest photo.
+MAX_SCANNED_PIXELS = 2_000_000_000
+# Between a JPEG's segments, where nothing should be: Pillow goes over it byte by byte.
+MAX_GAPS = 64 * 1024
+# What libjpeg and Pillow say when it is not the file's fault.
+SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
 # Pillow joins them in quadratic time.
 MAX_EXIF_SEGMENTS = 16
 # A strip or tile is an entry in a table and a call of a decoder; three planes of 65,500 rows have so many.
@@ -95,12 +101,13 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
 
     Raises UnreadableImage, UnsupportedType, TooManyPixels and TooManyScans.
     """
+    scans = 0
     if source == "jpeg":
-        _check_jpeg(data)
+        scans = _count_scans(data)
     elif source == "tiff":
         tiff_page(data, limits)
-    elif source == "png" and data[12:16] != b"IHDR":
-        raise UnreadableImage("the PNG does not begin with its header", field="file")
+    elif source == "png":
+        _check_png(data)
     try:
         image = Image.open(io.BytesIO(data), formats=(source.upper(),))
         is_animated = image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False)
@@ -109,6 +116,9 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
     except BROKEN as error:
         raise unreadable(source, error) from error
     _check_size(*image.size, limits)
+    if scans * image.width * image.height > MAX_SCANNED_PIXELS:
+        most = MAX_SCANNED_PIXELS // (image.width * image.height)
+        raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
     if is_animated:
         raise UnsupportedType("the file is animated; single, still photos can be coloured", field="file")
     return image
@@ -130,7 +140,9 @@ def opened_heic(data: bytes, limits: Limits) -> BaseImage:
 
 
 def unreadable(source: Source, error: Exception) -> UnreadableImage:
-    """The refusal of a file whose decoder raised an error."""
+    """The refusal of a file whose decoder raised an error. Raises MemoryError when that was for want of memory."""
+    if any(words in str(error) for words in SHORT_OF_MEMORY):
+        raise MemoryError(str(error)) from error
     return UnreadableImage(f"the {source.upper()} file is damaged or cut short ({error})", field="file")
 
 
@@ -147,10 +159,26 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def _check_jpeg(data: bytes) -> None:
-    """Refuses what libjpeg can't decode, and segments or scans that would keep it busy for minutes."""
-    exif_segments = scans = 0
+def _check_png(data: bytes) -> None:
+    """Refuses what Pillow would read chunk after chunk for many seconds."""
+    if data[12:16] != b"IHDR":
+        raise UnreadableImage("the PNG does not begin with its header", field="file")
+    position = 8
+    for _ in range(MAX_CHUNKS):
+        if position >= len(data):
+            return
+        position += 12 + int.from_bytes(data[position : position + 4])
+    raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
+
+
+def _count_scans(data: bytes) -> int:
+    """How many scans a JPEG has. Refuses what libjpeg can't decode, and segments that would keep a decoder busy."""
+    exif_segments = scans = gaps = 0
+    end = 2
     for number, (marker, start) in enumerate(jpeg_segments(data)):
+        if not scans:
+            gaps += start - 2 - end
+            end = start + int.from_bytes(data[start : start + 2])
         scans += marker == START_OF_SCAN
         exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
         if scans > MAX_SCANS:
@@ -161,6 +189,9 @@ def _check_jpeg(data: bytes) -> None:
             raise UnsupportedType(f"the JPEG has {data[start + 2]} bits a channel; 8 are supported", field="file")
         if marker in OTHER_FRAMES and not scans:
             raise UnsupportedType("the JPEG is lossless or hierarchical, which no browser reads either", field="file")
+        if gaps > MAX_GAPS:
+            raise UnreadableImage("the JPEG has too much between its segments", field="file", limit=MAX_GAPS)
+    return scans
 
 
 def tiff_page(data: bytes, limits: Limits) -> tiff.Page:

@@ -9,9 +9,10 @@ Problem
 ├── 413  TooManyBytes  TooManyPhotos  TooManyPixels  TooManyScans
 ├── 415  UnsupportedType
 ├── 422  InvalidOption  MissingFile  ColorPhoto
+├── 431  HeadTooLarge
 ├── 499  ClientGone (nobody reads it; for the log)
 ├── 500  InternalError
-├── 503  Overloaded  Draining
+├── 503  Overloaded  OutOfMemory  Draining
 └── 504  DeadlineExceeded
 """
 
@@ -194,6 +195,13 @@ class ColorPhoto(Problem):
     advice = "keep the photo as it is, or leave `if_color` out to colour it anew"
 
 
+class HeadTooLarge(Problem):
+    """The request line and the headers, or what stands around the body's chunks, are too long."""
+
+    status, code, title = 431, "head_too_large", "The request's head is too large"
+    advice = "send fewer and shorter headers, and options rather as form fields"
+
+
 class ClientGone(Problem):
     """The client hung up before its answer was ready."""
 
@@ -212,6 +220,14 @@ class Overloaded(Problem):
 
     status, code, title = 503, "overloaded", "The service is overloaded"
     advice = "wait the seconds of `Retry-After`, a random part more each time"
+    retry = "yes"
+
+
+class OutOfMemory(Problem):
+    """There is no memory for the photo now; a smaller one, or the same one later, may be done."""
+
+    status, code, title = 503, "out_of_memory", "There is not enough memory now"
+    advice = "wait the seconds of `Retry-After`; if that does not help, send a smaller photo"
     retry = "yes"
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -41,6 +42,7 @@ class State:
         self.reloader = Reloader(colorizer, settings, metrics)
         self.uploads = Places("uploads", settings.max_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
+        self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
         self.batches = Places("batches", settings.max_uploads)
         self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
@@ -156,9 +158,9 @@ def _request_docs(file: Mapping[str, Any], **bodies: Mapping[str, Any]) -> dict[
 
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
     """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
-    names = [name for name, _ in query]
-    for name in names:
-        if names.count(name) > 1:
+    times = Counter(name for name, _ in query)
+    for name, count in times.items():
+        if count > 1:
             raise InvalidOption("the option is given twice", field=name[:80])
     try:
         options = Options.model_validate({**form, **dict(query)})
@@ -211,6 +213,7 @@ async def _hung_up(stream: Receive) -> None:
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
     started = time.monotonic()
+    state.unread.take(0)  # nothing, but no photo is begun when there is no room for its answer
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()

@@ -84,6 +84,15 @@ class Settings(BaseSettings):
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
     upload_grace_s: float = Field(5.0, ge=0, description="seconds before an upload's rate is looked at")
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
+    max_connections: int = Field(
+        1000, ge=1, description="connections at once; on more only /livez, /readyz and /metrics are answered"
+    )
+    write_s: float = Field(
+        30.0, gt=0, description="seconds in which a client has to take a byte of its answer, else it is dropped"
+    )
+    max_unread_bytes: int = Field(
+        512 * MIB, ge=1, description="when answers not read yet have so many bytes, no more photos are taken for now"
+    )
     deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
     drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
     drain_batch_s: float = Field(

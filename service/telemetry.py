@@ -14,7 +14,7 @@ from typing import Any, Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import STOPPED, Metrics
-from service.problems import ClientGone, InternalError, Problem
+from service.problems import ClientGone, InternalError, OutOfMemory, Problem
 from service.tracing import RequestSpan, Tracer, parse_traceparent
 
 log = logging.getLogger(__name__)
@@ -119,6 +119,9 @@ class Telemetry:
             await self.app(scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.refuse(problem)
+        except MemoryError:
+            log.exception("not enough memory")
+            await exchange.refuse(OutOfMemory("the service has no memory left for the request", retry_after=5))
         except Exception:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))

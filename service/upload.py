@@ -273,6 +273,9 @@ async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiv
     Raises TooManyBytes (from Content-Length where there is one), UploadTooSlow, BrokenUpload, MissingFile,
     InvalidOption, UnsupportedType for a body that is neither a form nor an image, and ClientGone.
     """
+    if len(request.get("content-type", "")) > MAX_FIELD_BYTES:
+        # Parsing it takes quadratic time.
+        raise BrokenUpload(f"the Content-Type may have {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
     kind, parameters = parse_options_header(request.get("content-type", ""))
     is_form = kind == FORM
     if not is_form and kind and kind != b"application/octet-stream" and not kind.startswith(b"image/"):

@@ -18,8 +18,9 @@ from service import access, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.metrics import Metrics
+from service.openapi import PROBLEM
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
-from service.routes import PROBLEM, State, router
+from service.routes import State, router
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.tracing import Tracer

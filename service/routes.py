@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -16,7 +16,7 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
-from service import access, telemetry
+from service import access, openapi, telemetry
 from service.admission import Places, Receiving
 from service.album import Album, AlbumResponse, Turns
 from service.colorizer import Answer, Colorizer, Options
@@ -104,58 +104,6 @@ class Live(BaseModel):
     status: Literal["alive"] = "alive"
 
 
-class ProblemDocument(BaseModel):
-    """An RFC 9457 problem."""
-
-    type: str
-    title: str
-    status: int
-    code: str = Field(description="stable; what a program should look at")
-    detail: str
-    instance: str
-    field: str | None = Field(None, description="what the problem is about")
-    limit: float | None = Field(None, description="the limit that was passed")
-
-
-PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
-
-
-def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    return {int(status[1:]): {"description": text, "content": PROBLEM} for status, text in descriptions.items()}
-
-
-def _option_schemas() -> dict[str, dict[str, Any]]:
-    schemas: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
-    return schemas
-
-
-BINARY = {"type": "string", "format": "binary"}
-
-
-BATCH_ANSWER = """A zip of the coloured images, streamed as they are done. Its last entry, `report.json`, says of each
-photo, in the order they were sent, the name it came with, its entry in the zip or null, and how it went:
-
-```json
-{"photos": [
-  {"name": "a.jpg", "entry": "a.jpg", "model": "compact/4", "device": "cpu", "seconds": {"decode": 0.01, "infer": 0.2}},
-  {"name": "b.txt", "entry": null, "problem": {"status": 415, "code": "unsupported_type", "detail": "..."}}
-]}
-```"""
-
-
-def _request_docs(file: Mapping[str, Any], **bodies: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, as a query or in a form with `file`, and other bodies by their media type."""
-    options = _option_schemas()
-    form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
-    return {
-        "parameters": [
-            {"name": name, "in": "query", "schema": schema, "description": schema.get("description", "")}
-            for name, schema in options.items()
-        ],
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **bodies}},
-    }
-
-
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
     """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
     times = Counter(name for name, _ in query)
@@ -163,6 +111,8 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
         if count > 1:
             raise InvalidOption("the option is given twice", field=name[:80])
     try:
+        # What the query overrules must be right, too.
+        Options.model_validate(form)
         options = Options.model_validate({**form, **dict(query)})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -193,22 +143,20 @@ async def _hung_up(stream: Receive) -> None:
     summary="Colour a photo",
     response_class=Response,
     responses={
-        200: {
-            "description": "The coloured image",
-            "content": {kind: {"schema": BINARY} for kind in MEDIA_TYPES.values()},
-        },
-        **_problems(
+        200: openapi.COLORED,
+        **openapi.problems(
             _400="Unreadable image or broken body",
             _404="Unknown model",
             _408="Upload too slow",
             _413="Too many bytes or pixels",
             _415="Not a supported image",
-            _422="Invalid option",
+            _422="Invalid option, or a photo in colour with `if_color=reject`",
+            _500="A fault of the service",
             _503="Overloaded or stopping; see Retry-After",
             _504="Not done in time",
         ),
     },
-    openapi_extra=_request_docs(BINARY, **{"image/*": {"schema": BINARY}}),
+    openapi_extra=openapi.request(openapi.BINARY, **{"image/*": {"schema": openapi.BINARY}}),
 )
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
@@ -235,18 +183,19 @@ async def colorize(request: Request, state: Shared) -> Response:
     summary="Colour several photos",
     response_class=Response,
     responses={
-        200: {"description": BATCH_ANSWER, "content": {"application/zip": {"schema": BINARY}}},
-        **_problems(
+        200: openapi.ZIP,
+        **openapi.problems(
             _400="Broken body",
             _404="Unknown model",
             _408="Upload too slow",
             _413="Too many photos, or too many bytes together",
             _415="Not a form",
             _422="Invalid option, or no photo",
+            _500="A fault of the service",
             _503="Overloaded or stopping; see Retry-After",
         ),
     },
-    openapi_extra=_request_docs({"type": "array", "items": BINARY, "minItems": 1}),
+    openapi_extra=openapi.request({"type": "array", "items": openapi.BINARY, "minItems": 1}),
 )
 async def colorize_batch(request: Request, state: Shared) -> Response:
     """Send each photo as a multipart field `file`; options, for all of them, as query parameters or form fields.
@@ -335,7 +284,7 @@ async def livez() -> Live:
     return Live()
 
 
-@router.get("/readyz", summary="Can it take a photo?", responses=_problems(_503="Stopping, or stuck"))
+@router.get("/readyz", summary="Can it take a photo?", responses=openapi.problems(_503="Stopping, or stuck"))
 async def readyz(state: Shared) -> Ready:
     """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
     if obstacle := state.obstacle():

@@ -267,16 +267,23 @@ async def _receive_form(
     return form
 
 
+def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
+    """The body's media type, and the boundary of a form."""
+    declared = request.get("content-type", "")
+    if len(declared) > MAX_FIELD_BYTES:
+        # Parsing it takes quadratic time.
+        raise BrokenUpload(f"the Content-Type may have {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
+    kind, parameters = parse_options_header(declared)
+    return kind, parameters.get(b"boundary")
+
+
 async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings) -> Upload:
     """Receives a photo. `request` are the headers, `stream` the ASGI channel.
 
     Raises TooManyBytes (from Content-Length where there is one), UploadTooSlow, BrokenUpload, MissingFile,
     InvalidOption, UnsupportedType for a body that is neither a form nor an image, and ClientGone.
     """
-    if len(request.get("content-type", "")) > MAX_FIELD_BYTES:
-        # Parsing it takes quadratic time.
-        raise BrokenUpload(f"the Content-Type may have {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
-    kind, parameters = parse_options_header(request.get("content-type", ""))
+    kind, boundary = _type(request)
     is_form = kind == FORM
     if not is_form and kind and kind != b"application/octet-stream" and not kind.startswith(b"image/"):
         raise UnsupportedType(
@@ -286,7 +293,7 @@ async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiv
     body = _Body(request, stream, receiving, settings, limits)
     if not is_form:
         return Upload(b"".join([chunk async for chunk in body]))
-    form = await _receive_form(body, parameters.get(b"boundary"), receiving, settings, limits)
+    form = await _receive_form(body, boundary, receiving, settings, limits)
     return Upload(form.photos[0].data, form.fields)
 
 
@@ -297,10 +304,10 @@ async def receive_batch(
 
     Raises TooManyPhotos, TooManyBytes for all of them together, and what `receive` does for a form.
     """
-    kind, parameters = parse_options_header(request.get("content-type", ""))
+    kind, boundary = _type(request)
     if kind != FORM:
         raise UnsupportedType("send the photos as multipart/form-data, each in a field `file`")
     limits = _batch_limits(settings)
     body = _Body(request, stream, receiving, settings, limits)
-    form = await _receive_form(body, parameters.get(b"boundary"), receiving, settings, limits)
+    form = await _receive_form(body, boundary, receiving, settings, limits)
     return BatchUpload(form.photos, form.fields)

@@ -224,13 +224,11 @@ class Protocol(HttpToolsProtocol):
         log.info("refused [%s]: %s", request_id, problem)
         body = json.dumps(problem.body(request_id)).encode()
         safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
-        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\n"
             f"content-length: {len(body)}\r\n"
             f"x-request-id: {request_id}\r\n"
-            f"{safe}"
             f"{safe}"
             "connection: close\r\n\r\n"
         )

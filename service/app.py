@@ -17,10 +17,12 @@ from starlette.staticfiles import StaticFiles
 from service import access, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
+from service.metrics import Metrics
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import PROBLEM, State, router
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with suppress(asyncio.CancelledError):
         await watch
     state.workers.stop()
+    if app.state.tracer is not None:
+        await asyncio.to_thread(app.state.tracer.stop)
     await _end_of_last_photos(state)
 
 
@@ -78,7 +82,7 @@ async def _end_of_last_photos(state: State) -> None:
         await asyncio.sleep(0.05)
 
 
-def _add_layers(app: FastAPI, settings: Settings) -> None:
+def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
     """What every request passes, from the outside in: safe headers, CORS, telemetry, keys.
 
     Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
@@ -92,7 +96,7 @@ def _add_layers(app: FastAPI, settings: Settings) -> None:
         app.openapi = lambda: access.with_keys(document(), PROBLEM)  # type: ignore[method-assign]
     elif access.is_beyond_loopback(settings.host):
         log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
-    app.add_middleware(Telemetry)
+    app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
     if origins:
         app.add_middleware(
             CORSMiddleware,
@@ -107,10 +111,11 @@ def _add_layers(app: FastAPI, settings: Settings) -> None:
 def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> FastAPI:
     """The service, its models loaded, verified and warm.
 
-    Raises AccessError when the settings don't say properly who may call, and CatalogError, ContractError or EngineError
-    when a model can't be served.
+    Raises AccessError when the settings don't say properly who may call; CatalogError, ContractError or EngineError
+    when a model can't be served; TracingError when spans can't be sent.
     """
     settings = settings or Settings()
+    tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
     memory.keep_freed()
     # Photos run beside one another, one core each.
     cv2.setNumThreads(1)
@@ -122,12 +127,14 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         redoc_url=None,
         lifespan=_lifespan,
     )
-    _add_layers(app, settings)
-    colorizer = Colorizer(catalog or Catalog(settings), settings)
-    colorizer.warm()
-    app.state.tomau = State(settings, colorizer)
     app.include_router(router)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    metrics = Metrics(path for route in (*router.routes, *app.routes) if (path := getattr(route, "path", None)))
+    _add_layers(app, settings, metrics, tracer)
+    colorizer = Colorizer(catalog or Catalog(settings), settings)
+    colorizer.warm()
+    app.state.tomau = State(settings, colorizer, metrics)
+    app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)
     return app

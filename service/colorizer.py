@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import cv2
@@ -65,6 +65,8 @@ class Answer:
     """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode.
 
     model, device: None for a photo that was in colour and kept so. tone: what the upload was, where that was asked for.
+    `begun` are the times of `time.monotonic` when the stages began, without the queue; pixels are those of the photo as
+    it came, and as it is answered.
     """
 
     data: bytes
@@ -73,6 +75,9 @@ class Answer:
     device: str | None
     seconds: dict[str, float]
     tone: Tone | None = None
+    begun: dict[str, float] = field(default_factory=dict)
+    pixels_in: int = 0
+    pixels_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,7 @@ class _Way:
         self.deadline = deadline
         self.cancelled = cancelled
         self.seconds: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -100,6 +106,7 @@ class _Way:
         started = time.monotonic()
         if self.deadline is not None and started >= self.deadline:
             raise DeadlineExceeded(f"time was up before the photo's {name}")
+        self.begun.setdefault(name, started)
         try:
             yield
         except (MemoryError, cv2.error) as error:
@@ -151,6 +158,7 @@ class Colorizer:
         options = upload.options
         space = model.contract.color_space
         with self._cores, way.stage("decode"):
+            pixels_in = photo.luma.size
             format_ = options.format or codec.default_format(upload.source, has_alpha=photo.alpha is not None)
             photo = codec.fit(photo, format_, options.max_side)
             codec.check_size(*photo.size, format_)
@@ -164,14 +172,24 @@ class Colorizer:
                 coloured = _encode(merged, format_, options.quality or codec.default_quality(photo), said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
-        return Answer(coloured, MEDIA_TYPES[format_], name, model.device, way.seconds, photo.tone)
+        return Answer(
+            coloured,
+            MEDIA_TYPES[format_],
+            name,
+            model.device,
+            way.seconds,
+            photo.tone,
+            way.begun,
+            pixels_in,
+            photo.luma.size,
+        )
 
     def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> Answer:
         """The upload itself, or as an uncoloured answer where its options ask for a change."""
         options, source = upload.options, upload.source
+        seconds = dict.fromkeys(STAGES, 0.0)
         if not _asks_for_change(options, source, photo):
-            way.seconds |= dict.fromkeys(STAGES[1:], 0.0)
-            return Answer(upload.data, MEDIA_TYPES[source], None, None, way.seconds, photo.tone)
+            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds | way.seconds, photo.tone, way.begun)
         with way.stage("decode"):
             pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
             format_ = options.format or codec.default_format(source, has_alpha=photo.alpha is not None)
@@ -181,21 +199,21 @@ class Colorizer:
         with way.stage("encode"):
             said = _for_answer(upload, (height, width), None)
             encoded = _encode(pixels, format_, options.quality or codec.default_quality(photo), said)
-        seconds = dict.fromkeys(STAGES, 0.0) | way.seconds
-        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone)
+        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds | way.seconds, photo.tone, way.begun)
 
     def warm(self) -> None:
-        """Colours a small made-up photo with every model: libraries set themselves up at their first use."""
+        """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
         ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
         for format_ in FORMATS:
             photo = codec.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, codec.QUALITY)
-            for model in self.catalog:
+            for model in self.catalog.fresh:
                 self.colorize(photo, Options(model=model.contract.name))
 
     def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
         with way.stage("infer"):
             prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled)
         way.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
+        way.begun["infer"] += prediction.queued
         return prediction.chroma
 
 

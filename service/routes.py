@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
@@ -20,8 +20,10 @@ from service import access, telemetry
 from service.admission import Places, Receiving
 from service.album import Album, AlbumResponse, Turns
 from service.colorizer import Answer, Colorizer, Options
+from service.metrics import Metrics
 from service.photo import FORMATS, MEDIA_TYPES, Format
-from service.problems import Draining, InvalidOption
+from service.problems import Draining, InvalidOption, Overloaded, Problem
+from service.reload import Reloader
 from service.settings import Settings
 from service.upload import left_by_batches, receive, receive_batch
 from service.workers import Workers
@@ -32,10 +34,12 @@ router = APIRouter()
 class State:
     """What the routes share; made by `create_app`."""
 
-    def __init__(self, settings: Settings, colorizer: Colorizer) -> None:
+    def __init__(self, settings: Settings, colorizer: Colorizer, metrics: Metrics) -> None:
         catalog = colorizer.catalog
         self.settings = settings
         self.colorizer = colorizer
+        self.metrics = metrics
+        self.reloader = Reloader(colorizer, settings, metrics)
         self.uploads = Places("uploads", settings.max_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
         self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
@@ -43,6 +47,14 @@ class State:
         self.batches = Places("batches", settings.max_uploads)
         self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
         self.draining = False
+        catalog.watch(metrics.batch)
+        metrics.watch(self)
+
+    def obstacle(self) -> str | None:
+        """Why it is not ready to take a photo, if it is not."""
+        if self.draining:
+            return "the service is about to stop"
+        return "all workers are stuck; the service is about to end" if self.is_stuck() else None
 
     def is_stuck(self) -> bool:
         """No worker has taken a photo for too long, because each still has one."""
@@ -210,6 +222,8 @@ async def colorize(request: Request, state: Shared) -> Response:
         options = options_of(request.query_params.multi_items(), upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
+    state.metrics.stage("receive", seconds["receive"])
+    telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
     headers["Server-Timing"] = telemetry.server_timing(seconds)
@@ -248,9 +262,19 @@ async def colorize_batch(request: Request, state: Shared) -> Response:
         receiving.complete()
         options = options_of(request.query_params.multi_items(), upload.fields, accept="")
         state.colorizer.catalog.get(options.model)
-        colour = partial(_coloured, state=state, options=options, gone=_never)
+        colour = partial(_coloured_of_batch, state=state, options=options)
         album = Album(upload.photos, colour, state.batch_turns, receiving.shrink)
         return AlbumResponse(album, inside.pop_all(), state.settings.deadline_s)
+
+
+async def _coloured_of_batch(data: bytes, state: State, options: Options) -> Answer:
+    """Its failure is counted here: the request, whatever becomes of one photo, succeeds."""
+    try:
+        return await _coloured(data, state, options, _never)
+    except Problem as problem:
+        if not isinstance(problem, Overloaded):
+            state.metrics.drop(problem.code)
+        raise
 
 
 async def _never() -> None:
@@ -263,12 +287,12 @@ async def _coloured(data: bytes, state: State, options: Options, gone: Callable[
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
     return await state.workers.run(
-        partial(_colorize, state.colorizer, data, options, received, deadline), deadline=deadline, gone=gone
+        partial(_colorize, state, data, options, received, deadline), deadline=deadline, gone=gone
     )
 
 
 def _colorize(
-    colorizer: Colorizer,
+    state: State,
     data: bytes,
     options: Options,
     received: float,
@@ -277,8 +301,10 @@ def _colorize(
 ) -> Answer:
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
-    answer = colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
-    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+    answer = state.colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
+    answer = replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+    state.metrics.photo(answer, len(data))
+    return answer
 
 
 @router.get("/models", summary="The models")
@@ -312,13 +338,19 @@ async def livez() -> Live:
 @router.get("/readyz", summary="Can it take a photo?", responses=_problems(_503="Stopping, or stuck"))
 async def readyz(state: Shared) -> Ready:
     """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
-    if state.draining:
-        raise Draining("the service is about to stop", retry_after=5)
-    if state.is_stuck():
-        raise Draining("all workers are stuck; the service is about to end", retry_after=5)
+    if obstacle := state.obstacle():
+        raise Draining(obstacle, retry_after=5)
     catalog = state.colorizer.catalog
     default = catalog.get(None)
     return Ready(device=default.device, models=[model.contract.name for model in catalog])
+
+
+@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+def metrics(request: Request) -> Response:
+    """Counters, histograms and gauges, as Prometheus' text or OpenMetrics. In a thread: writing them takes a while."""
+    state: State = request.app.state.tomau
+    text, media_type = state.metrics.page(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media_type})
 
 
 @router.get("/", include_in_schema=False)

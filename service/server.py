@@ -19,7 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.access import missing_headers
 from service.admission import RETRY_AFTER_S, Places
+from service.metrics import Metrics
 from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, UploadTooSlow
+from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
 from service.telemetry import Telemetry
@@ -40,10 +42,10 @@ ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 class Full:
     """The service for connections that are too many: it only tells how it fares."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
+    def __init__(self, app: ASGIApp, limit: int, metrics: Metrics) -> None:
         self._app = app
         self._limit = limit
-        self._refusing = Telemetry(self._refuse)
+        self._refusing = Telemetry(self._refuse, metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -62,6 +64,7 @@ class Protocol(HttpToolsProtocol):
 
     settings: ClassVar[Settings]
     unread: ClassVar[Places]
+    metrics: ClassVar[Metrics]
     full: ClassVar[Full]  # in place of the service, for a connection too many
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -222,6 +225,7 @@ class Protocol(HttpToolsProtocol):
             cycle.message_event.set()
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
+        self.metrics.refuse(problem)
         body = json.dumps(problem.body(request_id)).encode()
         safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
         head = (
@@ -258,7 +262,8 @@ class Server(uvicorn.Server):
         limits = {
             "settings": settings,
             "unread": self._state.unread,
-            "full": Full(app, settings.max_connections),
+            "metrics": self._state.metrics,
+            "full": Full(app, settings.max_connections, self._state.metrics),
         }
         config = uvicorn.Config(
             app,
@@ -278,6 +283,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, has_terminal())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -286,6 +294,13 @@ class Server(uvicorn.Server):
         if self._state.batches.taken:
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
+
+    def _hang_up(self, had_terminal: bool) -> None:
+        """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
+        if had_terminal and not has_terminal():
+            self.handle_exit(signal.SIGTERM, None)
+        else:
+            self._state.reloader.request()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM waits for the drain delay; anything else ends at once."""

@@ -1,5 +1,6 @@
 """A model on one device: its ONNX Runtime sessions, and the executors that run them."""
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -86,13 +87,30 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
     Bytes are parsed with Python's lock held, and nothing else goes on for so long: 1.5 s for 370 MB, where a file holds
     others up for 15 ms (seen with ORT 1.31).
     """
-    if not hasattr(os, "memfd_create"):
+    file = _in_memory(model)
+    if file is None:
         yield model
         return
-    with os.fdopen(os.memfd_create("model"), "wb") as file:
-        file.write(model)
-        file.flush()
+    with file:
         yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _in_memory(content: bytes) -> io.FileIO | None:
+    """A file in memory; None where the system has none, or gives none to this process."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    try:
+        file = io.FileIO(os.memfd_create("model"), "w")
+    except OSError:
+        return None
+    try:
+        is_whole = file.write(content) == len(content)
+    except OSError:
+        is_whole = False
+    if is_whole:
+        return file
+    file.close()
+    return None
 
 
 class Loader:

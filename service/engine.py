@@ -1,6 +1,5 @@
 """A model on one device: its ONNX Runtime sessions, and the executors that run them."""
 
-import io
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -87,7 +86,7 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
     Bytes are parsed with Python's lock held, and nothing else goes on for so long: 1.5 s for 370 MB, where a file holds
     others up for 15 ms (seen with ORT 1.31).
     """
-    file = _in_memory(model)
+    file = _written(model)
     if file is None:
         yield model
         return
@@ -95,22 +94,19 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
         yield f"/proc/self/fd/{file.fileno()}"
 
 
-def _in_memory(content: bytes) -> io.FileIO | None:
-    """A file in memory; None where the system has none, or gives none to this process."""
+def _written(model: bytes) -> BinaryIO | None:
+    """None where there are no files in memory, or none of that size may be made."""
     if not hasattr(os, "memfd_create"):
         return None
+    file = os.fdopen(os.memfd_create("model"), "wb", buffering=0)
     try:
-        file = io.FileIO(os.memfd_create("model"), "w")
+        view = memoryview(model)
+        while view:
+            view = view[file.write(view) :]
     except OSError:
+        file.close()
         return None
-    try:
-        is_whole = file.write(content) == len(content)
-    except OSError:
-        is_whole = False
-    if is_whole:
-        return file
-    file.close()
-    return None
+    return file
 
 
 class Loader:

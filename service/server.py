@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.access import missing_headers
+from service.access import SafeHeaders, missing_headers
 from service.admission import RETRY_AFTER_S, Places
 from service.metrics import Metrics
 from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, UploadTooSlow
@@ -45,7 +45,7 @@ class Full:
     def __init__(self, app: ASGIApp, limit: int, metrics: Metrics) -> None:
         self._app = app
         self._limit = limit
-        self._refusing = Telemetry(self._refuse, metrics)
+        self._refusing = SafeHeaders(Telemetry(self._refuse, metrics))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -63,8 +63,8 @@ class Protocol(HttpToolsProtocol):
     """
 
     settings: ClassVar[Settings]
-    unread: ClassVar[Places]
     metrics: ClassVar[Metrics]
+    unread: ClassVar[Places]
     full: ClassVar[Full]  # in place of the service, for a connection too many
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -261,8 +261,8 @@ class Server(uvicorn.Server):
         self._state: State = app.state.tomau
         limits = {
             "settings": settings,
-            "unread": self._state.unread,
             "metrics": self._state.metrics,
+            "unread": self._state.unread,
             "full": Full(app, settings.max_connections, self._state.metrics),
         }
         config = uvicorn.Config(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def _serve(_: argparse.Namespace) -> None:
+    _open_standard_files()
     if hasattr(signal, "SIGHUP"):
         # It asks for a reload: one that comes before the models are loaded waits until they are.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -22,11 +23,11 @@ def _serve(_: argparse.Namespace) -> None:
     from service.settings import Settings
     from service.telemetry import set_up_logging
 
-    _open_standard_files()
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
+    app = create_app(settings)
     _check_address(settings.host, settings.port)
-    Server(create_app(settings), settings).run()
+    Server(app, settings).run()
 
 
 def _open_standard_files() -> None:
@@ -39,7 +40,7 @@ def _open_standard_files() -> None:
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises OSError when the address can't be listened on: before the models are loaded, and in a line."""
+    """Raises OSError, told in a line, when the address can't be listened on: uvicorn goes on with its log."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:

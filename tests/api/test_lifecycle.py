@@ -41,8 +41,16 @@ def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, a
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "cuda"}, "cuda"),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "abacus"}, "TOMAU_DEVICE: "),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"PORT": "99999"}, "TOMAU_PORT: "),
-        ({}, {"HOST": "203.0.113.9"}, "can't listen on 203.0.113.9:0: cannot assign requested address"),
-        ({}, {"HOST": "no.such.host.invalid"}, "can't listen on no.such.host.invalid:0: "),
+        (
+            {"compact.onnx": tint_model(contract(name="compact"), (1, 1))},
+            {"HOST": "203.0.113.9"},
+            "can't listen on 203.0.113.9:0: cannot assign requested address",
+        ),
+        (
+            {"compact.onnx": tint_model(contract(name="compact"), (1, 1))},
+            {"HOST": "no.such.host.invalid"},
+            "can't listen on no.such.host.invalid:0: ",
+        ),
     ],
 )
 def test_what_can_not_be_served_is_said_in_a_line(
@@ -68,4 +76,4 @@ def test_a_port_that_is_taken_is_said(serve: Serve) -> None:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
         assert ended.returncode == 1
         where = f"can't listen on 127.0.0.1:{server.port}: address already in use"
-        assert ended.stderr == f"tomau: TOMAU_HOST and TOMAU_PORT: {where}\n"
+        assert ended.stderr.splitlines()[-1] == f"tomau: TOMAU_HOST and TOMAU_PORT: {where}"

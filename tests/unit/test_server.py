@@ -15,6 +15,7 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.admission import Places
+from service.metrics import Metrics
 from service.server import MAX_HEAD_BYTES, Full, Protocol
 from service.settings import Settings
 
@@ -30,7 +31,9 @@ class Service:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.unread = Places("bytes", settings.max_unread_bytes)
-        limits = {"settings": settings, "unread": self.unread, "full": Full(app, settings.max_connections)}
+        metrics = Metrics([])
+        full = Full(app, settings.max_connections, metrics)
+        limits = {"settings": settings, "unread": self.unread, "metrics": metrics, "full": full}
         protocol = type("Limited", (Protocol,), limits)
         config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
         config.load()

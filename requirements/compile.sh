@@ -14,5 +14,6 @@ lock() {
 lock dev --extra cpu --extra export --extra dev "$@"
 lock bench --extra cpu --extra bench --constraint requirements/dev.lock "$@"
 lock fuzz --extra cpu --extra export --extra dev --extra fuzz --constraint requirements/dev.lock "$@"
+lock audit --extra cpu --extra export --extra dev --extra audit --constraint requirements/dev.lock "$@"
 lock serve-cpu --extra cpu --constraint requirements/dev.lock
 lock serve-gpu --extra gpu --constraint requirements/dev.lock

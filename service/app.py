@@ -15,10 +15,12 @@ from starlette.staticfiles import StaticFiles
 from service import memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
+from service.metrics import Metrics
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import State, router
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.tracing import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -61,14 +63,18 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with suppress(asyncio.CancelledError):
         await watch
     state.workers.stop()
+    if app.state.tracer is not None:
+        await asyncio.to_thread(app.state.tracer.stop)
 
 
 def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> FastAPI:
     """The service, its models loaded, verified and warm.
 
-    Raises CatalogError, ContractError or EngineError when a model can't be served.
+    Raises CatalogError, ContractError or EngineError when a model can't be served, and TracingError when spans can't be
+    sent.
     """
     settings = settings or Settings()
+    tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
     memory.keep_freed()
     # Photos run beside one another, one core each.
     cv2.setNumThreads(1)
@@ -80,12 +86,14 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         redoc_url=None,
         lifespan=_lifespan,
     )
-    colorizer = Colorizer(catalog or Catalog(settings), settings)
-    colorizer.warm()
-    app.state.tomau = State(settings, colorizer)
     app.include_router(router)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
+    metrics = Metrics(path for route in (*router.routes, *app.routes) if (path := getattr(route, "path", None)))
+    colorizer = Colorizer(catalog or Catalog(settings), settings)
+    colorizer.warm()
+    app.state.tomau = State(settings, colorizer, metrics)
+    app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_middleware(Telemetry)
+    app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
     return app

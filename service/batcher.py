@@ -73,6 +73,8 @@ class Batcher:
         # Taken in turn, so that several GPUs share the work, however little there is.
         self._free = deque(executors)
         self._waiting: deque[_Waiter] = deque()
+        # Is told how many ran together, each time.
+        self.ran: Callable[[int], None] = lambda _: None
 
     @property
     def depth(self) -> int:
@@ -181,5 +183,6 @@ class Batcher:
             raise
         else:
             ran = self._clock() - started
+            self.ran(len(batch))
             for waiter, one in zip(batch, chroma, strict=True):
                 waiter.settle(Prediction(one, started - waiter.arrived, ran, len(batch)))

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from service import variants
@@ -33,6 +34,7 @@ class Model:
     sha256: str
     device: Device
     batcher: Batcher
+    places: Callable[[int], int]  # of photos that run together: the size of the batch that they are run as
 
 
 def _verified(path: Path) -> tuple[bytes, str]:
@@ -69,15 +71,20 @@ def _fit(gpu: Gpu, path: Path) -> Gpu:
     return replace(gpu, tf32=True) if variants.is_half(path) else gpu
 
 
+def _ran(model: Model, tell: Callable[[int, int], None], photos: int) -> None:
+    tell(photos, model.places(photos))
+
+
 class Catalog:
     """The models of one service, by name."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Loads and warms every .onnx file of the models' folder.
+    def __init__(self, settings: Settings, known: Iterable[Model] = ()) -> None:
+        """Loads and warms every .onnx file of the models' folder; those that are `known` are taken over as they are.
 
         Raises CatalogError, ContractError or EngineError with the file's name when one can't be served.
         """
         self.device = available(settings.device)
+        self._known = {model.sha256: model for model in known}
         try:
             self._models = self._load_all(settings)
         except EngineError as error:
@@ -91,6 +98,8 @@ class Catalog:
                 f"{settings.models}: there is no model {settings.default_model!r} to be the default"
                 f" (found: {', '.join(self._models) or 'none'})"
             )
+        self.fresh = [model for model in self if model.sha256 not in self._known]
+        self._known = {}
         self.default = settings.default_model
         self.max_photos = _max_photos(settings, self.device)
         self.workers = settings.workers or (settings.cores if self.device == "cpu" else _a_gpus_photos(settings, 2))
@@ -108,6 +117,8 @@ class Catalog:
         if self.device == "cuda":
             path = variants.choose(path, settings.precision, lambda file: self._probe(file, settings))
         data, digest = _verified(path)
+        if digest in self._known:
+            return self._known[digest]
         engines = self._engines(path, data, settings)
         for engine in engines:
             try:
@@ -122,7 +133,7 @@ class Catalog:
         batcher = Batcher(executors, max_batch=first.max_batch, capacity=_max_photos(settings, self.device))
         contract = first.contract
         log.info("model %s %s of %s is ready on %s", contract.name, contract.version, path.name, self.device)
-        return Model(contract, digest, self.device, batcher)
+        return Model(contract, digest, self.device, batcher, first.places)
 
     def _engines(self, path: Path, data: bytes, settings: Settings) -> list[Engine]:
         """One for each device, not warm yet."""
@@ -139,6 +150,11 @@ class Catalog:
 
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
+
+    def watch(self, ran: Callable[[int, int], None]) -> None:
+        """Has `ran` called after each run of a model, with the photos and the places of its batch."""
+        for model in self:
+            model.batcher.ran = partial(_ran, model, ran)
 
     def get(self, name: str | None) -> Model:
         """The model of that name, or the default one. Raises UnknownModel."""

@@ -1,32 +1,43 @@
-"""The command `tomau`."""
+"""The command `tomau`. Each command imports what it needs: `tomau health` has to start fast."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
-
-from service.app import create_app
-from service.catalog import Catalog, CatalogError
-from service.colorizer import Colorizer, Options
-from service.contract import ContractError
-from service.executor import EngineError
-from service.problems import Problem
-from service.server import Server
-from service.settings import Settings, table
-from service.telemetry import set_up_logging
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 def _serve(_: argparse.Namespace) -> None:
+    if hasattr(signal, "SIGHUP"):
+        # It asks for a reload: one that comes before the models are loaded waits until they are.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    from service.app import create_app
+    from service.server import Server
+    from service.settings import Settings
+    from service.telemetry import set_up_logging
+
     settings = Settings()
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
     Server(create_app(settings), settings).run()
 
 
+def _health(_: argparse.Namespace) -> None:
+    from service import health
+
+    is_ready, said = health.check()
+    print(said)
+    sys.exit(not is_ready)
+
+
 def _colorize(args: argparse.Namespace) -> None:
+    from service.catalog import Catalog
+    from service.colorizer import Colorizer, Options
+    from service.settings import Settings
+
     given = {"model": args.model, "strength": args.strength, "quality": args.quality}
     suffix = args.output.suffix.lower().removeprefix(".")
     given["format"] = {"jpg": "jpeg"}.get(suffix, suffix)
@@ -37,6 +48,9 @@ def _colorize(args: argparse.Namespace) -> None:
 
 
 def _models(_: argparse.Namespace) -> None:
+    from service.catalog import Catalog
+    from service.settings import Settings
+
     catalog = Catalog(Settings())
     for model in catalog:
         contract = model.contract
@@ -48,16 +62,35 @@ def _models(_: argparse.Namespace) -> None:
 
 
 def _settings(_: argparse.Namespace) -> None:
+    from service.settings import Settings, table
+
     print(table(Settings()), end="")
+
+
+def _metrics(_: argparse.Namespace) -> None:
+    from service.metrics import table
+
+    print(table(), end="")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        parser.exit(message=f"tomau {version('tomau')}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
-    parser.add_argument("--version", action="version", version=f"tomau {version('tomau')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show it and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
     commands.add_parser("settings", help="list the settings and their values").set_defaults(call=_settings)
+    commands.add_parser("metrics", help="list the metrics").set_defaults(call=_metrics)
+    commands.add_parser("health", help="ask the service here whether it is ready").set_defaults(call=_health)
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument("photo", type=Path)
@@ -68,12 +101,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _faults(error: ValidationError) -> str:
+def _faults(error: "ValidationError") -> str:
     """Each bad setting or option, by the name that the user gave it."""
-    is_setting = error.title == Settings.__name__
+    is_setting = error.title == "Settings"
     names = [str(fault["loc"][0]) for fault in error.errors()]
     shown = [f"TOMAU_{name.upper()}" if is_setting else name for name in names]
     return "; ".join(f"{name}: {fault['msg']}" for name, fault in zip(shown, error.errors(), strict=True))
+
+
+def _reason(error: Exception) -> str | None:
+    """What is wrong, if that is for the user to put right."""
+    from pydantic import ValidationError
+    from pydantic_settings import SettingsError
+
+    from service.catalog import CatalogError
+    from service.contract import ContractError
+    from service.executor import EngineError
+    from service.problems import Problem
+    from service.tracing import TracingError
+
+    if isinstance(error, ValidationError):
+        return _faults(error)
+    known = (Problem, CatalogError, ContractError, EngineError, SettingsError, TracingError, OSError)
+    return str(error) if isinstance(error, known) else None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -81,7 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         args.call(args)
-    except ValidationError as error:
-        sys.exit(f"tomau: {_faults(error)}")
-    except (Problem, CatalogError, ContractError, EngineError, SettingsError, OSError) as error:
-        sys.exit(f"tomau: {error}")
+    except Exception as error:
+        reason = _reason(error)
+        if reason is None:
+            raise
+        sys.exit(f"tomau: {reason}")

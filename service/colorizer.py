@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -44,13 +44,20 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode."""
+    """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode.
+
+    `begun` are the times of `time.monotonic` when the stages began, without the queue; pixels are those of the photo as
+    it came, and as it is answered.
+    """
 
     data: bytes
     media_type: str
     model: str
     device: str
     seconds: dict[str, float]
+    begun: dict[str, float] = field(default_factory=dict)
+    pixels_in: int = 0
+    pixels_out: int = 0
 
 
 class _Way:
@@ -60,6 +67,7 @@ class _Way:
         self.deadline = deadline
         self.cancelled = cancelled
         self.seconds: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -68,6 +76,7 @@ class _Way:
         started = time.monotonic()
         if self.deadline is not None and started >= self.deadline:
             raise DeadlineExceeded(f"time was up before the photo's {name}")
+        self.begun[name] = started
         yield
         self.seconds[name] = time.monotonic() - started
 
@@ -100,6 +109,7 @@ class Colorizer:
         with self._cores, way.stage("decode"):
             photo = codec.decode(data, self._limits)
             said = metadata.read(data, photo.format)
+            pixels_in = photo.luma.size
             format_ = options.format or photo.format
             if options.max_side is not None:
                 photo = codec.shrink(photo, options.max_side)
@@ -122,20 +132,23 @@ class Colorizer:
                 coloured = metadata.write(coloured, format_, said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
-        return Answer(coloured, MEDIA_TYPES[format_], name, model.device, way.seconds)
+        return Answer(
+            coloured, MEDIA_TYPES[format_], name, model.device, way.seconds, way.begun, pixels_in, photo.luma.size
+        )
 
     def warm(self) -> None:
-        """Colours a small made-up photo with every model: libraries set themselves up at their first use."""
+        """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
         ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
         for format_ in MEDIA_TYPES:
             photo = codec.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, codec.QUALITY)
-            for model in self.catalog:
+            for model in self.catalog.fresh:
                 self.colorize(photo, Options(model=model.contract.name))
 
     def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
         with way.stage("infer"):
             prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled)
         way.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
+        way.begun["infer"] += prediction.queued
         return prediction.chroma
 
 

@@ -181,6 +181,10 @@ class Engine:
             for _ in range(1 if self.device == "cpu" else WARM_RUNS):
                 executor.predict(np.zeros((batch, 1, size, size), np.float32))
 
+    def places(self, photos: int) -> int:
+        """The size of the batch that so many photos are run as."""
+        return photos if self.device == "cpu" else next(size for size in buckets(self.max_batch) if size >= photos)
+
     def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most `max_batch`.
 

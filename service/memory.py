@@ -1,8 +1,9 @@
-"""What becomes of memory that is freed."""
+"""How much memory there is, and what becomes of what is freed."""
 
 import ctypes
 import logging
 import os
+from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -13,6 +14,9 @@ M_ARENA_MAX = -8
 
 MIB = 1 << 20
 KEPT = 256 * MIB
+
+# What a container may take, as it sees it itself: version 2 of control groups, and version 1.
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def keep_freed() -> bool:
@@ -28,3 +32,15 @@ def keep_freed() -> bool:
         log.info("this C library's heap can't be set: photos take more processor time than they have to")
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, KEPT) and mallopt(M_ARENA_MAX, 1))
+
+
+def limit() -> int:
+    """Bytes of memory that this process may have: its container's limit, or what the machine has."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in CGROUP_LIMITS:
+        try:
+            # No limit is the word `max`, or a number beyond every machine.
+            return min(machine, int(file.read_text("ascii")))
+        except (OSError, ValueError):
+            continue
+    return machine

@@ -9,15 +9,17 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
 from service import telemetry
 from service.admission import Places, Receiving
 from service.colorizer import Answer, Colorizer, Options
+from service.metrics import Metrics
 from service.photo import MEDIA_TYPES, Format
 from service.problems import Draining, InvalidOption
+from service.reload import Reloader
 from service.settings import Settings
 from service.upload import receive
 from service.workers import Workers
@@ -28,14 +30,22 @@ router = APIRouter()
 class State:
     """What the routes share; made by `create_app`."""
 
-    def __init__(self, settings: Settings, colorizer: Colorizer) -> None:
+    def __init__(self, settings: Settings, colorizer: Colorizer, metrics: Metrics) -> None:
         catalog = colorizer.catalog
         self.settings = settings
         self.colorizer = colorizer
+        self.metrics = metrics
+        self.reloader = Reloader(colorizer, settings, metrics)
         self.uploads = Places("uploads", settings.max_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
         self.draining = False
+        catalog.watch(metrics.batch)
+        metrics.watch(self)
+
+    def is_ready(self) -> bool:
+        """It can take a photo, and is not about to stop."""
+        return not self.draining and not self.is_stuck()
 
     def is_stuck(self) -> bool:
         """No worker has taken a photo for too long, because each still has one."""
@@ -196,11 +206,13 @@ async def colorize(request: Request, state: Shared) -> Response:
         options = options_of(request.query_params.multi_items(), upload.fields, accept)
         deadline = received + state.settings.deadline_s
         answer = await state.workers.run(
-            partial(_colorize, state.colorizer, upload.data, options, received, deadline),
+            partial(_colorize, state, upload.data, options, received, deadline),
             deadline=deadline,
             gone=partial(_hung_up, request.receive),
         )
     seconds = {"receive": received - started, **answer.seconds}
+    state.metrics.stage("receive", seconds["receive"])
+    telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
     headers = {
         "X-Tomau-Model": answer.model,
         "X-Tomau-Device": answer.device,
@@ -210,7 +222,7 @@ async def colorize(request: Request, state: Shared) -> Response:
 
 
 def _colorize(
-    colorizer: Colorizer,
+    state: State,
     data: bytes,
     options: Options,
     received: float,
@@ -219,8 +231,10 @@ def _colorize(
 ) -> Answer:
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
-    answer = colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
-    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+    answer = state.colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
+    answer = replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+    state.metrics.photo(answer, len(data))
+    return answer
 
 
 @router.get("/models", summary="The models")
@@ -261,6 +275,14 @@ async def readyz(state: Shared) -> Ready:
     catalog = state.colorizer.catalog
     default = catalog.get(None)
     return Ready(device=default.device, models=[model.contract.name for model in catalog])
+
+
+@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+def metrics(request: Request) -> Response:
+    """Counters, histograms and gauges, as Prometheus' text or OpenMetrics. In a thread: writing them takes a while."""
+    state: State = request.app.state.tomau
+    text, media_type = state.metrics.page(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media_type})
 
 
 @router.get("/", include_in_schema=False)

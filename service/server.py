@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.metrics import Metrics
 from service.problems import InvalidRequest, Problem, UploadTooSlow
 from service.routes import State
 from service.settings import Settings
@@ -25,6 +26,7 @@ class Protocol(HttpToolsProtocol):
     """Closes a connection whose request line and headers do not come in time."""
 
     head_s: ClassVar[float] = 10.0
+    metrics: ClassVar[Metrics]
     _timer: asyncio.TimerHandle | None = None
     _has_begun = False
 
@@ -75,6 +77,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
+        self.metrics.refuse(problem)
         body = json.dumps(problem.body(request_id)).encode()
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
@@ -91,11 +94,13 @@ class Server(uvicorn.Server):
     """Turns readiness red on SIGTERM, and still takes requests for a moment before it drains."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
+        self._state: State = app.state.tomau
+        limits = {"head_s": settings.head_s, "metrics": self._state.metrics}
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=type("LimitedProtocol", (Protocol,), {"head_s": settings.head_s}),
+            http=type("LimitedProtocol", (Protocol,), limits),
             ws="none",
             log_config=None,
             access_log=False,
@@ -103,12 +108,14 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=round(settings.deadline_s) + 5,
         )
         super().__init__(config)
-        self._state: State = app.state.tomau
         self._delay = settings.drain_delay_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
+        if hasattr(signal, "SIGHUP"):
+            self._loop.add_signal_handler(signal.SIGHUP, self._state.reloader.request)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -40,6 +40,12 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="lines for people, or one JSON object a line")
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that gets spans, as `http://collector:4318`; needs `tomau[otel]`",
+    )
 
     models: Path = Field(SHIPPED_MODELS, description="folder of the .onnx models")
     default_model: str = Field("compact", description="name of the model that is used when none is named")

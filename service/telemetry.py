@@ -8,16 +8,25 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.metrics import STOPPED, Metrics
 from service.problems import ClientGone, InternalError, Problem
+from service.tracing import RequestSpan, Tracer, parse_traceparent
 
 log = logging.getLogger(__name__)
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+NO_REQUEST = "-"
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
+trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 
 ID_HEADER = b"x-request-id"
+TRACE_HEADER = b"traceparent"
+# Where a request's exchange is in its scope.
+EXCHANGE = "tomau.exchange"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # What a client that is refused may still send before it is cut off.
@@ -27,15 +36,37 @@ DRAIN_S = 10.0
 
 class _IdFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.request_id = request_id.get()
+        request, trace = request_id.get(), trace_id.get()
+        record.request_id, record.trace_id = request, trace
+        record.ids = f"{request} {trace}" if trace else request
         return True
 
 
-def set_up_logging(level: str) -> None:
-    """Everything goes to standard error, one line a record, with its request's id."""
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line. A record's `access` has the members of a request's line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = vars(record)
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": None if facts.get("request_id") == NO_REQUEST else facts.get("request_id"),
+            "trace_id": facts.get("trace_id"),
+            **facts.get("access", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def set_up_logging(level: str, format_: Literal["text", "json"] = "text") -> None:
+    """Everything goes to standard error, one record a line (a traceback takes more of text), with its request's id."""
     handler = logging.StreamHandler()
     handler.addFilter(_IdFilter())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(ids)s] %(message)s")
+    handler.setFormatter(_JsonFormatter() if format_ == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
 
@@ -45,24 +76,40 @@ def server_timing(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{stage};dur={1000 * duration:.1f}" for stage, duration in seconds.items())
 
 
+def note(scope: Scope, seconds: Mapping[str, float], begun: Mapping[str, float]) -> None:
+    """Has the stages of the request's photo logged and traced. `begun` are times of `time.monotonic`."""
+    exchange: _Exchange = scope[EXCHANGE]
+    exchange.seconds, exchange.begun = seconds, begun
+
+
+def _headers(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
 def _id_of(scope: Scope) -> str:
-    given = next((value for key, value in scope["headers"] if key == ID_HEADER), b"").decode("latin-1")
+    given = next(iter(_headers(scope, ID_HEADER)), "")
     return given if VALID_ID.fullmatch(given) else uuid.uuid4().hex
 
 
 class Telemetry:
-    """The outermost layer: gives each request its id, logs it, and turns every exception into an answer."""
+    """The outermost layer: gives each request its id, logs and counts it, and turns every exception into an answer."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.app = app
+        self._metrics = metrics
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send)
-        token = request_id.set(exchange.id)
+        parent = parse_traceparent(_headers(scope, TRACE_HEADER))
+        span = self._tracer.start(parent) if self._tracer else None
+        exchange = _Exchange(scope, receive, send, span)
+        scope[EXCHANGE] = exchange
+        known = span or parent
+        tokens = request_id.set(exchange.id), trace_id.set(known.trace_id if known else None)
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except Problem as problem:
@@ -71,22 +118,27 @@ class Telemetry:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))
         finally:
-            exchange.log()
-            request_id.reset(token)
+            exchange.end(self._metrics)
+            request_id.reset(tokens[0])
+            trace_id.reset(tokens[1])
 
 
 class _Exchange:
     """One request and its answer: what has come, what has gone out."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, span: RequestSpan | None) -> None:
         self.id = _id_of(scope)
+        self.seconds: Mapping[str, float] = {}
+        self.begun: Mapping[str, float] = {}
         self._scope = scope
         self._receive = receive
         self._send = send
+        self._span = span
         self._started = time.monotonic()
         headers = {key for key, _ in scope["headers"]}
         self._body_is_whole = not headers & {b"content-length", b"transfer-encoding"}
         self._status: int | None = None
+        self._code = ""
         self._sent = 0
 
     async def receive(self) -> Message:
@@ -105,6 +157,7 @@ class _Exchange:
 
     async def refuse(self, problem: Problem) -> None:
         """Answers with a problem. A client that still sends may go on for a while: cut off, it would never read it."""
+        self._code = problem.code
         if isinstance(problem, ClientGone):
             self._status = self._status or problem.status
             return
@@ -131,12 +184,24 @@ class _Exchange:
         except TimeoutError:
             log.info("a refused client still sends: its connection is closed")
 
-    def log(self) -> None:
-        log.info(
-            "%s %s %s %.1f ms %d bytes",
-            self._scope["method"],
-            self._scope["raw_path"].decode("ascii", "replace"),  # still percent-encoded: one line stays one line
-            self._status,
-            1000 * (time.monotonic() - self._started),
-            self._sent,
-        )
+    def end(self, metrics: Metrics) -> None:
+        """Counts, logs and traces the request."""
+        seconds = time.monotonic() - self._started
+        method, route = self._scope["method"], metrics.route_of(self._scope)
+        code = self._code if self._status else STOPPED
+        metrics.request(route, method, self._status, code, seconds)
+        path = self._scope["raw_path"].decode("ascii", "replace")  # still percent-encoded: one line stays one line
+        access = {
+            "method": method,
+            "path": path,
+            "route": route,
+            "status": self._status,
+            "code": code,
+            "seconds": round(seconds, 4),
+            "bytes": self._sent,
+            "stages": {stage: round(took, 4) for stage, took in self.seconds.items()},
+        }
+        line = "%s %s %s %.1f ms %d bytes"
+        log.info(line, method, path, self._status, 1000 * seconds, self._sent, extra={"access": access})
+        if self._span is not None:
+            self._span.end(self._started, self.begun, self.seconds, access | {"request_id": self.id})

@@ -66,6 +66,11 @@ class Workers:
                 answer.add_done_callback(_forget)
                 job.cancel()
 
+    @property
+    def waiting(self) -> int:
+        """How many photos wait for a thread."""
+        return len(self._waiting)
+
     def longest_wait(self) -> float:
         """Seconds that the first in the queue has waited for a thread; 0 when none waits."""
         waiting = list(self._waiting.values())

@@ -1,7 +1,9 @@
 """Every knob of the service, read from `TOMAU_*` variables."""
 
+import json
 import math
 import os
+import textwrap
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -115,4 +117,15 @@ def table(settings: Settings) -> str:
         value = getattr(settings, name)
         shown = "" if value is None else f"`{value}`"
         lines.append(f"| `TOMAU_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def environment(settings: Settings) -> str:
+    """The same as an environment file, every variable commented out."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = "" if value is None else json.dumps(value) if isinstance(value, bool | dict) else str(value)
+        lines += [f"# {line}" for line in textwrap.wrap(field.description or "", 116, break_on_hyphens=False)]
+        lines.append(f"#TOMAU_{name.upper()}={shown}")
     return "\n".join(lines) + "\n"

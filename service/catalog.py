@@ -71,8 +71,8 @@ def _fit(gpu: Gpu, path: Path) -> Gpu:
     return replace(gpu, tf32=True) if variants.is_half(path) else gpu
 
 
-def _ran(model: Model, tell: Callable[[int, int], None], photos: int) -> None:
-    tell(photos, model.places(photos))
+def _tell(ran: Callable[[int, int], None], places: Callable[[int], int], photos: int) -> None:
+    ran(photos, places(photos))
 
 
 class Catalog:
@@ -154,7 +154,8 @@ class Catalog:
     def watch(self, ran: Callable[[int, int], None]) -> None:
         """Has `ran` called after each run of a model, with the photos and the places of its batch."""
         for model in self:
-            model.batcher.ran = partial(_ran, model, ran)
+            # Without the model itself: a batcher that held it would be freed only when Python looks for cycles.
+            model.batcher.ran = partial(_tell, ran, model.places)
 
     def get(self, name: str | None) -> Model:
         """The model of that name, or the default one. Raises UnknownModel."""

@@ -4,6 +4,7 @@ They come every few seconds, so nothing is imported that takes long, not even th
 """
 
 import os
+from contextlib import closing
 from http.client import HTTPConnection, HTTPException
 
 TIMEOUT_S = 5.0
@@ -24,10 +25,10 @@ def check() -> tuple[bool, str]:
     try:
         host, port = address()
         where = f"{host}:{port}"
-        connection = HTTPConnection(host, port, timeout=TIMEOUT_S)
-        connection.request("GET", "/readyz")
-        answer = connection.getresponse()
-        said = answer.read(1000).decode("utf-8", "replace")
+        with closing(HTTPConnection(host, port, timeout=TIMEOUT_S)) as connection:
+            connection.request("GET", "/readyz")
+            answer = connection.getresponse()
+            said = answer.read(1000).decode("utf-8", "replace")
     except (OSError, HTTPException, ValueError) as error:
         return False, f"{where}: {error}"
     return answer.status == 200, f"{where}: {answer.status} {said}"

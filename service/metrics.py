@@ -17,15 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from service import memory
-from service.problems import (
-    ClientGone,
-    DeadlineExceeded,
-    Draining,
-    InternalError,
-    Overloaded,
-    Problem,
-    UploadTooSlow,
-)
+from service.problems import ClientGone, Problem, UploadTooSlow
 
 if TYPE_CHECKING:
     from service.colorizer import Answer
@@ -39,8 +31,8 @@ OTHER = "other"
 NONE = "none"
 # The service stopped before there was an answer.
 STOPPED = "stopped"
-# Why a good request may go without its answer.
-LOSSES = (ClientGone, DeadlineExceeded, Draining, InternalError, Overloaded, UploadTooSlow)
+# Why a good request may go without its answer: the service's state, the time, the client's connection.
+LOSSES = [kind for kind in Problem.__subclasses__() if kind.status >= 500 or kind in (ClientGone, UploadTooSlow)]
 REASONS = (*(kind.code for kind in LOSSES), STOPPED)
 
 # From a small photo's stage to the deadline and beyond.
@@ -89,7 +81,7 @@ DROPPED = Series(
     "tomau_dropped_total",
     "counter",
     ("reason",),
-    "Requests that went without their answer for another reason than what they asked for.",
+    "Requests that failed for another reason than what they asked for, by the code of the problem.",
 )
 BATCH_SIZE = Series("tomau_batch_size", "histogram", (), "Photos in a run of a model.")
 PADDING = Series("tomau_batch_padding_total", "counter", (), "Empty places that a GPU ran along with its batches.")
@@ -201,18 +193,17 @@ class Metrics:
             end = self._ends[key] = child, self._request_seconds.labels(route)
         end[0].inc()
         end[1].observe(seconds)
-        if code in self._dropped:
-            self.drop(code)
+        self.drop(code)
 
     def refuse(self, problem: Problem) -> None:
         """Counts what was refused before it was a whole request."""
         self._requests.labels(NONE, NONE, problem.status, problem.code).inc()
-        if problem.code in self._dropped:
-            self.drop(problem.code)
+        self.drop(problem.code)
 
-    def drop(self, reason: str) -> None:
-        """Counts a request, or a photo of many, that went without its answer."""
-        self._dropped[reason].inc()
+    def drop(self, code: str) -> None:
+        """Counts a request, or a photo of many, as dropped, if the code of its problem says so."""
+        if code in self._dropped:
+            self._dropped[code].inc()
 
     def stage(self, stage: str, seconds: float) -> None:
         """Counts one stage of a photo that was coloured."""
@@ -258,7 +249,7 @@ class _Watch(Collector):
         """The gauges, as they are now."""
         state = self._state
         workers = state.workers
-        yield _gauge(READY, state.is_ready())
+        yield _gauge(READY, state.obstacle() is None)
         yield _gauge(INSIDE, workers.places.taken)
         yield _gauge(PLACES, workers.places.limit)
         yield _gauge(WAITING, workers.waiting)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 
 from service.catalog import Catalog, CatalogError
 from service.colorizer import Colorizer
@@ -11,6 +12,15 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
+
+
+def has_terminal() -> bool:
+    """Whether a terminal controls this process; not so once it is closed."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class Reloader:

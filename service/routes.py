@@ -43,9 +43,11 @@ class State:
         catalog.watch(metrics.batch)
         metrics.watch(self)
 
-    def is_ready(self) -> bool:
-        """It can take a photo, and is not about to stop."""
-        return not self.draining and not self.is_stuck()
+    def obstacle(self) -> str | None:
+        """Why it is not ready to take a photo, if it is not."""
+        if self.draining:
+            return "the service is about to stop"
+        return "all workers are stuck; the service is about to end" if self.is_stuck() else None
 
     def is_stuck(self) -> bool:
         """No worker has taken a photo for too long, because each still has one."""
@@ -268,10 +270,8 @@ async def livez() -> Live:
 @router.get("/readyz", summary="Can it take a photo?", responses=_problems(_503="Stopping, or stuck"))
 async def readyz(state: Shared) -> Ready:
     """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
-    if state.draining:
-        raise Draining("the service is about to stop", retry_after=5)
-    if state.is_stuck():
-        raise Draining("all workers are stuck; the service is about to end", retry_after=5)
+    if obstacle := state.obstacle():
+        raise Draining(obstacle, retry_after=5)
     catalog = state.colorizer.catalog
     default = catalog.get(None)
     return Ready(device=default.device, models=[model.contract.name for model in catalog])

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.metrics import Metrics
 from service.problems import InvalidRequest, Problem, UploadTooSlow
+from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
 
@@ -114,9 +115,16 @@ class Server(uvicorn.Server):
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP"):
-            self._loop.add_signal_handler(signal.SIGHUP, self._state.reloader.request)
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, has_terminal())
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
+
+    def _hang_up(self, had_terminal: bool) -> None:
+        """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
+        if had_terminal and not has_terminal():
+            self.handle_exit(signal.SIGTERM, None)
+        else:
+            self._state.reloader.request()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A first SIGTERM waits for the drain delay; anything else ends at once."""

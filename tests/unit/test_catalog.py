@@ -1,7 +1,9 @@
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from service.catalog import Catalog, CatalogError
@@ -96,6 +98,49 @@ def test_values_that_are_not_finite_are_a_fault() -> None:
     engine = Engine(Path("tint.onnx"), tint_model(contract(), (float("nan"), 1)), "cpu")
     with pytest.raises(EngineError, match="finite"):
         engine.predict(np.ones((1, 1, 32, 32), np.float32))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory")
+def test_a_model_is_parsed_from_a_file_of_the_verified_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given bytes, ONNX Runtime holds Python's lock while it parses them, and a reload would hold every request up."""
+    seen: list[bytes] = []
+    session = ort.InferenceSession
+
+    def record(model: str, *arguments: object, **options: object) -> ort.InferenceSession:
+        seen.append(Path(model).read_bytes())
+        return session(model, *arguments, **options)
+
+    monkeypatch.setattr(ort, "InferenceSession", record)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    Catalog(settings(folder))
+    assert seen == [(folder / "tint.onnx").read_bytes()]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before, "it is closed again"
+
+
+def test_the_places_of_a_batch() -> None:
+    engine = Engine(Path("tint.onnx"), tint_model(contract(), (10, -20)), "cpu")
+    assert [engine.places(photos) for photos in (1, 3)] == [1, 3], "nothing is padded on a CPU"
+    engine.device, engine.max_batch = "cuda", 20
+    assert [engine.places(photos) for photos in (1, 3, 8, 17, 20)] == [1, 4, 8, 20, 20]
+
+
+def test_what_is_known_is_taken_over_and_the_rest_is_fresh(folder: Path) -> None:
+    old = Catalog(settings(folder))
+    (folder / "other.onnx").write_bytes(tint_model(contract(name="other"), (1, 2)))
+    new = Catalog(settings(folder), known=old)
+    assert new.get("tint") is old.get("tint")
+    assert new.fresh == [new.get("other")]
+    assert old.fresh == [old.get("tint")]
+
+
+def test_runs_are_told_with_their_places(folder: Path) -> None:
+    catalog = Catalog(settings(folder))
+    lightness = np.ones((1, 32, 32), np.float32)
+    told: list[tuple[int, int]] = []
+    catalog.get(None).batcher.predict(lightness)
+    catalog.watch(lambda photos, places: told.append((photos, places)))
+    catalog.get(None).batcher.predict(lightness)
+    assert told == [(1, 1)]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ import platform
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
+import psutil
 import pytest
 
 from service import memory
@@ -88,3 +90,22 @@ def test_nothing_is_set_where_the_threshold_can_not_be(monkeypatch: pytest.Monke
     monkeypatch.setattr("service.memory.ctypes.CDLL", lambda _: library)
     assert memory.keep_freed() is False
     assert library.told == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"memory.max": "max\n"}, None),
+        ({"memory.max": "1073741824\n"}, 1 << 30),
+        ({"limit_in_bytes": "536870912\n"}, 1 << 29),
+        ({"limit_in_bytes": "9223372036854771712\n"}, None),
+    ],
+)
+def test_the_limit_is_the_containers_or_the_machines(
+    files: dict[str, str], expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "memory.max", tmp_path / "limit_in_bytes"))
+    assert memory.limit() == (expected or psutil.virtual_memory().total)

@@ -1,0 +1,303 @@
+"""Models that are read again while the service runs."""
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.app import create_app
+from service.batcher import Batcher
+from service.colorizer import Options
+from service.reload import Reloader
+from service.routes import State
+from service.settings import Settings
+from tests.api.test_metrics import scrape, settled, total
+from tests.conftest import Serve, Server, contract, free_port, tint_model
+
+WAIT = 20
+BLUE, RED = (0.0, -40.0), (40.0, 30.0)
+
+
+def put(folder: Path, version: str, chroma: tuple[float, float] = RED, name: str = "compact") -> None:
+    """A model's file, in the place of another at once, as an operator should do it."""
+    new = folder / f"{name}.new"
+    new.write_bytes(tint_model(contract(name=name, version=version), chroma))
+    new.replace(folder / f"{name}.onnx")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    put(tmp_path, "1")
+    return tmp_path
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def reload(server: Server, result: str = "success") -> None:
+    """Asks for a reload and waits for its end."""
+    before = total(scrape(server), "tomau_reloads_total", result=result)
+    server.process.send_signal(signal.SIGHUP)
+    settled(server, lambda now: total(now, "tomau_reloads_total", result=result) > before)
+
+
+def test_a_swap_under_load_loses_no_request(serve: Serve, folder: Path, jpeg: bytes) -> None:
+    with serve(models=folder, max_wait_s=60) as server:
+        seen: Counter[tuple[int, str]] = Counter()
+        faults: list[Exception] = []
+        stop = threading.Event()
+
+        def post_on() -> None:
+            with httpx.Client(base_url=server.url, timeout=30) as client:
+                while not stop.is_set():
+                    try:
+                        answer = client.post("/colorize", files={"file": jpeg})
+                        seen[answer.status_code, answer.headers.get("x-tomau-model", "")] += 1
+                        assert client.get("/readyz").status_code == 200
+                    except Exception as error:
+                        faults.append(error)
+
+        clients = [threading.Thread(target=post_on) for _ in range(6)]
+        for client in clients:
+            client.start()
+        until(lambda: seen[200, "compact/1"] > 20)
+        for version in ("2", "3", "4"):
+            put(folder, version)
+            reload(server)
+            at_swap = seen[200, f"compact/{version}"]
+            until(lambda version=version, at_swap=at_swap: seen[200, f"compact/{version}"] > at_swap + 20)
+        stop.set()
+        for client in clients:
+            client.join(WAIT)
+        assert not faults
+        assert set(seen) == {(200, f"compact/{version}") for version in "1234"}
+        assert httpx.post(f"{server.url}/colorize", files={"file": jpeg}).headers["x-tomau-model"] == "compact/4"
+        samples = settled(server, lambda now: total(now, "tomau_requests_total", route="/colorize") == seen.total() + 1)
+        assert total(samples, "tomau_dropped_total") == 0
+        assert total(samples, "tomau_model_info", version="4") == total(samples, "tomau_model_info") == 1
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "compact.onnx"
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2])
+
+
+def without_contract(folder: Path) -> None:
+    (folder / "other.onnx").write_bytes(tint_model(contract(), RED, metadata={"author": "somebody"}))
+
+
+def of_another_hash(folder: Path) -> None:
+    put(folder, "2")
+    (folder / "compact.onnx.sha256").write_text(f"{'0' * 64}  compact.onnx\n")
+
+
+def gone(folder: Path) -> None:
+    (folder / "compact.onnx").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (truncated, "compact.onnx"),
+        (without_contract, "other.onnx: "),
+        (of_another_hash, "SHA-256"),
+        (gone, "no model 'compact'"),
+    ],
+)
+def test_a_bad_file_changes_nothing(
+    serve: Serve, folder: Path, jpeg: bytes, spoil: Callable[[Path], None], reason: str
+) -> None:
+    with serve(models=folder) as server, httpx.Client(base_url=server.url) as client:
+        before = client.get("/models").json()
+        spoil(folder)
+        reload(server, "failure")
+        assert client.get("/models").json() == before
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/colorize", files={"file": jpeg}).headers["x-tomau-model"] == "compact/1"
+        (line,) = [line for line in server.log.read_text().splitlines() if "nothing has changed" in line]
+        assert " ERROR " in line
+        assert reason in line
+        for file in folder.iterdir():
+            file.unlink()
+        put(folder, "2")
+        reload(server)
+        assert client.post("/colorize", files={"file": jpeg}).headers["x-tomau-model"] == "compact/2"
+
+
+def test_models_come_and_go(serve: Serve, folder: Path, jpeg: bytes) -> None:
+    with serve(models=folder) as server, httpx.Client(base_url=server.url) as client:
+        put(folder, "1", BLUE, name="blue")
+        reload(server)
+        assert [model["name"] for model in client.get("/models").json()["models"]] == ["blue", "compact"]
+        assert client.post("/colorize?model=blue", files={"file": jpeg}).headers["x-tomau-model"] == "blue/1"
+        assert "(1 of them new)" in server.log.read_text(), "the other was not loaded again"
+        (folder / "blue.onnx").unlink()
+        reload(server)
+        assert client.post("/colorize?model=blue", files={"file": jpeg}).json()["code"] == "unknown_model"
+
+
+def blocked_signals(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("SigBlk:")).split()[1], 16)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
+def test_a_sighup_while_it_starts_waits_until_it_has(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    environment = os.environ | {"TOMAU_MODELS": str(folder), "TOMAU_PORT": str(port)}
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        command = [str(Path(sys.executable).with_name("tomau")), "serve"]
+        process = subprocess.Popen(command, env=environment, stderr=output, stdout=output)
+    try:
+        until(lambda: bool(blocked_signals(process.pid) & 1))
+        process.send_signal(signal.SIGHUP)
+        server = Server(process, port, log)
+        server.wait_until_ready()
+        settled(server, lambda now: total(now, "tomau_reloads_total", result="success") == 1)
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+def test_a_closed_terminal_ends_the_service_and_an_open_one_reloads(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    environment = os.environ | {"TOMAU_MODELS": str(folder), "TOMAU_PORT": str(port)}
+    outside, inside = os.openpty()
+    # `login` would do the same: the process leads a session that the terminal controls.
+    code = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from service.cli import main; main(['serve'])"
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=environment,
+            stdin=inside,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    os.close(inside)
+    try:
+        server = Server(process, port, log)
+        server.wait_until_ready()
+        reload(server)
+        assert process.poll() is None
+        os.close(outside)
+        process.wait(WAIT)
+        assert "SIGTERM: not ready any more" in log.read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(15)
+
+
+@pytest.fixture
+def state(folder: Path) -> State:
+    found: State = create_app(Settings(models=folder, device="cpu", workers=2)).state.tomau
+    return found
+
+
+@pytest.fixture
+def no_gc() -> Iterator[None]:
+    """What is freed then is freed at once, and not only when Python looks for cycles."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_gc")
+def test_a_photo_under_way_ends_with_its_model_which_is_then_freed(
+    state: State, folder: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = state.colorizer.catalog.get(None).batcher
+    freed = threading.Event()
+    weakref.finalize(old, freed.set)
+    begun, door = threading.Event(), threading.Event()
+    predict = Batcher.predict
+
+    def slow(self: Batcher, *arguments: object, **options: object) -> object:
+        if self is old_id():
+            begun.set()
+            assert door.wait(WAIT)
+        return predict(self, *arguments, **options)  # type: ignore[arg-type]
+
+    old_id = weakref.ref(old)
+    del old
+    monkeypatch.setattr(Batcher, "predict", slow)
+    models = []
+    photo = threading.Thread(target=lambda: models.append(state.colorizer.colorize(jpeg, Options()).model))
+    photo.start()
+    assert begun.wait(WAIT)
+    put(folder, "2")
+    assert state.reloader.reload()
+    assert state.colorizer.colorize(jpeg, Options()).model == "compact/2"
+    assert not freed.is_set()
+    door.set()
+    photo.join(WAIT)
+    assert models == ["compact/1"]
+    assert freed.wait(1), "nothing holds the old model any more"
+
+
+def test_a_reload_that_is_asked_for_during_one_is_done_after_it(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most, done = 0, 0, 0
+
+    def slow(self: Reloader) -> bool:
+        nonlocal running, most, done
+        running += 1
+        most = max(most, running)
+        time.sleep(0.1)
+        running -= 1
+        done += 1
+        return True
+
+    monkeypatch.setattr(Reloader, "reload", slow)
+
+    async def scene() -> None:
+        late = 0.0
+        state.reloader.request()
+        await asyncio.sleep(0.05)
+        for _ in range(5):
+            state.reloader.request()
+        for _ in range(30):
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            late = max(late, time.monotonic() - before)
+        assert late < 0.09, "the event loop goes on"
+        assert done == 2, "five that came during the first are one more"
+        state.reloader.request()
+        await asyncio.sleep(0.2)
+        assert done == 3
+
+    asyncio.run(scene())
+    assert most == 1
+
+
+def test_an_unexpected_fault_changes_nothing_either(
+    state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = state.colorizer.catalog
+
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("service.reload.Catalog", broken)
+    assert not state.reloader.reload()
+    assert state.colorizer.catalog is before
+    assert "nothing has changed" in caplog.text

@@ -1,0 +1,173 @@
+"""The metrics of one app, without HTTP."""
+
+import re
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from service.app import create_app
+from service.metrics import ALL, METHODS, OTHER, REASONS, STAGES, Metrics, table
+from service.problems import DeadlineExceeded, InvalidRequest
+from service.routes import State
+from service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text, media_type = metrics.page("")
+    assert media_type.startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return samples(metrics).get((name, frozenset(labels.items())))
+
+
+@pytest.fixture(scope="module")
+def state(models: Path) -> State:
+    found: State = create_app(Settings(models=models, device="cpu")).state.tomau
+    return found
+
+
+def test_the_operations_page_lists_every_metric() -> None:
+    assert (ROOT / "docs" / "operations.md").read_text("utf-8").endswith(f"\n\n{table()}")
+
+
+def test_every_metric_that_is_named_somewhere_exists() -> None:
+    known = {series.name for series in ALL}
+    known |= {
+        f"{series.name}_{part}" for series in ALL for part in ("bucket", "sum", "count") if series.kind == "histogram"
+    }
+    folders = ROOT / "docker" / "prometheus", ROOT / "docker" / "grafana"
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    for page in (ROOT / "docs" / "operations.md", *files):
+        named = set(re.findall(r"\btomau_[a-z_]+\b", page.read_text("utf-8")))
+        assert named <= known, f"{page.name}: {named - known}"
+
+
+def test_every_alert_has_its_chapter() -> None:
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    alerts = ["Down", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed"]
+    chapters = re.findall(r"^### Tomau(\w+)\n\n```promql\n(.*?)```", page, re.MULTILINE | re.DOTALL)
+    assert [name for name, _ in chapters] == alerts
+    rules = ROOT / "docker" / "prometheus" / "alerts.yml"
+    if rules.is_file():
+        deployed = " ".join(rules.read_text("utf-8").replace("expr: >", "expr:").split())
+        for name, expression in chapters:
+            assert f"alert: Tomau{name} expr: {' '.join(expression.split())}" in deployed, name
+
+
+def test_every_metric_that_is_listed_is_there_with_its_labels(state: State) -> None:
+    state.metrics.request("/colorize", "POST", 200, "", 0.1)
+    state.metrics._photos.labels("compact").inc()
+    families = {family.name: family for family in text_string_to_metric_families(state.metrics.page("")[0].decode())}
+    for series in ALL:
+        family = families.pop(series.name.removesuffix("_total"))
+        assert (family.type, family.documentation) == (series.kind, series.meaning)
+        assert family.samples, series.name
+        assert all(set(sample.labels) - {"le"} == set(series.labels) for sample in family.samples), series.name
+    assert all(name.startswith("process_") for name in families), "nothing is there that is not listed"
+    assert "process_resident_memory_bytes" in families
+
+
+def test_what_can_happen_is_zero_before_it_does() -> None:
+    metrics = Metrics()
+    assert {"client_gone", "deadline_exceeded", "overloaded", "draining", "internal_error", "stopped"} <= set(REASONS)
+    for reason in REASONS:
+        assert value(metrics, "tomau_dropped_total", reason=reason) == 0
+    for stage in STAGES:
+        assert value(metrics, "tomau_stage_seconds_count", stage=stage) == 0
+    for result in ("success", "failure"):
+        assert value(metrics, "tomau_reloads_total", result=result) == 0
+
+
+def test_two_apps_do_not_count_together() -> None:
+    one, other = Metrics(), Metrics()
+    one.drop("overloaded")
+    assert value(one, "tomau_dropped_total", reason="overloaded") == 1
+    assert value(other, "tomau_dropped_total", reason="overloaded") == 0
+
+
+def test_a_methods_name_is_a_label_only_when_it_is_known() -> None:
+    metrics = Metrics()
+    for number in range(100):
+        metrics.request("/colorize", f"BREW{number}", 405, "method_not_allowed", 0.0)
+    labels = {"route": "/colorize", "status": "405", "code": "method_not_allowed"}
+    assert value(metrics, "tomau_requests_total", method=OTHER, **labels) == 100
+    assert "GET" in METHODS
+
+
+def test_the_route_of_a_request() -> None:
+    class Route:
+        path = "/jobs/{id}"
+
+    metrics = Metrics(["/colorize", "/docs/assets"])
+    assert metrics.route_of({"path": "/jobs/7", "root_path": "", "route": Route()}) == "/jobs/{id}"
+    assert metrics.route_of({"path": "/colorize", "root_path": ""}) == "/colorize", "refused before it was routed"
+    assert metrics.route_of({"path": "/docs/assets/a.js", "root_path": "/docs/assets"}) == "/docs/assets"
+    assert metrics.route_of({"path": "/wp-login.php", "root_path": ""}) == OTHER
+
+
+def test_problems_of_requests_and_of_what_never_was_one() -> None:
+    metrics = Metrics()
+    metrics.request("/colorize", "POST", 504, DeadlineExceeded.code, 30.0)
+    metrics.request("/colorize", "POST", 422, "invalid_option", 0.1)
+    metrics.refuse(InvalidRequest("junk"))
+    assert value(metrics, "tomau_dropped_total", reason="deadline_exceeded") == 1
+    assert sum(value(metrics, "tomau_dropped_total", reason=reason) or 0 for reason in REASONS) == 1
+    nothing = {"route": "none", "method": "none", "status": "400", "code": "invalid_request"}
+    assert value(metrics, "tomau_requests_total", **nothing) == 1
+    assert value(metrics, "tomau_request_seconds_bucket", route="/colorize", le="30.0") == 2
+
+
+def test_batches_and_their_padding() -> None:
+    metrics = Metrics()
+    for photos, places in [(1, 1), (3, 4), (20, 32)]:
+        metrics.batch(photos, places)
+    assert value(metrics, "tomau_batch_padding_total") == 13
+    assert value(metrics, "tomau_batch_size_bucket", le="4.0") == 2
+    assert value(metrics, "tomau_batch_size_sum") == 24
+
+
+def test_gauges_are_read_when_they_are_asked_for(state: State) -> None:
+    assert value(state.metrics, "tomau_ready") == 1
+    before = value(state.metrics, "tomau_photos_inside")
+    state.workers.places.take(3)
+    state.upload_bytes.take(1000)
+    try:
+        assert value(state.metrics, "tomau_photos_inside") == before + 3
+        assert value(state.metrics, "tomau_upload_bytes_inflight") == 1000
+        state.draining = True
+        assert value(state.metrics, "tomau_ready") == 0
+    finally:
+        state.draining = False
+        state.workers.places.give_back(3)
+        state.upload_bytes.give_back(1000)
+    assert value(state.metrics, "tomau_photos_inside") == before
+
+
+def test_the_models_are_told_apart(state: State) -> None:
+    found = {
+        tuple(dict(labels)[key] for key in ("name", "version", "color_space", "device", "default"))
+        for name, labels in samples(state.metrics)
+        if name == "tomau_model_info"
+    }
+    assert found == {("compact", "1", "lab", "cpu", "true"), ("warm", "1", "hsv", "cpu", "false")}
+    assert value(state.metrics, "tomau_queue_depth", model="warm") == 0
+
+
+def test_warming_up_is_not_counted(models: Path) -> None:
+    metrics = create_app(Settings(models=models, device="cpu")).state.tomau.metrics
+    assert value(metrics, "tomau_batch_size_count") == 0
+
+
+def test_openmetrics_for_who_asks_for_it() -> None:
+    text, media_type = Metrics().page("application/openmetrics-text; version=1.0.0")
+    assert media_type.startswith("application/openmetrics-text")
+    assert text.endswith(b"# EOF\n")

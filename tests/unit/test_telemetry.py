@@ -1,0 +1,160 @@
+"""Logs, and the trace context that goes into them."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import pytest
+
+from service.metrics import Metrics
+from service.problems import NotFound
+from service.telemetry import Telemetry, note, set_up_logging
+from service.tracing import parse_traceparent
+
+TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+VALID = f"00-{TRACE}-{SPAN}-01"
+
+Logged = Callable[[], list[str]]
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([VALID], TRACE),
+        ([f"00-{TRACE}-{SPAN}-00"], TRACE),
+        ([f"cc-{TRACE}-{SPAN}-01"], TRACE),
+        ([f"cc-{TRACE}-{SPAN}-01-what-comes-later"], TRACE),
+        ([], None),
+        ([VALID, VALID], None),
+        ([""], None),
+        ([VALID.upper()], None),
+        ([f" {VALID}"], None),
+        ([f"{VALID}\n"], None),
+        ([f"{VALID}-more"], None),
+        ([f"cc-{TRACE}-{SPAN}-01.more"], None),
+        ([f"ff-{TRACE}-{SPAN}-01"], None),
+        ([f"00-{'0' * 32}-{SPAN}-01"], None),
+        ([f"00-{TRACE}-{'0' * 16}-01"], None),
+        ([f"00-{TRACE[:-1]}-{SPAN}-01"], None),
+        ([f"00-{TRACE}-{SPAN}-1"], None),
+        ([f"00-{TRACE[:-1]}g-{SPAN}-01"], None),
+        ([f"00-{TRACE}-{SPAN}"], None),
+    ],
+)
+def test_a_traceparent_is_taken_only_when_it_is_valid(values: list[str], found: str | None) -> None:
+    parent = parse_traceparent(values)
+    assert (parent and parent.trace_id) == found
+
+
+@pytest.fixture
+def logged(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """The lines that were logged to standard error."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield lambda: capsys.readouterr().err.splitlines()
+    logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def exchange(app, *headers: tuple[bytes, bytes], path: str = "/colorize") -> list[dict]:
+    """Sends a POST through Telemetry; what it answers."""
+    sent: list[dict] = []
+
+    async def receive() -> dict:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "root_path": "",
+        "headers": list(headers),
+    }
+    asyncio.run(Telemetry(app, Metrics(["/colorize"]))(scope, receive, send))
+    return sent
+
+
+async def coloured(scope, _receive, send) -> None:
+    logging.getLogger("service.work").warning("a line\nin two")
+    note(scope, {"decode": 0.25, "infer": 0.5}, {})
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"12345"})
+
+
+def test_json_lines(logged: Logged) -> None:
+    set_up_logging("info", "json")
+    exchange(coloured, (b"x-request-id", b"mine"), (b"traceparent", VALID.encode()))
+    work, access = map(json.loads, logged())
+    assert (work["level"], work["logger"], work["message"]) == ("warning", "service.work", "a line\nin two")
+    assert (work["request_id"], work["trace_id"]) == (access["request_id"], access["trace_id"]) == ("mine", TRACE)
+    written = datetime.fromisoformat(access["time"])
+    assert written.utcoffset() is not None
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", access["time"])
+    expected = {"method": "POST", "path": "/colorize", "route": "/colorize", "status": 200, "code": "", "bytes": 5}
+    assert {key: access[key] for key in expected} == expected
+    assert access["stages"] == {"decode": 0.25, "infer": 0.5}
+    assert 0 <= access["seconds"] < 5
+
+
+def test_json_of_a_fault_has_its_traceback_in_the_same_line(logged: Logged) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError("what a day")
+
+    set_up_logging("info", "json")
+    start, _body = exchange(broken)
+    assert start["status"] == 500
+    fault, access = map(json.loads, logged())
+    assert fault["exception"].endswith("ZeroDivisionError: what a day")
+    assert (access["status"], access["code"]) == (500, "internal_error")
+
+
+def test_what_no_request_asked_for_has_no_ids(logged: Logged) -> None:
+    set_up_logging("info", "json")
+    logging.getLogger("py.warnings").warning("careful")
+    line = json.loads(logged()[0])
+    assert (line["request_id"], line["trace_id"], line["level"]) == (None, None, "warning")
+    assert "careful" in line["message"]
+
+
+def test_text_lines(logged: Logged) -> None:
+    set_up_logging("info")
+    exchange(coloured, (b"x-request-id", b"mine"), (b"traceparent", VALID.encode()))
+    exchange(coloured, (b"x-request-id", b"other"), (b"traceparent", b"00-zero"))
+    text = "\n".join(logged())
+    assert f"INFO service.telemetry [mine {TRACE}] POST /colorize 200 " in text
+    assert "INFO service.telemetry [other] POST /colorize 200 " in text
+
+
+def test_a_problem_names_its_request_and_not_its_trace(logged: Logged) -> None:
+    async def nothing(*_: object) -> None:
+        raise NotFound("POST /nowhere")
+
+    set_up_logging("info", "json")
+    start, body = exchange(nothing, (b"x-request-id", b"mine"), (b"traceparent", VALID.encode()), path="/nowhere")
+    assert start["status"] == 404
+    assert json.loads(body["body"])["instance"] == "urn:tomau:request:mine"
+    assert TRACE.encode() not in body["body"]
+    (access,) = map(json.loads, logged())
+    assert (access["route"], access["path"], access["code"]) == ("other", "/nowhere", "not_found")
+
+
+def test_a_request_that_the_services_end_cuts_off_is_counted_as_that() -> None:
+    async def endless(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    metrics = Metrics(["/colorize"])
+    scope = {"type": "http", "method": "POST", "path": "/colorize", "raw_path": b"/colorize", "headers": []}
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(Telemetry(endless, metrics)(scope, None, None))  # type: ignore[arg-type]
+    text = metrics.page("")[0].decode()
+    line = 'tomau_requests_total{code="stopped",method="POST",route="/colorize",status="none"} 1.0'
+    assert line in text
+    assert 'tomau_dropped_total{reason="stopped"} 1.0' in text

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Builds the cpu image, brings the compose project up, and checks it: make test-containers
 #
-# CONTAINER_TOOLS  folder of scripts that start an engine of their own and make stand-ins for the base images; without it
-#                  the engine that `docker` talks to is taken, and images come from where it gets them
+# CONTAINER_TOOLS  folder of scripts that start an engine of their own and make stand-ins for the base images; without
+#                  it the engine that `docker` talks to is taken, and images come from where that gets them
 # PYTHON           of the development set-up
 #
 # Where no engine can run, that is said and nothing fails.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 tools=${CONTAINER_TOOLS:-../shared/tools/containers}
-export PROJECT=tomau-test COMPOSE_PROJECT_NAME=tomau-test COLORIZE_NETWORK=tomau-test DOCKER_BUILDKIT=1
+export COMPOSE_PROJECT_NAME=tomau-test COLORIZE_NETWORK=tomau-test DOCKER_BUILDKIT=1
 
 skip() {
     printf '\n%s\n*** CONTAINER TESTS SKIPPED: %s\n%s\n\n' "$stars" "$1" "$stars" >&2
@@ -33,7 +33,7 @@ stand_ins() {
     python=$(sed -n 's/^ARG PYTHON_IMAGE=//p' docker/Dockerfile)
     nginx=$(compose config --images | grep nginx)
     prometheus=$(compose config --images | grep prometheus)
-    "$tools/base-image.sh" "${python##*-}" "$python"
+    "$tools/base-image.sh" "${python##*-}" "$python" "$state/base.tar"
     docker build --quiet --build-arg "BASE=$python" --tag "$nginx" --file "$tools/nginx.Dockerfile" "$tools" &
     docker build --quiet --build-arg "BASE=$python" --tag "$prometheus" --file "$tools/prometheus.Dockerfile" "$tools" &
     wait -n

@@ -37,6 +37,11 @@ def docker(*arguments: str, timeout: float = 120, check: bool = True) -> subproc
     return ended
 
 
+def images() -> list[str]:
+    """The images of the project under test."""
+    return docker("compose", "--profile", "gateway", "--profile", "monitoring", "config", "--images").stdout.split()
+
+
 class Project:
     """docker-compose.yml with gateway and monitoring, on ports of its own."""
 

@@ -58,4 +58,4 @@ else
 fi
 
 compose build --quiet
-"${PYTHON:-.venv/bin/python}" -m pytest --durations=0 --durations-min=1 "$@" tests/containers/checks.py
+"${PYTHON:-.venv/bin/python}" -m pytest --durations=0 --durations-min=1 "$@" tests/containers/files.py tests/containers/running.py

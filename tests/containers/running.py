@@ -1,11 +1,7 @@
-"""The deployed service: image, compose project, gateway, monitoring, a photo app beside it.
-
-run.sh starts an engine where there is none, builds, runs these in their order, and cleans up.
-"""
+"""The deployed service as it runs: compose project, gateway, monitoring, a photo app beside it; in this order."""
 
 import io
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -20,14 +16,12 @@ import httpx
 import numpy as np
 import pytest
 import skimage.data
-import yaml
 from PIL import Image
 
 from tests.conftest import decoded, encoded, luma
-from tests.containers.project import PHOTO_APP, ROOT, Project, docker, photo_app
+from tests.containers.project import PHOTO_APP, Project, docker, images, photo_app
 
 MIB = 1 << 20
-IMAGE_BYTES = 650 * 1000**2
 READY_S = 10
 PHOTOS = 1000
 JPEG = {"Content-Type": "image/jpeg"}
@@ -66,85 +60,6 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s"
         time.sleep(0.2)
-
-
-# ---- Before anything runs ----
-
-OVERRIDES = (
-    [],
-    ["docker/compose.gpu.yml"],
-    ["docker/compose.models.yml"],
-    ["docker/compose.gpu.yml", "docker/compose.models.yml"],
-)
-PROFILES = [
-    chosen for count in range(4) for chosen in itertools.combinations(("gateway", "monitoring", "grafana"), count)
-]
-
-
-@pytest.mark.parametrize(
-    "overrides", OVERRIDES, ids=lambda files: "+".join(Path(file).stem for file in files) or "plain"
-)
-def test_every_combination_is_a_project(monkeypatch: pytest.MonkeyPatch, overrides: list[str]) -> None:
-    monkeypatch.setenv("MODELS_FOLDER", "/srv/models")
-    files = [part for file in ("docker-compose.yml", *overrides) for part in ("-f", file)]
-    for profiles in PROFILES:
-        chosen = [part for profile in profiles for part in ("--profile", profile)]
-        config = yaml.safe_load(docker("compose", *files, *chosen, "config").stdout)
-        expected = {"colorize", *({"gateway"} & {*profiles})}
-        expected |= {"prometheus"} if {"monitoring", "grafana"} & {*profiles} else set()
-        expected |= {"grafana"} & {*profiles}
-        assert set(config["services"]) == expected
-        target = "gpu" if "docker/compose.gpu.yml" in overrides else "cpu"
-        assert config["services"]["colorize"]["build"]["target"] == target
-        assert config["services"]["colorize"]["image"] == f"tomau:{target}"
-
-
-def promtool(*arguments: str, **files: str) -> str:
-    """Runs promtool in Prometheus' image, in its folder; `files` are put there."""
-    image = next(name for name in docker_images() if "prometheus" in name)
-    mounts = [part for name, path in files.items() for part in ("-v", f"{path}:/{name}:ro")]
-    folder = ["-v", f"{ROOT / 'docker' / 'prometheus'}:/rules:ro", "-w", "/rules"]
-    return docker(
-        "run", "--rm", "--network=none", *folder, *mounts, "--entrypoint", "promtool", image, *arguments
-    ).stdout
-
-
-def docker_images() -> list[str]:
-    profiles = ("--profile", "gateway", "--profile", "monitoring")
-    return docker("compose", *profiles, "config", "--images").stdout.split()
-
-
-def test_prometheus_takes_its_configuration() -> None:
-    promtool("check", "config", "prometheus.yml")
-
-
-def test_alerts_fire_when_they_must() -> None:
-    assert "SUCCESS" in promtool("test", "rules", "alerts.test.yml")
-
-
-def test_the_dashboards_queries_are_promql(tmp_path: Path) -> None:
-    dashboard = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "tomau.json").read_text("utf-8"))
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    rules = [
-        {"record": f"query{number}", "expr": query.replace("$__rate_interval", "1m")}
-        for number, query in enumerate(queries)
-    ]
-    file = tmp_path / "rules.yml"
-    file.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
-    file.chmod(0o644)
-    tmp_path.chmod(0o755)
-    assert f"{len(queries)} rules found" in promtool("check", "rules", "/queries.yml", **{"queries.yml": str(file)})
-
-
-def test_the_image_is_small_and_says_what_it_is() -> None:
-    facts = json.loads(docker("image", "inspect", "tomau:cpu").stdout)[0]
-    assert facts["Size"] <= IMAGE_BYTES
-    assert facts["Config"]["User"] == "10001:10001"
-    assert facts["Config"]["Healthcheck"]["Test"] == ["CMD", "tomau", "health"]
-    assert facts["Config"]["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
-
-
-# ---- While it runs ----
 
 
 def test_it_is_ready_in_time(project: Project) -> None:
@@ -267,7 +182,7 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 def outside() -> tuple[str, str] | None:
     """An address and a port outside this machine that a container on an ordinary network reaches."""
-    image = next(name for name in docker_images() if "nginx" in name)
+    image = next(name for name in images() if "nginx" in name)
     for name, port in (("pypi.org", "443"), ("deb.debian.org", "80")):
         ask = f"import socket; print(socket.gethostbyname({name!r}))"
         tried = docker("run", "--rm", "--entrypoint", "python3", image, "-c", ask, check=False, timeout=30)
@@ -340,7 +255,7 @@ def test_a_stop_finishes_what_is_inside(project: Project) -> None:
     photo = large_photos()["?quality=80"]
     with ThreadPoolExecutor(6) as pool:
         ends = [pool.submit(post_large, project, "", photo) for _ in range(6)]
-        until(lambda: inside(project) == len(ends), 30)
+        until(lambda: metric(project, "tomau_photos_inside") == len(ends), 30)
         started = time.monotonic()
         project.compose("stop", "colorize")
         seconds = time.monotonic() - started
@@ -350,9 +265,9 @@ def test_a_stop_finishes_what_is_inside(project: Project) -> None:
     assert seconds < 40
 
 
-def inside(project: Project) -> float:
+def metric(project: Project, series: str) -> float:
     page = httpx.get(f"{project.service}/metrics").text
-    return float(re.search(r"^tomau_photos_inside (\S+)", page, re.MULTILINE)[1])
+    return float(re.search(rf"^{re.escape(series)} (\S+)", page, re.MULTILINE)[1])
 
 
 def test_a_stopped_service_is_unavailable(gateway: httpx.Client, jpeg: bytes) -> None:
@@ -420,6 +335,9 @@ def test_a_thousand_photos_through_restarts_and_a_kill(project: Project, astrona
         until(lambda: count >= 150, 120)
         project.compose("restart", "colorize")
         until(lambda: count >= 400, 120)
+        # As docs/deployment.md does it: after `docker kill --signal=HUP` no crash would be followed by a restart.
+        docker("exec", project.container(), "sh", "-c", "kill -HUP 1")
+        until(lambda: metric(project, 'tomau_reloads_total{result="success"}') == 1, 30)
         restarts = project.facts()["RestartCount"]
         project.kill()
         until(lambda: project.facts()["RestartCount"] == restarts + 1, 30)

@@ -58,4 +58,8 @@ else
 fi
 
 compose build --quiet
-"${PYTHON:-.venv/bin/python}" -m pytest --durations=0 --durations-min=1 "$@" tests/containers/files.py tests/containers/running.py
+"${PYTHON:-.venv/bin/python}" -m pytest --durations=0 --durations-min=1 "$@" tests/containers/files.py tests/containers/running.py || {
+    code=$?
+    compose logs --no-color --tail 60
+    exit "$code"
+}

@@ -28,16 +28,14 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 
 @pytest.fixture(scope="session")
-def project() -> Iterator[Project]:
+def project() -> Project:
     """Up, and ready; how long that took is noted."""
     project = Project()
     started = time.monotonic()
     project.compose("up", "--detach", "--no-build")
     project.wait_until_ready()
     project.seconds_to_ready = time.monotonic() - started
-    yield project
-    if os.environ.get("SHOW_LOGS"):
-        print(project.compose("logs", "--no-color"))
+    return project
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast test-containers lint train export bench bench-gpu bench-data lock clean
+.PHONY: serve test test-fast test-containers lint train export bench bench-gpu bench-data fuzz soak lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -53,6 +53,14 @@ bench-gpu:
 	$(MAKE) VENV=$(GPU_VENV) $(GPU_VENV)/.bench-gpu
 	$(GPU_VENV)/bin/python -m tests.bench.gpu $(ARGS)
 
+# Damaged files to the decoder, odd requests to the API: make fuzz ARGS="--seconds 3600"
+fuzz: $(VENV)/.fuzz
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+# 20,000 mixed requests, with faults and clients that hang up.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.fuzz.soak $(ARGS)
+
 bench-data: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.data $(ARGS)
 
@@ -83,6 +91,10 @@ $(VENV)/.bench: requirements/bench.lock pyproject.toml | $(BIN)/pip
 	$(INSTALL) --no-deps --require-hashes -r requirements/bench.lock
 	$(INSTALL) --no-deps --editable .
 	touch $@ $(VENV)/.serve
+
+$(VENV)/.fuzz: $(VENV)/.dev requirements/fuzz.lock
+	$(INSTALL) --no-deps --require-hashes -r requirements/fuzz.lock
+	touch $@
 
 # Both runtimes fill the same folder, so both go before the GPU's comes.
 $(VENV)/.bench-gpu: $(VENV)/.bench requirements/serve-gpu.lock

@@ -20,9 +20,9 @@ class Places:
         self.limit = limit
         self.taken = 0
 
-    def take(self, count: int = 1) -> None:
-        """Takes places; raises Overloaded when there are not so many."""
-        if self.taken + count > self.limit:
+    def take(self, count: int = 1, *, leave: int = 0) -> None:
+        """Takes places; raises Overloaded when there are not so many, or fewer than `leave` would be left."""
+        if self.taken + count > self.limit - leave:
             raise Overloaded(f"too many {self.what} at once", limit=self.limit, retry_after=RETRY_AFTER_S)
         self.taken += count
 
@@ -34,9 +34,11 @@ class Places:
 class Receiving:
     """One upload that is being received: a place among the uploads, and one for each of its bytes so far."""
 
-    def __init__(self, uploads: Places, held: Places) -> None:
+    def __init__(self, uploads: Places, held: Places, *, leave: int = 0) -> None:
+        """leave: so many bytes of all uploads are left for others."""
         self._uploads = uploads
         self._held = held
+        self._leave = leave
         self._bytes = 0
         self._receives = False
 
@@ -47,8 +49,13 @@ class Receiving:
 
     def grow(self, count: int) -> None:
         """Counts bytes that have come; raises Overloaded when all uploads together are too large."""
-        self._held.take(count)
+        self._held.take(count, leave=self._leave)
         self._bytes += count
+
+    def shrink(self, count: int) -> None:
+        """Gives bytes back that are not held any more."""
+        self._held.give_back(count)
+        self._bytes -= count
 
     def complete(self) -> None:
         """The upload is whole: its place is free for the next, its bytes are still held."""

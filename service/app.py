@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -10,12 +11,14 @@ from importlib.metadata import version
 import cv2
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
-from service import memory
+from service import access, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.metrics import Metrics
+from service.openapi import PROBLEM
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import State, router
 from service.settings import Settings
@@ -27,6 +30,8 @@ log = logging.getLogger(__name__)
 # sysexits.h: an internal software error.
 EXIT_STUCK = 70
 STUCK_CHECK_S = 1.0
+# For photos that nobody waits for any more, when the process is to end.
+LAST_PHOTOS_S = 5.0
 
 
 async def _raise_problem(_: Request, problem: Exception) -> Response:
@@ -65,13 +70,50 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.workers.stop()
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.stop)
+    await _end_of_last_photos(state)
+
+
+async def _end_of_last_photos(state: State) -> None:
+    """Ends the process when a worker does not come back: Python would wait for it for ever."""
+    ends = time.monotonic() + LAST_PHOTOS_S
+    while state.workers.busy:
+        if time.monotonic() > ends:
+            log.critical("%d workers are stuck: the process ends without them", state.workers.busy)
+            os._exit(EXIT_STUCK)
+        await asyncio.sleep(0.05)
+
+
+def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
+    """What every request passes, from the outside in: safe headers, CORS, telemetry, keys.
+
+    Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
+    headers, so CORS comes before both, and a preflight, which never has a key, is answered there.
+    """
+    keys = access.key_digests(settings)
+    origins = access.cors_origins(settings)
+    if keys:
+        app.add_middleware(access.KeyGuard, digests=keys)
+        document = app.openapi
+        app.openapi = lambda: access.with_keys(document(), PROBLEM)  # type: ignore[method-assign]
+    elif access.is_beyond_loopback(settings.host):
+        log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
+    app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=access.CORS_METHODS,
+            allow_headers=access.CORS_HEADERS,
+            expose_headers=access.CORS_EXPOSED,
+        )
+    app.add_middleware(access.SafeHeaders)
 
 
 def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> FastAPI:
     """The service, its models loaded, verified and warm.
 
-    Raises CatalogError, ContractError or EngineError when a model can't be served, and TracingError when spans can't be
-    sent.
+    Raises AccessError when the settings don't say properly who may call; CatalogError, ContractError or EngineError
+    when a model can't be served; TracingError when spans can't be sent.
     """
     settings = settings or Settings()
     tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
@@ -89,11 +131,11 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     app.include_router(router)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
     metrics = Metrics(path for route in (*router.routes, *app.routes) if (path := getattr(route, "path", None)))
+    _add_layers(app, settings, metrics, tracer)
     colorizer = Colorizer(catalog or Catalog(settings), settings)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer, metrics)
     app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)
-    app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
     return app

@@ -1,7 +1,9 @@
 """The command `tomau`. Each command imports what it needs: `tomau health` has to start fast."""
 
 import argparse
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def _serve(_: argparse.Namespace) -> None:
+    _open_standard_files()
     if hasattr(signal, "SIGHUP"):
         # It asks for a reload: one that comes before the models are loaded waits until they are.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -22,7 +25,30 @@ def _serve(_: argparse.Namespace) -> None:
 
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
-    Server(create_app(settings), settings).run()
+    app = create_app(settings)
+    _check_address(settings.host, settings.port)
+    Server(app, settings).run()
+
+
+def _open_standard_files() -> None:
+    """Else the next files would get their numbers, and what a library has to complain about would go into a photo."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+
+
+def _check_address(host: str, port: int) -> None:
+    """Raises OSError, told in a line, when the address can't be listened on: uvicorn goes on with its log."""
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise OSError(f"TOMAU_HOST and TOMAU_PORT: can't listen on {host}:{port}: {reason}") from error
 
 
 def _health(_: argparse.Namespace) -> None:
@@ -40,7 +66,7 @@ def _colorize(args: argparse.Namespace) -> None:
 
     given = {"model": args.model, "strength": args.strength, "quality": args.quality}
     suffix = args.output.suffix.lower().removeprefix(".")
-    given["format"] = {"jpg": "jpeg"}.get(suffix, suffix)
+    given["format"] = {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)
     options = Options.model_validate({key: value for key, value in given.items() if value is not None})
     settings = Settings()
     answer = Colorizer(Catalog(settings), settings).colorize(args.photo.read_bytes(), options)
@@ -67,6 +93,18 @@ def _settings(args: argparse.Namespace) -> None:
     print((environment if args.env else table)(Settings()), end="")
 
 
+def _formats(_: argparse.Namespace) -> None:
+    from service import formats
+
+    print(formats.table(), end="")
+
+
+def _errors(_: argparse.Namespace) -> None:
+    from service import problems
+
+    print(problems.table(), end="")
+
+
 def _metrics(_: argparse.Namespace) -> None:
     from service.metrics import table
 
@@ -91,12 +129,14 @@ def _parser() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="list the settings and their values")
     settings.set_defaults(call=_settings)
     settings.add_argument("--env", action="store_true", help="as an environment file, such as .env")
+    commands.add_parser("formats", help="list what is taken and what is given").set_defaults(call=_formats)
+    commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
     commands.add_parser("metrics", help="list the metrics").set_defaults(call=_metrics)
     commands.add_parser("health", help="ask the service here whether it is ready").set_defaults(call=_health)
     colorize = commands.add_parser("colorize", help="colour one photo")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument("photo", type=Path)
-    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png or .webp file")
+    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png, .webp, .tiff or .avif file")
     colorize.add_argument("--model", help="by default the service's default")
     colorize.add_argument("--strength", type=float, help="0 (gray) to 2; by default 1")
     colorize.add_argument("--quality", type=int, help="1 to 100")
@@ -116,6 +156,7 @@ def _reason(error: Exception) -> str | None:
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
+    from service.access import AccessError
     from service.catalog import CatalogError
     from service.contract import ContractError
     from service.executor import EngineError
@@ -124,7 +165,7 @@ def _reason(error: Exception) -> str | None:
 
     if isinstance(error, ValidationError):
         return _faults(error)
-    known = (Problem, CatalogError, ContractError, EngineError, SettingsError, TracingError, OSError)
+    known = (Problem, AccessError, CatalogError, ContractError, EngineError, SettingsError, TracingError, OSError)
     return str(error) if isinstance(error, known) else None
 
 
@@ -133,6 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     try:
         args.call(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except Exception as error:
         reason = _reason(error)
         if reason is None:

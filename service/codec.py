@@ -1,36 +1,43 @@
-"""Bytes to a Photo, and a coloured photo to bytes. Limits are checked on the header, before anything is decoded."""
+"""Bytes to a Photo, and a coloured photo to bytes."""
 
 import io
-import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, UnidentifiedImageError
+from pi_heif.heif import BaseImage
+from PIL import Image
 
-from service.color import Bytes, luma_of_rgb
-from service.photo import Format, Photo, Pixels, Planes
-from service.problems import (
-    EmptyUpload,
-    InvalidOption,
-    TooManyPixels,
-    TooManyScans,
-    UnreadableImage,
-    UnsupportedType,
-)
-from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service import header, profiles, tiff
+from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
+from service.header import Limits
+from service.photo import FORMATS, Format, Photo, Pixels, Planes, Source, Tone
+from service.problems import InvalidOption
+from service.tone import tone_of_rgb
 
-# Our own limit, from the settings, is checked instead.
-Image.MAX_IMAGE_PIXELS = None
-
-SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383}
+SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 65_535}
+# What 16 bits a channel fit into, and transparency.
+DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
+ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
+# AVIF's encoder takes seconds for what JPEG's does in a tenth of one: an upload alone does not ask for it.
+SLOW_FORMATS: tuple[Format, ...] = ("avif",)
 QUALITY = 92
 LEAST_QUALITY = 85
+AVIF_SPEED = 8
+TIFF_LZW = 5
 ORIENTATION_TAG = 0x0112
-MAX_SCANS = 100
-# Pillow joins them in quadratic time.
-MAX_EXIF_SEGMENTS = 16
+# Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others, and of HEIC.
+AS_IT_IS = 1
+# IHDR's colour type.
+PNG_GRAY_ALPHA = 4
+# What a TIFF says of a fourth channel that is no alpha.
+UNSPECIFIED = 0
+# The tone of a JPEG is looked at in a picture of about so many pixels a side.
+LOOK_SIDE = 192
 # What libjpeg warns about though every pixel is there.
 HARMLESS_WARNINGS = ("extraneous bytes before marker", "Invalid SOS parameters")
 # The luma table of ITU-T T.81, annex K.1: its sum tells a JPEG's quality, whatever the order of its entries.
@@ -44,14 +51,6 @@ LUMA_TABLE = np.array(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The largest photo that is decoded: pixels in all and on a side."""
-
-    max_pixels: int
-    max_side: int
-
-
 def _table_sums() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     quality = np.arange(1, 101)
     scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
@@ -62,91 +61,38 @@ def _table_sums() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
 TABLE_SUMS = _table_sums()
 
 
-def _format(data: bytes) -> Format:
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpeg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    if not data:
-        raise EmptyUpload("there is nothing in it", field="file")
-    raise UnsupportedType("the file is not a JPEG, PNG or WebP image", field="file")
-
-
-def _check_jpeg_segments(data: bytes) -> None:
-    """Refuses a JPEG whose segments or scans would keep a decoder busy for minutes; reads only its markers."""
-    exif_segments = scans = 0
-    for number, (marker, start) in enumerate(jpeg_segments(data)):
-        scans += marker == START_OF_SCAN
-        exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
-        if scans > MAX_SCANS:
-            raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
-        if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
-            raise UnreadableImage("the JPEG has too many segments", field="file", limit=MAX_SEGMENTS)
-
-
-def _unreadable(format_: Format, error: Exception) -> UnreadableImage:
-    return UnreadableImage(f"the {format_.upper()} file is damaged or cut short ({error})", field="file")
-
-
-def _open(data: bytes, format_: Format) -> Image.Image:
-    """Reads the header only."""
-    try:
-        return Image.open(io.BytesIO(data), formats=(format_.upper(),))
-    except UnidentifiedImageError:
-        raise UnreadableImage(f"the header of the {format_.upper()} file is damaged", field="file") from None
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise _unreadable(format_, error) from error
-
-
-def _check(image: Image.Image, data: bytes, format_: Format, limits: Limits) -> None:
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        raise TooManyPixels(
-            f"{width} x {height} pixels are more than {limits.max_pixels:,}", field="file", limit=limits.max_pixels
-        )
-    if max(width, height) > limits.max_side:
-        raise TooManyPixels(
-            f"a side of {max(width, height)} pixels is longer than {limits.max_side:,}",
-            field="file",
-            limit=limits.max_side,
-        )
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UnsupportedType("the image is animated; only still ones can be coloured", field="file")
-    if format_ == "png" and data[12:16] != b"IHDR":
-        raise UnreadableImage("the PNG does not begin with its header", field="file")
-    if format_ == "png" and data[24] == 16:
-        raise UnsupportedType("the PNG has 16 bits a channel; 8 are supported", field="file")
-
-
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        exif = image.getexif()
+        if image.format == "AVIF":
+            # Pillow puts what the file's own transformations say into EXIF; `getexif` would look for XMP's as well.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        return int(exif.get(ORIENTATION_TAG, 1))
     except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
         return 1
 
 
-def _upright(plane: Bytes, orientation: int) -> Bytes:
+def _upright(picture: L, orientation: int) -> L:
     """Applies an EXIF orientation, 1..8; any other value is none."""
     match orientation:
         case 2:
-            turned = cv2.flip(plane, 1)
+            turned = cv2.flip(picture, 1)
         case 3:
-            turned = cv2.flip(plane, -1)
+            turned = cv2.flip(picture, -1)
         case 4:
-            turned = cv2.flip(plane, 0)
+            turned = cv2.flip(picture, 0)
         case 5:
-            turned = cv2.transpose(plane)
+            turned = cv2.transpose(picture)
         case 6:
-            turned = cv2.rotate(plane, cv2.ROTATE_90_CLOCKWISE)
+            turned = cv2.rotate(picture, cv2.ROTATE_90_CLOCKWISE)
         case 7:
-            turned = cv2.flip(cv2.transpose(plane), -1)
+            turned = cv2.flip(cv2.transpose(picture), -1)
         case 8:
-            turned = cv2.rotate(plane, cv2.ROTATE_90_COUNTERCLOCKWISE)
+            turned = cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE)
         case _:
-            return plane
-    return np.asarray(turned, np.uint8)
+            return picture
+    return like(picture, turned)
 
 
 def _jpeg_quality(image: Image.Image) -> int | None:
@@ -157,53 +103,191 @@ def _jpeg_quality(image: Image.Image) -> int | None:
     return 1 + int(np.argmin(np.abs(TABLE_SUMS - sum(tables[0]))))
 
 
-def _jpeg_luma(image: Image.Image, data: bytes) -> Bytes:
-    """The Y plane as it is stored, where there is one; CMYK and RGB files are converted."""
+@dataclass(frozen=True, slots=True)
+class _Raster:
+    """What a file's decoder gave: gray, [H, W], or RGB, [H, W, 3], and alpha if there is any; not upright yet."""
+
+    picture: Levels
+    alpha: Levels | None
+    orientation: int
+
+
+def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None, look: bool = False) -> Photo:
+    """A file as an upright Photo.
+
+    icc: its colour profile; luma is what a gray of the file is in sRGB. look: whether the photo's tone is wanted, which
+    for a JPEG in colour takes a quarter of the time again. Raises UnsupportedType, TooManyPixels, TooManyScans, or
+    UnreadableImage for a damaged file.
+    """
+    photo = _jpeg_photo(data, limits, icc, look) if source == "jpeg" else None
+    if photo is not None:
+        return photo
+    raster = _raster(data, source, limits, icc)
+    tone = _tone(raster.picture) if look else None
+    luma = raster.picture if raster.picture.ndim == 2 else luma_of_rgb(raster.picture)
+    return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), None, tone)
+
+
+def decode_pixels(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None) -> Pixels:
+    """A file as it is in sRGB, upright, for an answer that keeps its colours. Raises as `decode` does."""
+    raster = _raster(data, source, limits, icc)
+    picture = raster.picture
+    rgb = like(picture, np.dstack([picture] * 3)) if picture.ndim == 2 else picture
+    return Pixels(_upright(rgb, raster.orientation), _upright_alpha(raster))
+
+
+def _upright_alpha(raster: _Raster) -> Levels | None:
+    return None if raster.alpha is None else _upright(raster.alpha, raster.orientation)
+
+
+@contextmanager
+def _decoding(source: Source) -> Iterator[None]:
+    """What goes wrong with a file's pixels inside the block is an UnreadableImage."""
+    try:
+        yield
+    except header.BROKEN as error:
+        raise header.unreadable(source, error) from error
+
+
+def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
+    """A JPEG by its Y plane; None for CMYK and RGB files, which have none."""
+    with header.opened(data, "jpeg", limits) as image, _decoding("jpeg"):
+        luma = _jpeg_luma(image, data, icc)
+        if luma is None:
+            return None
+        tone = _jpeg_tone(image, data) if look else None
+        return Photo(_upright(luma, _orientation(image)), None, _jpeg_quality(image), tone)
+
+
+def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _Raster:
+    """The pixels of any file, in sRGB."""
+    if source == "tiff" and header.is_deep(page := header.tiff_page(data, limits)):
+        with _decoding(source):
+            picture, alpha = _deep_tiff(data, page)
+            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+    if source == "heic":
+        heic = header.opened_heic(data, limits)
+        with _decoding(source):
+            picture, alpha = _heic(heic)
+            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+    with header.opened(data, source, limits) as image, _decoding(source):
+        width, height = image.size
+        if image.mode == "CMYK":
+            picture, alpha = _of_ink(image, icc), None
+        else:
+            is_deep = source == "png" and data[24] == 16
+            stored, alpha = _deep_png(image, data) if is_deep else _shallow(image)
+            gamma = image.info.get("gamma") if source == "png" and "srgb" not in image.info else None
+            picture = _managed(stored, icc, gamma)
+        if picture.shape[0] * picture.shape[1] != width * height:
+            raise ValueError("its header says another size")
+        # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
+        return _Raster(picture, alpha, _orientation(image))
+
+
+def _jpeg_luma(image: Image.Image, data: bytes, icc: bytes | None) -> Bytes | None:
+    """The Y plane as it is stored, its profile applied; None for CMYK and RGB files, which have none."""
     if image.mode == "CMYK":
-        return luma_of_rgb(np.asarray(image.convert("RGB")))
+        return None
     try:
         plane = simplejpeg.decode_jpeg(data, "GRAY")
     except ValueError as error:
         if "colorspace" in str(error).lower():
-            return luma_of_rgb(np.asarray(image.convert("RGB")))
+            return None
         if not any(warning in str(error) for warning in HARMLESS_WARNINGS):
             raise
         plane = simplejpeg.decode_jpeg(data, "GRAY", strict=False)
-    return np.asarray(plane[..., 0], np.uint8)
+    luma = np.asarray(plane[..., 0], np.uint8)
+    curve = profiles.curve_of(icc, channels=1 if image.mode == "L" else 3)
+    return luma if curve is None else profiles.apply_curve(luma, curve)
 
 
-def _luma_and_alpha(image: Image.Image) -> tuple[Bytes, Bytes | None]:
+def _jpeg_tone(image: Image.Image, data: bytes) -> Tone:
+    """Of a file that was decoded already."""
+    if image.mode == "L":
+        return "gray"
+    small = simplejpeg.decode_jpeg(
+        data, "RGB", fastdct=True, fastupsample=True, min_height=LOOK_SIDE, min_width=LOOK_SIDE, strict=False
+    )
+    return tone_of_rgb(np.asarray(small, np.uint8))
+
+
+def _tone(picture: Levels) -> Tone:
+    return "gray" if picture.ndim == 2 else tone_of_rgb(picture)
+
+
+def _of_ink(image: Image.Image, icc: bytes | None) -> Bytes:
+    conversion = profiles.conversion_of(icc, channels=4)
+    return np.asarray(image.convert("RGB") if conversion is None else conversion.apply(np.asarray(image)), np.uint8)
+
+
+def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> Levels:
+    """Gray or RGB of a profile, or else of a PNG's gamma, in sRGB. Of 16 bits, only the tone curve is applied."""
+    bits: profiles.Bits = 8 if picture.dtype == np.uint8 else 16
+    channels: Literal[1, 3] = 1 if picture.ndim == 2 else 3
+    curve = None
+    if icc is None:
+        curve = profiles.curve_of_gamma(round(gamma * 100_000), bits=bits) if gamma is not None else None
+    elif bits == 16 or channels == 1:
+        curve = profiles.curve_of(icc, channels=channels, bits=bits)
+    elif conversion := profiles.conversion_of(icc, channels=3):
+        return conversion.apply(np.asarray(picture, np.uint8))
+    return picture if curve is None else profiles.apply_curve(picture, curve)
+
+
+def _deep(data: bytes) -> Words:
+    """16-bit pixels, [H, W] or [H, W, 3 or 4] in the order B, G, R; of RGB, Pillow keeps the upper eight bits only."""
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise ValueError("its 16-bit pixels can't be decoded")
+    return np.asarray(decoded, np.uint16)
+
+
+def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
+    pixels = _deep(data)
+    if pixels.ndim == 2:
+        clear = image.info.get("transparency")
+        return pixels, None if clear is None else np.where(pixels == clear, 0, white(pixels)).astype(np.uint16)
+    picture = pixels[..., 0] if data[25] == PNG_GRAY_ALPHA else pixels[..., 2::-1]
+    return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+
+
+def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
+    pixels = _deep(data)
+    if pixels.ndim == 2:
+        is_inverted = page.number(header.PHOTOMETRIC, 1) == header.INVERTED_GRAY
+        return white(pixels) - pixels if is_inverted else pixels, None
+    has_alpha = pixels.shape[2] == 4 and page.numbers(header.EXTRA_SAMPLES) != [UNSPECIFIED]
+    return np.ascontiguousarray(pixels[..., 2::-1]), np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
+
+
+def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
+    """Pixels of 8 bits, or of 10 and 12 enlarged to 16."""
+    size = image.size
+    pixels: Levels = np.asarray(image)
+    if pixels.shape[1::-1] != tuple(size):
+        raise ValueError("its header says another size")
+    if pixels.ndim == 2:
+        return pixels, None
+    alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
+    picture = pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
+    return np.ascontiguousarray(picture), alpha
+
+
+def _shallow(image: Image.Image) -> tuple[Levels, Levels | None]:
     if image.has_transparency_data:
-        pixels = np.asarray(image.convert("RGBA"))
-        alpha = np.ascontiguousarray(pixels[..., 3])
-        return luma_of_rgb(np.ascontiguousarray(pixels[..., :3])), alpha
-    if image.mode in ("L", "1"):
-        return np.asarray(image.convert("L")), None
-    return luma_of_rgb(np.asarray(image.convert("RGB"))), None
+        is_gray = image.mode == "LA"
+        pixels = np.asarray(image if is_gray else image.convert("RGBA"))
+        picture = pixels[..., 0] if is_gray else pixels[..., :3]
+        return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., -1])
+    return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), None
 
 
-def decode(data: bytes, limits: Limits) -> Photo:
-    """A JPEG, PNG or WebP file as an upright Photo.
-
-    Raises EmptyUpload, UnsupportedType, TooManyPixels, TooManyScans, or UnreadableImage for a damaged file.
-    """
-    format_ = _format(data)
-    if format_ == "jpeg":
-        _check_jpeg_segments(data)
-    with _open(data, format_) as image:
-        _check(image, data, format_, limits)
-        try:
-            if format_ == "jpeg":
-                luma, alpha = _jpeg_luma(image, data), None
-            else:
-                luma, alpha = _luma_and_alpha(image)
-        except (OSError, SyntaxError, ValueError, struct.error) as error:
-            raise _unreadable(format_, error) from error
-        # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
-        orientation = _orientation(image)
-        quality = _jpeg_quality(image) if format_ == "jpeg" else None
-    upright_alpha = None if alpha is None else _upright(alpha, orientation)
-    return Photo(_upright(luma, orientation), upright_alpha, format_, quality)
+def default_format(source: Source, *, has_alpha: bool) -> Format:
+    """What an upload is answered in when nothing is asked for: its own format, or JPEG, or PNG where it has alpha."""
+    if source in FORMATS and source not in SLOW_FORMATS:
+        return source
+    return "png" if has_alpha else "jpeg"
 
 
 def default_quality(photo: Photo) -> int:
@@ -239,39 +323,66 @@ def _even(plane: Bytes) -> Bytes:
     return np.pad(plane, ((0, height % 2), (0, width % 2)), "edge")[:height, :width]
 
 
-def encode_pixels(pixels: Pixels, format_: Format, quality: int) -> bytes:
-    """Any format. A JPEG has no room for alpha: flatten the photo first."""
+def encode_pixels(
+    pixels: Pixels, format_: Format, quality: int, *, avif_options: Mapping[str, bytes] | None = None
+) -> bytes:
+    """Any format. A JPEG has no room for alpha, and only PNG and TIFF have some for 16 bits: `fit` the photo first.
+
+    avif_options: AVIF's encoder takes the metadata; into the others it is written later.
+    """
     if format_ == "jpeg":
         return bytes(simplejpeg.encode_jpeg(pixels.rgb, quality, "RGB", "420"))
+    if format_ == "avif":
+        return _avif(pixels, quality, avif_options or {})
     bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR)
     if pixels.alpha is not None:
         bgr = np.dstack([bgr, pixels.alpha])
-    parameters = [cv2.IMWRITE_WEBP_QUALITY, quality] if format_ == "webp" else []
-    done, data = cv2.imencode(f".{format_}", bgr, parameters)
+    parameters = {"webp": [cv2.IMWRITE_WEBP_QUALITY, quality], "tiff": [cv2.IMWRITE_TIFF_COMPRESSION, TIFF_LZW]}
+    done, data = cv2.imencode(f".{format_}", bgr, parameters.get(format_, []))
     if not done:
         raise RuntimeError(f"OpenCV can't encode {bgr.shape} as {format_}")
     return data.tobytes()
 
 
-def shrink(photo: Photo, max_side: int) -> Photo:
-    """The photo with its longer side at most `max_side` pixels; never enlarged."""
-    height, width = photo.size
-    scale = max_side / max(height, width)
+def _avif(pixels: Pixels, quality: int, blocks: Mapping[str, bytes]) -> bytes:
+    picture = Image.fromarray(pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha]))
+    stream = io.BytesIO()
+    # One thread: photos run beside one another.
+    picture.save(stream, "AVIF", quality=quality, speed=AVIF_SPEED, max_threads=1, **blocks)
+    return stream.getvalue()
+
+
+def fit(photo: Photo, format_: Format, max_side: int | None) -> Photo:
+    """The photo as a format can hold it: its longer side at most `max_side` pixels, never enlarged."""
+    luma = _fit(photo.luma, format_, max_side)
+    alpha = None if photo.alpha is None else _fit(photo.alpha, format_, max_side)
+    if format_ not in ALPHA_FORMATS and alpha is not None:
+        luma, alpha = _on_white(luma, alpha), None
+    return Photo(luma, alpha, photo.quality, photo.tone)
+
+
+def fit_pixels(pixels: Pixels, format_: Format, max_side: int | None) -> Pixels:
+    """The same for a picture in colour."""
+    rgb = _fit(pixels.rgb, format_, max_side)
+    alpha = None if pixels.alpha is None else _fit(pixels.alpha, format_, max_side)
+    if format_ not in ALPHA_FORMATS and alpha is not None:
+        rgb, alpha = _on_white(rgb, alpha[..., np.newaxis]), None
+    return Pixels(rgb, alpha)
+
+
+def _fit(picture: Levels, format_: Format, max_side: int | None) -> Levels:
+    if picture.dtype == np.uint16 and format_ not in DEEP_FORMATS:
+        picture = np.asarray(cv2.convertScaleAbs(picture, alpha=1 / 257), np.uint8)
+    height, width = picture.shape[:2]
+    scale = 1.0 if max_side is None else max_side / max(height, width)
     if scale >= 1:
-        return photo
+        return picture
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-
-    def smaller(plane: Bytes) -> Bytes:
-        return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.uint8)
-
-    alpha = None if photo.alpha is None else smaller(photo.alpha)
-    return Photo(smaller(photo.luma), alpha, photo.format, photo.quality)
+    return like(picture, cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
 
 
-def flatten(photo: Photo) -> Photo:
-    """The photo laid on white where it is transparent, for a format without alpha."""
-    if photo.alpha is None:
-        return photo
-    share = photo.alpha.astype(np.float32) / 255
-    luma = np.rint(255 + (photo.luma.astype(np.float32) - 255) * share).astype(np.uint8)
-    return Photo(luma, None, photo.format, photo.quality)
+def _on_white(picture: Levels, alpha: Levels) -> Levels:
+    """The picture laid on white where it is transparent."""
+    most = white(picture)
+    share = alpha.astype(np.float32) / most
+    return like(picture, np.rint(most + (picture.astype(np.float32) - most) * share))

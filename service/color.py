@@ -12,7 +12,7 @@ A black-and-white photograph's gray value is its luma Y (ITU-R BT.601, the Y of 
 
 from collections.abc import Iterator
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -21,6 +21,10 @@ from numpy.typing import NDArray
 ColorSpace = Literal["lab", "hsv"]
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint16]
+# Stored values: 0..255, or 0..65,535 where a photo has 16 bits a channel.
+Levels = NDArray[np.uint8 | np.uint16]
+L = TypeVar("L", bound=Levels)
 
 COLOR_SPACES: tuple[ColorSpace, ...] = ("lab", "hsv")
 
@@ -44,15 +48,16 @@ REMAP_SIDE = 32_766
 STRIP_PIXELS = 16_384
 
 
-def _lightness_of_luma() -> Floats:
-    gray = np.arange(256) / 255
+def _lightness_of_luma(levels: int) -> Floats:
+    gray = np.arange(levels) / (levels - 1)
     linear = np.where(gray <= 0.04045, gray / 12.92, ((gray + 0.055) / 1.055) ** 2.4)
     f = np.where(linear > 216 / 24389, np.cbrt(linear), (24389 / 27 * linear + 16) / 116)
     return np.maximum(1.16 * f - 0.16, 0).astype(np.float32)
 
 
-# L*/100 of each gray sRGB value 0..255.
-LIGHTNESS_OF_LUMA = _lightness_of_luma()
+# L*/100 of each gray sRGB value, 0..255 and 0..65,535.
+LIGHTNESS_OF_LUMA = _lightness_of_luma(256)
+LIGHTNESS_OF_DEEP_LUMA = _lightness_of_luma(65_536)
 
 
 def _luma_slices() -> tuple[Bytes, Floats, Floats]:
@@ -78,53 +83,65 @@ LUMA_OF_SLICE = (LEAST_OF_SLICE + GREATEST_OF_SLICE) / 2
 LIGHTNESS_OF_SLICE = np.interp(LUMA_OF_SLICE, np.arange(256) / 255, LIGHTNESS_OF_LUMA).astype(np.float32)
 
 
-def _unit(levels: Bytes) -> Floats:
-    return levels.astype(np.float32) / np.float32(255)
+def white(picture: Levels) -> int:
+    """The greatest level that a picture can have: 255 or 65,535."""
+    return int(np.iinfo(picture.dtype).max)
 
 
-def luma_of_rgb(rgb: Bytes) -> Bytes:
-    """BT.601 luma, uint8 [H, W], of an RGB picture, uint8 [H, W, 3]."""
-    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
+def like(picture: L, made: Any) -> L:
+    """An array that OpenCV made of a picture: it has the same type of levels."""
+    return cast("L", np.asarray(made, picture.dtype))
 
 
-def lightness_of_luma(luma: Bytes, color_space: ColorSpace) -> Floats:
+def _unit(picture: Levels) -> Floats:
+    return picture.astype(np.float32) / np.float32(white(picture))
+
+
+def luma_of_rgb(rgb: L) -> L:
+    """BT.601 luma, [H, W], of an RGB picture, uint8 or uint16 [H, W, 3]."""
+    return like(rgb, cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY))
+
+
+def lightness_of_luma(luma: Levels, color_space: ColorSpace) -> Floats:
     """Lightness in 0..1, float32: L*/100 of the gray value for `lab`, the gray value itself for `hsv`."""
-    if color_space == "lab":
-        return np.asarray(cv2.LUT(luma, LIGHTNESS_OF_LUMA.reshape(1, 256)), np.float32)
-    return _unit(luma)
+    if color_space == "hsv":
+        return _unit(luma)
+    if luma.dtype == np.uint16:
+        return np.take(LIGHTNESS_OF_DEEP_LUMA, luma)
+    return np.asarray(cv2.LUT(luma, LIGHTNESS_OF_LUMA.reshape(1, 256)), np.float32)
 
 
-def half(picture: Bytes) -> Bytes:
-    """A picture, uint8 [H, W, ...], at half of each side, rounded up: the size of 4:2:0's colour planes."""
+def half(picture: L) -> L:
+    """A picture, [H, W, ...], at half of each side, rounded up: the size of 4:2:0's colour planes."""
     height, width = picture.shape[:2]
     # By two is a way of its own in OpenCV, and the fastest: an odd side is first made even.
     if height % 2 or width % 2:
-        picture = np.asarray(cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8)
+        picture = like(picture, cv2.copyMakeBorder(picture, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE))
     size = ((width + 1) // 2, (height + 1) // 2)
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return like(picture, cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
 
 
-def _is_halved_first(picture: Bytes, size: int) -> bool:
+def _is_halved_first(picture: Levels, size: int) -> bool:
     """By two is OpenCV's fastest way. What an odd side is given must be little of a cell of the smaller picture."""
     height, width = picture.shape[:2]
     is_even = height % 2 == 0 and width % 2 == 0
     return bool(min(height, width) >= (4 if is_even else 16) * size)
 
 
-def square(picture: Bytes, size: int) -> Bytes:
-    """A picture, uint8 [H, W, ...], as [size, size, ...]: each side shrunk by area, then enlarged bilinearly."""
+def square(picture: L, size: int) -> L:
+    """A picture, [H, W, ...], as [size, size, ...]: each side shrunk by area, then enlarged bilinearly."""
     while _is_halved_first(picture, size):
         picture = half(picture)
     height, width = picture.shape[:2]
     if height > size or width > size:
         shrunk = (min(width, size), min(height, size))
-        picture = np.asarray(cv2.resize(picture, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
+        picture = like(picture, cv2.resize(picture, shrunk, interpolation=cv2.INTER_AREA))
     if picture.shape[:2] == (size, size):
         return picture
-    return np.asarray(cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    return like(picture, cv2.resize(picture, (size, size), interpolation=cv2.INTER_LINEAR))
 
 
-def split(luma: Bytes, color_space: ColorSpace, size: int) -> Floats:
+def split(luma: Levels, color_space: ColorSpace, size: int) -> Floats:
     """The model's input: the whole photo as lightness in 0..1, float32 [1, size, size]."""
     return lightness_of_luma(square(luma, size), color_space)[np.newaxis]
 
@@ -210,8 +227,8 @@ def _into_gamut(least: Floats, greatest: Floats, cb: Floats, cr: Floats) -> tupl
     return cb * scale, cr * scale
 
 
-def _difference_in_gamut(luma: Bytes, x: Floats, y: Floats, color_space: ColorSpace) -> tuple[Floats, Floats]:
-    """Cb and Cr, -0.5..0.5, of pixels with this luma, uint8, and this chroma (x, y)."""
+def _difference_in_gamut(luma: Levels, x: Floats, y: Floats, color_space: ColorSpace) -> tuple[Floats, Floats]:
+    """Cb and Cr, -0.5..0.5, of pixels with this luma and this chroma (x, y)."""
     unit = _unit(luma)
     return _into_gamut(unit, unit, *_color_difference(unit, lightness_of_luma(luma, "lab"), x, y, color_space))
 
@@ -228,7 +245,7 @@ def enlarge(chroma: Floats, height: int, width: int) -> tuple[Floats, Floats]:
     return x, y
 
 
-def _levels(difference: Floats) -> Bytes:
+def _difference_levels(difference: Floats) -> Bytes:
     return (difference * 255 + np.float32(128.5)).astype(np.uint8)
 
 
@@ -251,7 +268,7 @@ def _merge_by_pixels(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tu
     cb, cr = np.empty_like(luma), np.empty_like(luma)
     for rows in _strips(*luma.shape):
         difference = _difference_in_gamut(luma[rows], x[rows], y[rows], color_space)
-        cb[rows], cr[rows] = map(_levels, difference)
+        cb[rows], cr[rows] = map(_difference_levels, difference)
     return cb, cr
 
 
@@ -286,7 +303,9 @@ def _sliced(chroma: Floats, color_space: ColorSpace) -> list[Bytes]:
     planes = (LUMA_OF_SLICE.reshape(-1, 1, 1), LIGHTNESS_OF_SLICE.reshape(-1, 1, 1), *chroma)
     luma, lightness, x, y = (np.asarray(np.broadcast_to(p, (SLICES, rows, columns)), np.float32) for p in planes)
     difference = _into_gamut(least, greatest, *_color_difference(luma, lightness, x, y, color_space))
-    return [np.pad(_levels(plane), ((0, 0), (1, 1), (0, 0)), "edge").reshape(-1, columns) for plane in difference]
+    return [
+        np.pad(_difference_levels(plane), ((0, 0), (1, 1), (0, 0)), "edge").reshape(-1, columns) for plane in difference
+    ]
 
 
 def rgb_of_planes(luma: Bytes, cb: Bytes, cr: Bytes) -> Bytes:
@@ -294,37 +313,38 @@ def rgb_of_planes(luma: Bytes, cb: Bytes, cr: Bytes) -> Bytes:
     return np.asarray(cv2.cvtColor(cv2.merge([luma, cr, cb]), cv2.COLOR_YCrCb2RGB), np.uint8)
 
 
-def rgb_at(luma: Bytes, x: Floats, y: Floats, color_space: ColorSpace) -> Bytes:
-    """RGB, uint8 [..., 3], of pixels with this luma, uint8 [...], and this chroma (x, y), float32 [...] each."""
-    rgb = np.empty((*luma.shape, 3), np.uint8)
+def rgb_at(luma: L, x: Floats, y: Floats, color_space: ColorSpace) -> L:
+    """RGB, [..., 3], of pixels with this luma, uint8 or uint16 [...], and this chroma (x, y), float32 [...] each."""
+    rgb = like(luma, np.empty((*luma.shape, 3), luma.dtype))
     unit = _unit(luma)
     cb, cr = _difference_in_gamut(luma, x, y, color_space)
     _store(rgb, unit + CR_EXCURSION * cr, unit - GREEN_OF_CB * cb - GREEN_OF_CR * cr, unit + CB_EXCURSION * cb)
     return rgb
 
 
-def merge_rgb(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes:
-    """The luma-kept merge at full size: uint8 RGB [H, W, 3] whose BT.601 luma is `luma`, uint8 [H, W].
+def merge_rgb(luma: L, chroma: Floats, color_space: ColorSpace) -> L:
+    """The luma-kept merge at full size: RGB [H, W, 3] whose BT.601 luma is `luma`, uint8 or uint16 [H, W].
 
-    chroma: float32 [2, s, s]. Computed in float32 and rounded once: the reference for the faster ways.
+    chroma: float32 [2, s, s]. Computed in float32 and rounded once: the way of 16 bits, and the reference for the
+    faster ways.
     """
     height, width = luma.shape
     x, y = enlarge(chroma, height, width)
-    rgb = np.empty((height, width, 3), np.uint8)
+    rgb = like(luma, np.empty((height, width, 3), luma.dtype))
     for rows in _strips(height, width):
         rgb[rows] = rgb_at(luma[rows], x[rows], y[rows], color_space)
     return rgb
 
 
-def merge_literal(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes:
-    """The merge of the tutorials, uint8 RGB [H, W, 3]: L*ab or HSV to RGB, out-of-gamut values clipped.
+def merge_literal(luma: L, chroma: Floats, color_space: ColorSpace) -> L:
+    """The merge of the tutorials, RGB [H, W, 3]: L*ab or HSV to RGB, out-of-gamut values clipped.
 
     The photo's gray value is taken for V (`hsv`) or turned into L* (`lab`); the luma of the answer differs
     from it wherever there is colour (`hsv`) or clipping (`lab`).
     """
     height, width = luma.shape
     x, y = enlarge(chroma, height, width)
-    rgb = np.empty((height, width, 3), np.uint8)
+    rgb = like(luma, np.empty((height, width, 3), luma.dtype))
     for rows in _strips(height, width):
         lightness = lightness_of_luma(luma[rows], color_space)
         if color_space == "lab":
@@ -334,6 +354,7 @@ def merge_literal(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> Bytes
     return rgb
 
 
-def _store(rgb: Bytes, red: Floats, green: Floats, blue: Floats) -> None:
+def _store(rgb: Levels, red: Floats, green: Floats, blue: Floats) -> None:
+    most = white(rgb)
     for channel, values in enumerate((red, green, blue)):
-        rgb[..., channel] = np.clip(values * 255 + 0.5, 0, 255)
+        rgb[..., channel] = np.clip(values * most + 0.5, 0, most)

@@ -1,5 +1,6 @@
 """The way of one photo, whoever calls: decode, split, predict, merge, encode."""
 
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -7,15 +8,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import codec, color, metadata
+from service import codec, color, header, metadata
 from service.catalog import Catalog, Model
-from service.color import Floats
-from service.photo import MEDIA_TYPES, Format, Photo, Pixels, Planes
-from service.problems import ClientGone, DeadlineExceeded
+from service.color import Bytes, Floats
+from service.metadata import Metadata
+from service.photo import FORMATS, MEDIA_TYPES, Format, Photo, Pixels, Planes, Source, Tone
+from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
 from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Of a photo's way, as `Answer.seconds` has them.
+STAGES = ("decode", "queue", "infer", "merge", "encode")
+# Photos beside it may be done then.
+RETRY_AFTER_S = 5
 
 
 class Options(BaseModel):
@@ -23,15 +33,34 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str | None = Field(None, description="a name from `GET /models`; by default the one marked there")
+    model: str | None = Field(
+        None, description="a name from `GET /models`; by default the one marked there", examples=["compact"]
+    )
     format: Format | None = Field(
-        None, description="format of the answer; by default what `Accept` alone asks for, else that of the upload"
+        None,
+        description="format of the answer; by default what `Accept` alone asks for, else that of the upload where it is"
+        " one of these and not AVIF, which is slow, else JPEG (PNG for a photo with alpha)",
+        examples=["png"],
     )
     quality: int | None = Field(
-        None, ge=1, le=100, description="of a JPEG or WebP answer; by default a JPEG's own, at least 85, else 92"
+        None,
+        ge=1,
+        le=100,
+        description="of a JPEG, WebP or AVIF answer; by default a JPEG's own, at least 85, else 92",
+        examples=[90],
     )
-    strength: float = Field(1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own")
-    max_side: int | None = Field(None, ge=1, description="shrinks the answer to this longer side, pixels")
+    strength: float = Field(
+        1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own", examples=[1.3]
+    )
+    max_side: int | None = Field(
+        None, ge=1, description="shrinks the answer to this longer side, pixels", examples=[1600]
+    )
+    if_color: Literal["recolor", "keep", "reject"] | None = Field(
+        None,
+        description="what becomes of a photo that is in colour already: `recolor` colours it anew, `keep` answers it as"
+        " it came, `reject` is a 422; photos in one tone, as sepia, count as black-and-white. When given, the header"
+        " `X-Tomau-Input` says what the photo was; by default nobody looks, which is quicker, and all are coloured",
+    )
     metadata: Literal["keep", "strip"] = Field(
         "keep",
         description="`keep` carries captions, dates, places and the like over; `strip` drops them. That the colours are"
@@ -46,18 +75,30 @@ class Options(BaseModel):
 class Answer:
     """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode.
 
+    model, device: None for a photo that was in colour and kept so. tone: what the upload was, where that was asked for.
     `begun` are the times of `time.monotonic` when the stages began, without the queue; pixels are those of the photo as
     it came, and as it is answered.
     """
 
     data: bytes
     media_type: str
-    model: str
-    device: str
+    model: str | None
+    device: str | None
     seconds: dict[str, float]
+    tone: Tone | None = None
     begun: dict[str, float] = field(default_factory=dict)
     pixels_in: int = 0
     pixels_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """What came, what it says beside its pixels, and what is wanted of it."""
+
+    data: bytes
+    source: Source
+    said: Metadata
+    options: Options
 
 
 class _Way:
@@ -76,9 +117,16 @@ class _Way:
         started = time.monotonic()
         if self.deadline is not None and started >= self.deadline:
             raise DeadlineExceeded(f"time was up before the photo's {name}")
-        self.begun[name] = started
-        yield
-        self.seconds[name] = time.monotonic() - started
+        self.begun.setdefault(name, started)
+        try:
+            yield
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            log.warning("no memory for a photo's %s: %s", name, error)
+            detail = f"there is no memory left for the photo's {name}"
+            raise OutOfMemory(detail, retry_after=RETRY_AFTER_S) from error
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 
 class Colorizer:
@@ -86,7 +134,7 @@ class Colorizer:
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self.catalog = catalog
-        self._limits = codec.Limits(settings.max_pixels, settings.max_side)
+        self._limits = header.Limits(settings.max_pixels, settings.max_side)
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
         self._cores = threading.BoundedSemaphore(settings.cores)
 
@@ -105,41 +153,69 @@ class Colorizer:
         """
         way = _Way(deadline, cancelled)
         model = self.catalog.get(options.model)
+        with self._cores, way.stage("decode"):
+            source = header.source_of(data)
+            upload = _Upload(data, source, metadata.read(data, source), options)
+            look = options.if_color is not None
+            photo = codec.decode(data, source, self._limits, icc=upload.said.icc, look=look)
+        if photo.tone == "color" and options.if_color == "reject":
+            raise ColorPhoto("the photo is in colour already", field="if_color")
+        if photo.tone == "color" and options.if_color == "keep":
+            with self._cores:
+                return self._kept(upload, photo, way)
+        return self._coloured(upload, photo, model, way)
+
+    def _coloured(self, upload: _Upload, photo: Photo, model: Model, way: _Way) -> Answer:
+        options = upload.options
         space = model.contract.color_space
         with self._cores, way.stage("decode"):
-            photo = codec.decode(data, self._limits)
-            said = metadata.read(data, photo.format)
             pixels_in = photo.luma.size
-            format_ = options.format or photo.format
-            if options.max_side is not None:
-                photo = codec.shrink(photo, options.max_side)
+            format_ = options.format or codec.default_format(upload.source, has_alpha=photo.alpha is not None)
+            photo = codec.fit(photo, format_, options.max_side)
             codec.check_size(*photo.size, format_)
-            if format_ == "jpeg":
-                photo = codec.flatten(photo)
             lightness = color.split(photo.luma, space, model.contract.input_size)
         chroma = self._predict(model, lightness, way) * options.strength
         with self._cores:
             with way.stage("merge"):
                 merged = _merge(photo, chroma, space, format_, options.merge)
             with way.stage("encode"):
-                quality = options.quality or codec.default_quality(photo)
-                coloured = (
-                    codec.encode_planes(merged, quality)
-                    if isinstance(merged, Planes)
-                    else codec.encode_pixels(merged, format_, quality)
-                )
-                said = _for_answer(said, photo, model, options)
-                coloured = metadata.write(coloured, format_, said)
+                said = _for_answer(upload, photo.size, model)
+                coloured = _encode(merged, format_, options.quality or codec.default_quality(photo), said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
         return Answer(
-            coloured, MEDIA_TYPES[format_], name, model.device, way.seconds, way.begun, pixels_in, photo.luma.size
+            coloured,
+            MEDIA_TYPES[format_],
+            name,
+            model.device,
+            way.seconds,
+            photo.tone,
+            way.begun,
+            pixels_in,
+            photo.luma.size,
         )
+
+    def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> Answer:
+        """The upload itself, or as an uncoloured answer where its options ask for a change."""
+        options, source = upload.options, upload.source
+        seconds = dict.fromkeys(STAGES, 0.0)
+        if not _asks_for_change(options, source, photo):
+            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds | way.seconds, photo.tone, way.begun)
+        with way.stage("decode"):
+            pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
+            format_ = options.format or codec.default_format(source, has_alpha=photo.alpha is not None)
+            pixels = codec.fit_pixels(pixels, format_, options.max_side)
+            height, width, _ = pixels.rgb.shape
+            codec.check_size(height, width, format_)
+        with way.stage("encode"):
+            said = _for_answer(upload, (height, width), None)
+            encoded = _encode(pixels, format_, options.quality or codec.default_quality(photo), said)
+        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds | way.seconds, photo.tone, way.begun)
 
     def warm(self) -> None:
         """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
         ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
-        for format_ in MEDIA_TYPES:
+        for format_ in FORMATS:
             photo = codec.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, codec.QUALITY)
             for model in self.catalog.fresh:
                 self.colorize(photo, Options(model=model.contract.name))
@@ -157,15 +233,34 @@ def _merge(
 ) -> Planes | Pixels:
     if merge == "literal":
         return Pixels(color.merge_literal(photo.luma, chroma, space), photo.alpha)
+    if photo.luma.dtype == np.uint16:
+        return Pixels(color.merge_rgb(photo.luma, chroma, space), photo.alpha)
+    luma: Bytes = np.asarray(photo.luma, np.uint8)
     if format_ == "jpeg":
-        return Planes(photo.luma, *color.merge_planes(color.half(photo.luma), chroma, space))
-    cb, cr = color.merge_planes(photo.luma, chroma, space)
-    return Pixels(color.rgb_of_planes(photo.luma, cb, cr), photo.alpha)
+        return Planes(luma, *color.merge_planes(color.half(luma), chroma, space))
+    return Pixels(color.rgb_of_planes(luma, *color.merge_planes(luma, chroma, space)), photo.alpha)
 
 
-def _for_answer(said: metadata.Metadata, photo: Photo, model: Model, options: Options) -> metadata.Metadata:
+def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metadata) -> bytes:
+    if isinstance(merged, Planes):
+        encoded = codec.encode_planes(merged, quality)
+    else:
+        encoded = codec.encode_pixels(merged, format_, quality, avif_options=metadata.avif_options(said))
+    return metadata.write(encoded, format_, said)
+
+
+def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:
+    return (
+        options.format not in (None, source)
+        or options.quality is not None
+        or options.metadata == "strip"
+        or (options.max_side is not None and options.max_side < max(photo.size))
+    )
+
+
+def _for_answer(upload: _Upload, size: tuple[int, int], model: Model | None) -> Metadata:
     """What the upload said beside its pixels, as it is true of the answer."""
-    height, width = photo.size
-    kept = said if options.metadata == "keep" else metadata.strip(said)
-    contract = model.contract
-    return metadata.for_answer(kept, width=width, height=height, model=contract.name, version=contract.version)
+    height, width = size
+    kept = upload.said if upload.options.metadata == "keep" else metadata.strip(upload.said)
+    name, version = (None, None) if model is None else (model.contract.name, model.contract.version)
+    return metadata.for_answer(kept, width=width, height=height, model=name, version=version)

@@ -1,4 +1,4 @@
-"""What a file says beside its pixels, read from and written into JPEG, PNG and WebP. No picture is decoded.
+"""What a file says beside its pixels, read from any format. No picture is decoded.
 
 Kept: EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments, density. Read but never written: the colour
 profile, since answers are sRGB. Not read at all, since they would no longer be true of the answer: thumbnails, further
@@ -11,10 +11,11 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
-from service import segments, xmp
-from service.photo import Format
+from service import heif, iptc, segments, tiff
+from service.photo import Source
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +24,6 @@ MAX_BLOCK = 4 * MIB
 # Packets of an image editor that lists every ancestor of a picture; they are read element by element.
 MAX_XMP = 2 * MIB
 MAX_COMMENTS = 1000
-MAX_RESOURCES = 1000
-MAX_DENSITY = 65_535
 
 APP0, APP1, APP2, APP13, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 JFIF, EXIF, XMP = b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -33,11 +32,6 @@ XMP_KEYWORD = "XML:com.adobe.xmp"
 # How ImageMagick, and others after it, put blocks into a PNG: as hexadecimal text.
 RAW_PROFILE = "Raw profile type "
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-RESOURCE_KINDS = (b"8BIM", b"MeSa", b"AgHg", b"PHUT", b"DCSR")
-IPTC_RESOURCE = 0x0404
-# Two kinds of thumbnail; the profile; copies of EXIF and XMP, which nobody would put right.
-STALE_RESOURCES = frozenset({1033, 1036, 1039, 1058, 1059, 1060})
-PER_METRE = {"inch": 0.0254, "centimetre": 0.01, "metre": 1.0}
 JFIF_UNITS: tuple[Literal["shape", "inch", "centimetre"], ...] = ("shape", "inch", "centimetre")
 
 
@@ -77,15 +71,24 @@ class Metadata:
     icc: bytes | None = None
 
 
-def read(data: bytes, format_: Format) -> Metadata:
+def read(data: bytes, source: Source) -> Metadata:
     """The metadata of a file of that format. Never raises: what can't be read is left out."""
-    match format_:
+    match source:
         case "jpeg":
             found = _read_jpeg(data)
         case "png":
             found = _read_png(data)
         case "webp":
             found = _read_webp(data)
+        case "tiff":
+            found = _read_tiff(data)
+        case "avif" | "heic":
+            blocks = heif.read(data)
+            found = Metadata(exif=blocks.exif, xmp=blocks.xmp, icc=blocks.icc)
+        case "bmp":
+            found = Metadata(density=_bmp_density(data))
+        case "gif":
+            found = Metadata(comments=_plain_comments(segments.gif_comments(data)))
     return _bounded(found)
 
 
@@ -127,17 +130,18 @@ def _read_jpeg(data: bytes) -> Metadata:
     return Metadata(
         exif=blocks.get(EXIF),
         xmp=blocks.get(XMP),
-        iptc=_resources(b"".join(resources)),
-        comments=_jpeg_comments(comments),
+        iptc=iptc.kept(b"".join(resources)),
+        comments=_plain_comments(comments),
         density=_jfif_density(blocks.get(JFIF, b"")),
         icc=_profile(profile),
     )
 
 
-def _jpeg_comments(bodies: list[bytes]) -> tuple[Comment, ...]:
-    """The comments of a JPEG; all of them together may have `MAX_BLOCK` bytes."""
-    ends = itertools.accumulate(len(body) for body in bodies)
-    kept = [body for body, end in zip(bodies, ends, strict=True) if end <= MAX_BLOCK]
+def _plain_comments(bodies: Iterable[bytes]) -> tuple[Comment, ...]:
+    """The comments of a JPEG or GIF; all of them together may have `MAX_BLOCK` bytes."""
+    whole = list(bodies)
+    ends = itertools.accumulate(len(body) for body in whole)
+    kept = [body for body, end in zip(whole, ends, strict=True) if end <= MAX_BLOCK]
     return _few([Comment("Comment", body.decode("utf-8", "surrogateescape")) for body in kept])
 
 
@@ -150,27 +154,6 @@ def _profile(parts: dict[int, bytes]) -> bytes | None:
         log.debug("a colour profile with missing parts is left out")
         return None
     return b"".join(parts[number][1:] for number in range(1, count + 1))
-
-
-def _resources(data: bytes) -> bytes | None:
-    """Photoshop's image resources as they are, but for those that would no longer be true; up to the first damage."""
-    kept = []
-    position = 0
-    for _ in range(MAX_RESOURCES):
-        if data[position : position + 4] not in RESOURCE_KINDS or position + 12 > len(data):
-            break
-        name_end = position + 7 + data[position + 6]
-        name_end += name_end % 2 != position % 2
-        if name_end + 4 > len(data):
-            break
-        (size,) = struct.unpack_from(">I", data, name_end)
-        end = name_end + 4 + size
-        if end > len(data):
-            break
-        if int.from_bytes(data[position + 4 : position + 6]) not in STALE_RESOURCES:
-            kept.append(data[position:end] + bytes(size % 2))
-        position = end + size % 2
-    return b"".join(kept) or None
 
 
 def _density(x: int, y: int, unit: Literal["inch", "centimetre", "metre", "shape"]) -> Density | None:
@@ -282,10 +265,8 @@ def _raw_profile(texts: dict[str, str], name: str) -> bytes | None:
 
 def _iptc_of_text(texts: dict[str, str]) -> bytes | None:
     block = _without(PHOTOSHOP, _raw_profile(texts, "8bim") or _raw_profile(texts, "iptc"))
-    if block and block[0] == 0x1C:
-        # IPTC-IIM alone, without the resource that holds it in a JPEG.
-        block = struct.pack(">4sHHI", b"8BIM", IPTC_RESOURCE, 0, len(block)) + block + bytes(len(block) % 2)
-    return _resources(block) if block else None
+    # IPTC-IIM may stand alone, without the resource that holds it in a JPEG.
+    return iptc.kept(iptc.resource_of(block) if block[:1] == iptc.IIM_START else block) if block else None
 
 
 def _png_density(body: bytes) -> Density | None:
@@ -302,95 +283,37 @@ def _read_webp(data: bytes) -> Metadata:
     return Metadata(exif=_without(EXIF, blocks.get(b"EXIF")), xmp=blocks.get(b"XMP "), icc=blocks.get(b"ICCP"))
 
 
-def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
-    """The encoded picture with the metadata, as far as its format has a place for it; the pixels stay as they are.
-
-    encoded: from one of our encoders, so without metadata. The profile is never written.
-    """
-    match format_:
-        case "jpeg":
-            return segments.jpeg_with(_with_jfif_density(encoded, metadata.density), _jpeg_parts(metadata))
-        case "png":
-            return segments.png_with(encoded, _png_parts(metadata))
-        case "webp":
-            if metadata.iptc or metadata.comments:
-                log.debug("a WebP has no place for IPTC and comments")
-            return segments.webp_with(encoded, metadata.exif, metadata.xmp)
-
-
-def _jpeg_parts(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
-    if metadata.exif:
-        yield from _fitting(APP1, EXIF + metadata.exif)
-    if metadata.xmp:
-        packets = (metadata.xmp, xmp.without_padding(metadata.xmp), metadata.spare_xmp or b"")
-        room = segments.SEGMENT_BYTES - len(XMP)
-        packet = next((packet for packet in packets if len(packet) <= room), b"")
-        if packet:
-            yield APP1, XMP + packet
-        if packet is not packets[0]:
-            log.debug("an XMP packet of %d bytes does not fit into a JPEG as it is", len(metadata.xmp))
-    step = segments.SEGMENT_BYTES - len(PHOTOSHOP)
-    resources = metadata.iptc or b""
-    for start in range(0, len(resources), step):
-        yield APP13, PHOTOSHOP + resources[start : start + step]
-    for comment in metadata.comments:
-        text = comment.text if comment.keyword == "Comment" else f"{comment.keyword}: {comment.text}"
-        yield from _fitting(COM, text.encode("utf-8", "surrogateescape"))
+def _read_tiff(data: bytes) -> Metadata:
+    block = tiff.compact(data)
+    found = tiff.values(data, (tiff.XMP, tiff.IPTC, tiff.PHOTOSHOP, tiff.ICC))
+    resources = iptc.kept(found.get(tiff.PHOTOSHOP, b"")) or b""
+    iim = found.get(tiff.IPTC, b"")
+    if iim.startswith(iptc.IIM_START) and iptc.iim_of(resources) is None:
+        resources += iptc.resource_of(iim)
+    return Metadata(
+        exif=block,
+        xmp=found.get(tiff.XMP),
+        iptc=resources,
+        density=_tiff_density(block) if block else None,
+        icc=found.get(tiff.ICC),
+    )
 
 
-def _fitting(marker: int, body: bytes) -> Iterator[tuple[int, bytes]]:
-    if len(body) <= segments.SEGMENT_BYTES:
-        yield marker, body
-    else:
-        log.debug("%d bytes do not fit into a segment of a JPEG and are left out", len(body))
+def _tiff_density(block: bytes) -> Density | None:
+    found = tiff.resolution(block)
+    if found is None:
+        return None
+    x, y, unit = found
+    if unit == tiff.NO_UNIT:
+        return _density(round(x), round(y), "shape")
+    if x.denominator == y.denominator == 1:
+        return _density(int(x), int(y), "inch" if unit == tiff.INCH else "centimetre")
+    metre = 100 if unit == tiff.CENTIMETRE else 1 / Fraction("0.0254")
+    return _density(round(x * metre), round(y * metre), "metre")
 
 
-def _with_jfif_density(encoded: bytes, density: Density | None) -> bytes:
-    if density is None or encoded[6:11] != JFIF:
-        return encoded
-    unit, x, y = density.unit, density.x, density.y
-    if unit == "metre":
-        unit, x, y = "inch", round(x * PER_METRE["inch"]), round(y * PER_METRE["inch"])
-    if not (1 <= x <= MAX_DENSITY and 1 <= y <= MAX_DENSITY):
-        log.debug("a density that a JPEG has no room for is left out")
-        return encoded
-    return encoded[:13] + struct.pack(">BHH", JFIF_UNITS.index(unit), x, y) + encoded[18:]
-
-
-def _png_parts(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
-    density = metadata.density
-    if density is not None:
-        metre = PER_METRE.get(density.unit, 1.0)
-        sides = (min(2**31 - 1, round(side / metre)) for side in (density.x, density.y))
-        yield b"pHYs", struct.pack(">IIB", *sides, density.unit != "shape")
-    if metadata.exif:
-        yield b"eXIf", metadata.exif
-    if metadata.xmp:
-        yield b"iTXt", XMP_KEYWORD.encode() + b"\0\0\0\0\0" + metadata.xmp
-    if metadata.iptc:
-        yield b"zTXt", _text_of_iptc(metadata.iptc)
-    for comment in metadata.comments:
-        yield _png_text(comment)
-
-
-def _text_of_iptc(resources: bytes) -> bytes:
-    """The resources as ImageMagick, ExifTool and others read them from a PNG, which has no chunk for them."""
-    lines = resources.hex(",", -36).replace(",", "\n")
-    text = f"\niptc\n{len(resources):8}\n{lines}\n"
-    return f"{RAW_PROFILE}iptc".encode() + b"\0\0" + zlib.compress(text.encode())
-
-
-def _png_text(comment: Comment) -> tuple[bytes, bytes]:
-    keyword = comment.keyword.encode("latin-1", "replace")
-    # A JPEG's comment that is not UTF-8 has no declared encoding; Latin-1 is a PNG's own.
-    raw = comment.text.encode("utf-8", "surrogateescape")
-    text = comment.text if _is_unicode(comment.text) else raw.decode("latin-1")
-    text = text.rstrip("\0").replace("\0", " ")
-    if comment.language or comment.translated or max(text, default="") > "\xff":
-        middle = f"{comment.language}\0{comment.translated}\0".encode()
-        return b"iTXt", keyword + b"\0\0\0" + middle + text.encode()
-    return b"tEXt", keyword + b"\0" + text.encode("latin-1")
-
-
-def _is_unicode(text: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+def _bmp_density(data: bytes) -> Density | None:
+    if len(data) < 54 or struct.unpack_from("<I", data, 14)[0] < 40:
+        return None
+    x, y = struct.unpack_from("<ii", data, 38)
+    return _density(max(0, x), max(0, y), "metre")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import onnxruntime as ort
@@ -86,13 +86,27 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
     Bytes are parsed with Python's lock held, and nothing else goes on for so long: 1.5 s for 370 MB, where a file holds
     others up for 15 ms (seen with ORT 1.31).
     """
-    if not hasattr(os, "memfd_create"):
+    file = _written(model)
+    if file is None:
         yield model
         return
-    with os.fdopen(os.memfd_create("model"), "wb") as file:
-        file.write(model)
-        file.flush()
+    with file:
         yield f"/proc/self/fd/{file.fileno()}"
+
+
+def _written(model: bytes) -> BinaryIO | None:
+    """None where there are no files in memory, or none of that size may be made."""
+    if not hasattr(os, "memfd_create"):
+        return None
+    file = os.fdopen(os.memfd_create("model"), "wb", buffering=0)
+    try:
+        view = memoryview(model)
+        while view:
+            view = view[file.write(view) :]
+    except OSError:
+        file.close()
+        return None
+    return file
 
 
 class Loader:

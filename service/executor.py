@@ -28,6 +28,10 @@ PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExec
 GRAPH, NO_GRAPH = "1", "-1"
 
 
+# Beyond every colour space, and far from where float32 overflows on the way to RGB.
+LARGEST_CHROMA = 10_000.0
+
+
 class EngineError(RuntimeError):
     """A model could not be loaded on the device that was asked for, or answered nonsense."""
 
@@ -48,13 +52,14 @@ class Place:
 
 
 def _check_shape(shape: tuple[int, ...], batch: int, name: str) -> None:
-    if len(shape) != 4 or shape[:2] != (batch, 2):
+    if len(shape) != 4 or shape[:2] != (batch, 2) or 0 in shape:
         raise EngineError(f"model {name} answered the shape {shape}, not [{batch}, 2, s, s]")
 
 
 def _check_values(chroma: Floats, name: str) -> Floats:
-    if not np.isfinite(chroma).all():
-        raise EngineError(f"model {name} answered values that are not finite")
+    largest = np.abs(chroma).max()
+    if not largest < LARGEST_CHROMA:  # not even when it is NaN
+        raise EngineError(f"model {name} answered values that are not finite, or no colours: {largest:g}")
     return chroma
 
 

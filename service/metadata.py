@@ -8,9 +8,10 @@ import logging
 from dataclasses import replace
 
 from service import exif, xmp
-from service.embedded import Comment, Density, Metadata, read, write
+from service.embedded import Comment, Density, Metadata, read
+from service.embedding import avif_options, write
 
-__all__ = ["Comment", "Density", "Metadata", "for_answer", "read", "strip", "write"]
+__all__ = ["Comment", "Density", "Metadata", "avif_options", "for_answer", "read", "strip", "write"]
 
 log = logging.getLogger(__name__)
 

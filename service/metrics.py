@@ -64,7 +64,7 @@ STAGE_SECONDS = Series(
     ("stage",),
     "Seconds that coloured photos took in each stage: " + ", ".join(STAGES) + ".",
 )
-PHOTOS = Series("tomau_photos_total", "counter", ("model",), "Photos coloured.")
+PHOTOS = Series("tomau_photos_total", "counter", ("model",), "Photos answered; `model` is empty for those kept.")
 PIXELS = Series(
     "tomau_photo_pixels_total",
     "counter",
@@ -210,8 +210,10 @@ class Metrics:
         self._stages[stage].observe(seconds)
 
     def photo(self, answer: "Answer", uploaded: int) -> None:
-        """Counts a coloured photo, of so many bytes as it came, and its stages."""
-        self._photos.labels(answer.model.partition("/")[0]).inc()
+        """Counts a photo, of so many bytes as it came, and its stages; of one that was kept, only that it was."""
+        self._photos.labels((answer.model or "").partition("/")[0]).inc()
+        if answer.model is None:
+            return
         self._pixels_in.inc(answer.pixels_in)
         self._pixels_out.inc(answer.pixels_out)
         self._bytes_in.inc(uploaded)

@@ -1,25 +1,30 @@
 """What a photo is inside the service."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-from service.color import Bytes
+from service.color import Bytes, Levels
 
-Format = Literal["jpeg", "png", "webp"]
-MEDIA_TYPES: dict[Format, str] = {"jpeg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
+# What answers are given in, and what may be uploaded.
+Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
+Source = Literal["jpeg", "png", "webp", "tiff", "avif", "heic", "bmp", "gif"]
+Tone = Literal["gray", "toned", "color"]
+
+FORMATS: tuple[Format, ...] = get_args(Format)
+MEDIA_TYPES: dict[Source, str] = {source: f"image/{source}" for source in get_args(Source)}
 
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """An uploaded photo, upright: luma, uint8 [H, W], alpha likewise if it has any, and how it came.
+    """An uploaded photo, upright: its luma in sRGB, uint8 or uint16 [H, W], alpha likewise if it has any.
 
-    `quality` is that of its JPEG, 1..100, None for other formats.
+    `quality` is that of its JPEG, 1..100, None for other sources. `tone` is None when nobody asked for it.
     """
 
-    luma: Bytes
-    alpha: Bytes | None
-    format: Format
-    quality: int | None
+    luma: Levels
+    alpha: Levels | None
+    quality: int | None = None
+    tone: Tone | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,7 +44,7 @@ class Planes:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A coloured photo as RGB, uint8 [H, W, 3], with its alpha, uint8 [H, W], if it has any."""
+    """A picture as RGB, uint8 or uint16 [H, W, 3], with its alpha, [H, W] likewise, if it has any."""
 
-    rgb: Bytes
-    alpha: Bytes | None
+    rgb: Levels
+    alpha: Levels | None

@@ -1,11 +1,14 @@
 """The HTTP surface."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -13,15 +16,16 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.types import Receive
 
-from service import telemetry
+from service import access, openapi, telemetry
 from service.admission import Places, Receiving
+from service.album import Album, AlbumResponse, Turns
 from service.colorizer import Answer, Colorizer, Options
 from service.metrics import Metrics
-from service.photo import MEDIA_TYPES, Format
-from service.problems import Draining, InvalidOption
+from service.photo import FORMATS, MEDIA_TYPES, Format
+from service.problems import Draining, InvalidOption, Overloaded, Problem
 from service.reload import Reloader
 from service.settings import Settings
-from service.upload import receive
+from service.upload import left_by_batches, receive, receive_batch
 from service.workers import Workers
 
 router = APIRouter()
@@ -38,7 +42,10 @@ class State:
         self.reloader = Reloader(colorizer, settings, metrics)
         self.uploads = Places("uploads", settings.max_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
+        self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
+        self.batches = Places("batches", settings.max_uploads)
+        self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
         self.draining = False
         catalog.watch(metrics.batch)
         metrics.watch(self)
@@ -97,59 +104,15 @@ class Live(BaseModel):
     status: Literal["alive"] = "alive"
 
 
-class ProblemDocument(BaseModel):
-    """An RFC 9457 problem."""
-
-    type: str
-    title: str
-    status: int
-    code: str = Field(description="stable; what a program should look at")
-    detail: str
-    instance: str
-    field: str | None = Field(None, description="what the problem is about")
-    limit: float | None = Field(None, description="the limit that was passed")
-
-
-PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
-
-
-def _problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    return {int(status[1:]): {"description": text, "content": PROBLEM} for status, text in descriptions.items()}
-
-
-def _option_schemas() -> dict[str, dict[str, Any]]:
-    schemas: dict[str, dict[str, Any]] = Options.model_json_schema()["properties"]
-    return schemas
-
-
-COLORIZE_DOCS = {
-    "parameters": [
-        {"name": name, "in": "query", "schema": schema, "description": schema.get("description", "")}
-        for name, schema in _option_schemas().items()
-    ],
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": {"type": "string", "format": "binary"}, **_option_schemas()},
-                }
-            },
-            "image/*": {"schema": {"type": "string", "format": "binary"}},
-        },
-    },
-}
-
-
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
     """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
-    names = [name for name, _ in query]
-    for name in names:
-        if names.count(name) > 1:
+    times = Counter(name for name, _ in query)
+    for name, count in times.items():
+        if count > 1:
             raise InvalidOption("the option is given twice", field=name[:80])
     try:
+        # What the query overrules must be right, too.
+        Options.model_validate(form)
         options = Options.model_validate({**form, **dict(query)})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -166,7 +129,7 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
 def _accepted(accept: str) -> Format | None:
     """The one format that an Accept header asks for, when it asks for just one and nothing more."""
     types = {part.split(";")[0].strip().lower() for part in accept.split(",")}
-    wanted = [format_ for format_, media_type in MEDIA_TYPES.items() if types == {media_type}]
+    wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
     return wanted[0] if wanted else None
 
 
@@ -180,47 +143,101 @@ async def _hung_up(stream: Receive) -> None:
     summary="Colour a photo",
     response_class=Response,
     responses={
-        200: {
-            "description": "The coloured image",
-            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in MEDIA_TYPES.values()},
-        },
-        **_problems(
+        200: openapi.COLORED,
+        **openapi.problems(
             _400="Unreadable image or broken body",
             _404="Unknown model",
             _408="Upload too slow",
             _413="Too many bytes or pixels",
             _415="Not a supported image",
-            _422="Invalid option",
+            _422="Invalid option, or a photo in colour with `if_color=reject`",
+            _500="A fault of the service",
             _503="Overloaded or stopping; see Retry-After",
             _504="Not done in time",
         ),
     },
-    openapi_extra=COLORIZE_DOCS,
+    openapi_extra=openapi.request(openapi.BINARY, **{"image/*": {"schema": openapi.BINARY}}),
 )
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
     started = time.monotonic()
+    state.unread.take(0)  # nothing, but no photo is begun when there is no room for its answer
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         received = time.monotonic()
         accept = request.headers.get("accept", "")
         options = options_of(request.query_params.multi_items(), upload.fields, accept)
-        deadline = received + state.settings.deadline_s
-        answer = await state.workers.run(
-            partial(_colorize, state, upload.data, options, received, deadline),
-            deadline=deadline,
-            gone=partial(_hung_up, request.receive),
-        )
+        answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
     state.metrics.stage("receive", seconds["receive"])
     telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
-    headers = {
-        "X-Tomau-Model": answer.model,
-        "X-Tomau-Device": answer.device,
-        "Server-Timing": telemetry.server_timing(seconds),
-    }
+    facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
+    headers = {name: value for name, value in facts.items() if value is not None}
+    headers["Server-Timing"] = telemetry.server_timing(seconds)
     return Response(answer.data, media_type=answer.media_type, headers=headers)
+
+
+@router.post(
+    "/colorize/batch",
+    summary="Colour several photos",
+    response_class=Response,
+    responses={
+        200: openapi.ZIP,
+        **openapi.problems(
+            _400="Broken body",
+            _404="Unknown model",
+            _408="Upload too slow",
+            _413="Too many photos, or too many bytes together",
+            _415="Not a form",
+            _422="Invalid option, or no photo",
+            _500="A fault of the service",
+            _503="Overloaded or stopping; see Retry-After",
+        ),
+    },
+    openapi_extra=openapi.request({"type": "array", "items": openapi.BINARY, "minItems": 1}),
+)
+async def colorize_batch(request: Request, state: Shared) -> Response:
+    """Send each photo as a multipart field `file`; options, for all of them, as query parameters or form fields.
+
+    A photo that can't be coloured is a problem in the report, and nothing to the others.
+    """
+    with ExitStack() as inside:
+        state.batches.take()
+        inside.callback(state.batches.give_back)
+        leave = left_by_batches(state.settings)
+        receiving = inside.enter_context(Receiving(state.uploads, state.upload_bytes, leave=leave))
+        upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
+        receiving.complete()
+        options = options_of(request.query_params.multi_items(), upload.fields, accept="")
+        state.colorizer.catalog.get(options.model)
+        colour = partial(_coloured_of_batch, state=state, options=options)
+        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink)
+        return AlbumResponse(album, inside.pop_all(), state.settings.deadline_s)
+
+
+async def _coloured_of_batch(data: bytes, state: State, options: Options) -> Answer:
+    """Its failure is counted here: the request, whatever becomes of one photo, succeeds."""
+    try:
+        return await _coloured(data, state, options, _never)
+    except Problem as problem:
+        if not isinstance(problem, Overloaded):
+            state.metrics.drop(problem.code)
+        raise
+
+
+async def _never() -> None:
+    """A batch watches its client itself, and cancels what is inside."""
+    await asyncio.Event().wait()
+
+
+async def _coloured(data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]]) -> Answer:
+    """A whole photo takes its place, and has the deadline's time from now."""
+    received = time.monotonic()
+    deadline = received + state.settings.deadline_s
+    return await state.workers.run(
+        partial(_colorize, state, data, options, received, deadline), deadline=deadline, gone=gone
+    )
 
 
 def _colorize(
@@ -267,7 +284,7 @@ async def livez() -> Live:
     return Live()
 
 
-@router.get("/readyz", summary="Can it take a photo?", responses=_problems(_503="Stopping, or stuck"))
+@router.get("/readyz", summary="Can it take a photo?", responses=openapi.problems(_503="Stopping, or stuck"))
 async def readyz(state: Shared) -> Ready:
     """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
     if obstacle := state.obstacle():
@@ -294,10 +311,12 @@ async def root() -> RedirectResponse:
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
     """The OpenAPI page; its assets come from this service, so it needs no network."""
-    return get_swagger_ui_html(
+    page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="tomau",
         swagger_js_url="docs/assets/swagger-ui-bundle.js",
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon-32x32.png",
     )
+    page.headers["Content-Security-Policy"] = access.page_policy(bytes(page.body).decode())
+    return page

@@ -1,4 +1,4 @@
-"""The containers: which segments and chunks a JPEG, PNG or WebP file holds beside its pixels, and how to add some.
+"""The containers: which segments and chunks a JPEG, PNG, WebP or GIF file holds beside its pixels, and how to add some.
 
 Nothing here knows what is inside them. Walks are bounded, and end where a file is damaged.
 """
@@ -75,6 +75,29 @@ def webp_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes,
     for kind, start, end in webp_chunks(data):
         if kind in wanted and end <= len(data):
             yield kind, data[start:end]
+
+
+def gif_comments(data: bytes) -> Iterator[bytes]:
+    """The comments of a GIF that stand before its picture."""
+    if len(data) < 13:
+        return
+    # Behind the header there may be a palette; a block has parts of up to 255 bytes, the last one empty.
+    position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
+    parts: list[bytes] = []
+    is_comment = False
+    for _ in range(MAX_CHUNKS):
+        if not parts:
+            if data[position : position + 1] != b"!":
+                return
+            is_comment = data[position + 1 : position + 2] == b"\xfe"
+            position += 2
+        size = int.from_bytes(data[position : position + 1])
+        parts.append(data[position + 1 : position + 1 + size])
+        position += 1 + size
+        if not size:
+            if is_comment:
+                yield b"".join(parts)
+            parts = []
 
 
 def jpeg_with(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -37,7 +37,7 @@ def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
 class Settings(BaseSettings):
     """The service's settings; the variable of a field is `TOMAU_` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -47,6 +47,16 @@ class Settings(BaseSettings):
         None,
         pattern="^https?://",
         description="OpenTelemetry collector that gets spans, as `http://collector:4318`; needs `tomau[otel]`",
+    )
+
+    api_keys: SecretStr | None = Field(
+        None, description="keys, comma separated; one is needed for every call but `/livez` and `/readyz`"
+    )
+    api_keys_file: Path | None = Field(
+        None, description="file of further keys, one a line, read at start; what follows a `#` is a comment"
+    )
+    cors_origins: str | None = Field(
+        None, description="origins whose web pages may call, as `https://example.org,http://localhost:3000`, or `*`"
     )
 
     models: Path = Field(SHIPPED_MODELS, description="folder of the .onnx models")
@@ -81,6 +91,8 @@ class Settings(BaseSettings):
     max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
     max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
     max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
+    max_batch_photos: int = Field(100, ge=1, description="photos a batch upload")
+    max_batch_bytes: int = Field(500 * MIB, ge=1, description="bytes of all photos of a batch upload")
     max_photos: int | None = Field(
         None,
         ge=1,
@@ -94,8 +106,20 @@ class Settings(BaseSettings):
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
     upload_grace_s: float = Field(5.0, ge=0, description="seconds before an upload's rate is looked at")
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
+    max_connections: int = Field(
+        1000, ge=1, description="connections at once; on more only /livez, /readyz and /metrics are answered"
+    )
+    write_s: float = Field(
+        30.0, gt=0, description="seconds in which a client has to take a byte of its answer, else it is dropped"
+    )
+    max_unread_bytes: int = Field(
+        512 * MIB, ge=1, description="when answers not read yet have so many bytes, no more photos are taken for now"
+    )
     deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
     drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
+    drain_batch_s: float = Field(
+        300.0, ge=0, description="seconds that batch uploads inside may take to finish when the service stops"
+    )
     stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import STOPPED, Metrics
-from service.problems import ClientGone, InternalError, Problem
+from service.problems import ClientGone, InternalError, OutOfMemory, Problem
 from service.tracing import RequestSpan, Tracer, parse_traceparent
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,9 @@ TRACE_HEADER = b"traceparent"
 # Where a request's exchange is in its scope.
 EXCHANGE = "tomau.exchange"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+# They log pieces of what a client sent: tags of a photo, bytes of a form.
+LIBRARIES_THAT_QUOTE = ("PIL", "python_multipart")
 
 # What a client that is refused may still send before it is cut off.
 DRAIN_BYTES = 64 << 20
@@ -69,6 +72,8 @@ def set_up_logging(level: str, format_: Literal["text", "json"] = "text") -> Non
     handler.setFormatter(_JsonFormatter() if format_ == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    for library in LIBRARIES_THAT_QUOTE:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def server_timing(seconds: Mapping[str, float]) -> str:
@@ -114,6 +119,9 @@ class Telemetry:
             await self.app(scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.refuse(problem)
+        except MemoryError:
+            log.exception("not enough memory")
+            await exchange.refuse(OutOfMemory("the service has no memory left for the request", retry_after=5))
         except Exception:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))

@@ -1,4 +1,4 @@
-"""Receives one photo: a multipart form or a bare body, in memory, counted while it streams."""
+"""Receives photos, in memory, counted while they stream: one of a form or a bare body, or several of a form."""
 
 import asyncio
 import time
@@ -15,16 +15,20 @@ from service.problems import (
     ClientGone,
     InvalidOption,
     MissingFile,
+    Problem,
     TooManyBytes,
+    TooManyPhotos,
     UnsupportedType,
     UploadTooSlow,
 )
 from service.settings import Settings
 
-# What a form may have beside its photo: boundaries, part headers, options.
+FORM = b"multipart/form-data"
+# What a form may have beside its photos: boundaries, part headers, options.
 FORM_OVERHEAD = 64 * 1024
+PHOTO_OVERHEAD = 1024
 MAX_FIELD_BYTES = 1024
-MAX_PARTS = 32
+MAX_FIELDS = 32
 
 
 @dataclass(slots=True)
@@ -35,14 +39,74 @@ class Upload:
     fields: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class SentPhoto:
+    """A photo of a form: the name it was sent with, and its bytes, or why they were thrown away."""
+
+    name: str
+    data: bytes = b""
+    problem: Problem | None = None
+
+
+@dataclass(slots=True)
+class BatchUpload:
+    """The photos of a form, in the order they came, and its other fields."""
+
+    photos: list[SentPhoto]
+    fields: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """Of one request: its photos, their bytes together, and what its body may have beside them."""
+
+    photos: int
+    bytes: int
+    overhead: int
+    is_batch: bool
+
+    @property
+    def body(self) -> int:
+        return self.bytes + self.overhead
+
+    def too_many_bytes(self) -> TooManyBytes:
+        who = "the photos of a batch together" if self.is_batch else "a photo"
+        return TooManyBytes(f"{who} may have {self.bytes:,} bytes", field="file", limit=self.bytes)
+
+
+def _photo_limits(settings: Settings, overhead: int = 0) -> _Limits:
+    return _Limits(1, settings.max_bytes, overhead, is_batch=False)
+
+
+def _batch_limits(settings: Settings) -> _Limits:
+    photos = settings.max_batch_photos
+    most = min(settings.max_batch_bytes, settings.max_upload_bytes)
+    return _Limits(photos, most, FORM_OVERHEAD + PHOTO_OVERHEAD * photos, is_batch=True)
+
+
+def left_by_batches(settings: Settings) -> int:
+    """How many of the bytes of all uploads no batch takes, so that single photos find some."""
+    return max(0, settings.max_upload_bytes - _batch_limits(settings).body)
+
+
 class _Body:
     """The request's body, chunk by chunk, with a least rate and a greatest size."""
 
-    def __init__(self, receive: Receive, receiving: Receiving, settings: Settings, limit: int) -> None:
+    def __init__(
+        self,
+        request: Mapping[str, str],
+        receive: Receive,
+        receiving: Receiving,
+        settings: Settings,
+        limits: _Limits,
+    ) -> None:
+        length = request.get("content-length", "0")
+        if length.isdecimal() and int(length) > limits.body:
+            raise limits.too_many_bytes()
         self._receive = receive
         self._receiving = receiving
         self._settings = settings
-        self._limit = limit
+        self._limits = limits
         self._started = time.monotonic()
         self._bytes = 0
         self._more = True
@@ -59,8 +123,8 @@ class _Body:
         chunk: bytes = message.get("body", b"")
         self._more = message.get("more_body", False)
         self._bytes += len(chunk)
-        if self._bytes > self._limit:
-            raise too_many_bytes(self._settings)
+        if self._bytes > self._limits.body:
+            raise self._limits.too_many_bytes()
         self._receiving.grow(len(chunk))
         return chunk
 
@@ -80,31 +144,32 @@ class _Body:
             ) from None
 
 
-def too_many_bytes(settings: Settings) -> TooManyBytes:
-    """The refusal of a photo that is too large."""
-    return TooManyBytes(f"a photo may have {settings.max_bytes:,} bytes", field="file", limit=settings.max_bytes)
-
-
 class _Form:
-    """The callbacks of the multipart parser: collects the photo and the small fields."""
+    """The callbacks of the multipart parser: collects the photos and the small fields.
 
-    def __init__(self, boundary: bytes, settings: Settings) -> None:
+    A photo too large ends the form. Of a batch only its bytes are thrown away, and the others go on.
+    """
+
+    def __init__(self, boundary: bytes, receiving: Receiving, settings: Settings, limits: _Limits) -> None:
+        self._receiving = receiving
         self._settings = settings
-        self._parts = 0
+        self._limits = limits
         self._header_name = bytearray()
         self._header_value = bytearray()
         self._headers: dict[bytes, bytes] = {}
         self._name = ""
+        self._options = 0
         # Parts of the chunks as they came, joined once: a value that grew would be copied again and again.
         self._value: list[memoryview] = []
         self._bytes = 0
+        self._photo_bytes = 0
         self.ended = False
-        self.file: list[memoryview] | None = None
+        self.photos: list[SentPhoto] = []
         self.fields: dict[str, str] = {}
         self.parser = MultipartParser(
             boundary,
             {
-                "on_part_begin": self._part_begin,
+                "on_part_begin": self._headers.clear,
                 "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
                 "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
                 "on_header_end": self._header_end,
@@ -115,62 +180,101 @@ class _Form:
             },
         )
 
-    def _part_begin(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise BrokenUpload(f"a form may have {MAX_PARTS} parts", limit=MAX_PARTS)
-        self._headers = {}
-
     def _header_end(self) -> None:
         self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
         self._header_name.clear()
         self._header_value.clear()
 
     def _headers_finished(self) -> None:
-        _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-        self._name = options.get(b"name", b"").decode("utf-8", "replace")
+        _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        self._name = parameters.get(b"name", b"").decode("utf-8", "replace")
+        self._bytes = 0
         if self._name == "file":
-            if self.file is not None:
-                raise MissingFile("the form has more than one `file`", field="file", limit=1)
-            self.file = self._value = []
-        elif b"filename" in options:
+            self._begin_photo(parameters.get(b"filename", b""))
+        elif b"filename" in parameters:
             raise InvalidOption(f"the form's file is named {self._name!r:.80}, not `file`", field=self._name[:80])
         else:
-            self._value = []
-        self._bytes = 0
+            self._begin_option()
+
+    def _begin_photo(self, name: bytes) -> None:
+        most = self._limits.photos
+        if len(self.photos) >= most:
+            if self._limits.is_batch:
+                raise TooManyPhotos(f"a batch may have {most:,} photos", field="file", limit=most)
+            raise MissingFile("the form has more than one `file`; /colorize/batch takes several", field="file", limit=1)
+        self.photos.append(SentPhoto(_text(name)))
+
+    def _begin_option(self) -> None:
+        self._options += 1
+        if self._options > MAX_FIELDS:
+            raise BrokenUpload(f"a form may have {MAX_FIELDS} options", limit=MAX_FIELDS)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
-        limit = self._settings.max_bytes if self._name == "file" else MAX_FIELD_BYTES
         self._bytes += end - start
-        if self._bytes > limit:
-            if self._name == "file":
-                raise too_many_bytes(self._settings)
-            raise InvalidOption(f"an option may have {limit} bytes", field=self._name[:80], limit=limit)
         self._value.append(memoryview(data)[start:end])
+        if self._name == "file":
+            self._check_photo(end - start)
+        elif self._bytes > MAX_FIELD_BYTES:
+            detail = f"an option may have {MAX_FIELD_BYTES} bytes"
+            raise InvalidOption(detail, field=self._name[:80], limit=MAX_FIELD_BYTES)
+
+    def _check_photo(self, came: int) -> None:
+        self._photo_bytes += came
+        if self._photo_bytes > self._limits.bytes:
+            raise self._limits.too_many_bytes()
+        if self._bytes > self._settings.max_bytes:
+            self.photos[-1].problem = _photo_limits(self._settings).too_many_bytes()
+            self._receiving.shrink(sum(map(len, self._value)))
+            self._value.clear()
 
     def _part_end(self) -> None:
+        value = b"".join(self._value)
+        self._value.clear()
         if self._name == "file":
+            self.photos[-1].data = value
             return
         if self._name in self.fields:
             raise InvalidOption("the option is given twice", field=self._name[:80])
-        self.fields[self._name] = b"".join(self._value).decode("utf-8", "replace")
+        self.fields[self._name] = value.decode("utf-8", "replace")
 
     def _end(self) -> None:
         self.ended = True
 
 
-async def _receive_form(body: _Body, boundary: bytes, settings: Settings) -> Upload:
+def _text(name: bytes) -> str:
+    """UTF-8, or else the code page of an old client; this one takes any bytes."""
     try:
-        form = _Form(boundary, settings)
+        return name.decode("utf-8")
+    except UnicodeDecodeError:
+        return name.decode("latin-1")
+
+
+async def _receive_form(
+    body: _Body, boundary: bytes | None, receiving: Receiving, settings: Settings, limits: _Limits
+) -> _Form:
+    if not boundary:
+        raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
+    try:
+        form = _Form(boundary, receiving, settings, limits)
         async for chunk in body:
             form.parser.write(chunk)
     except FormParserError as error:
         raise BrokenUpload(f"the multipart form can't be parsed: {error}") from error
     if not form.ended:
         raise BrokenUpload("the multipart form breaks off before its last boundary")
-    if form.file is None:
+    if not form.photos:
         raise MissingFile("the form has no `file`", field="file")
-    return Upload(b"".join(form.file), form.fields)
+    return form
+
+
+def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
+    """The body's media type, and the boundary of a form."""
+    declared = request.get("content-type", "")
+    if len(declared) > MAX_FIELD_BYTES:
+        # Parsing it takes quadratic time.
+        raise BrokenUpload(f"the Content-Type may have {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
+    kind, parameters = parse_options_header(declared)
+    return kind, parameters.get(b"boundary")
 
 
 async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings) -> Upload:
@@ -179,19 +283,31 @@ async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiv
     Raises TooManyBytes (from Content-Length where there is one), UploadTooSlow, BrokenUpload, MissingFile,
     InvalidOption, UnsupportedType for a body that is neither a form nor an image, and ClientGone.
     """
-    kind, parameters = parse_options_header(request.get("content-type", ""))
-    is_form = kind == b"multipart/form-data"
+    kind, boundary = _type(request)
+    is_form = kind == FORM
     if not is_form and kind and kind != b"application/octet-stream" and not kind.startswith(b"image/"):
         raise UnsupportedType(
             "send the photo as multipart/form-data in a field `file`, or as a bare body of a type image/*"
         )
-    limit = settings.max_bytes + (FORM_OVERHEAD if is_form else 0)
-    length = request.get("content-length", "0")
-    if length.isdecimal() and int(length) > limit:
-        raise too_many_bytes(settings)
-    body = _Body(stream, receiving, settings, limit)
+    limits = _photo_limits(settings, FORM_OVERHEAD if is_form else 0)
+    body = _Body(request, stream, receiving, settings, limits)
     if not is_form:
         return Upload(b"".join([chunk async for chunk in body]))
-    if not parameters.get(b"boundary"):
-        raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
-    return await _receive_form(body, parameters[b"boundary"], settings)
+    form = await _receive_form(body, boundary, receiving, settings, limits)
+    return Upload(form.photos[0].data, form.fields)
+
+
+async def receive_batch(
+    request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings
+) -> BatchUpload:
+    """Receives several photos. One that is too large comes as its problem, without its bytes.
+
+    Raises TooManyPhotos, TooManyBytes for all of them together, and what `receive` does for a form.
+    """
+    kind, boundary = _type(request)
+    if kind != FORM:
+        raise UnsupportedType("send the photos as multipart/form-data, each in a field `file`")
+    limits = _batch_limits(settings)
+    body = _Body(request, stream, receiving, settings, limits)
+    form = await _receive_form(body, boundary, receiving, settings, limits)
+    return BatchUpload(form.photos, form.fields)

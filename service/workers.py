@@ -6,6 +6,7 @@ import itertools
 import math
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class Workers:
         self.places = places
         self.max_wait = max_wait
         self._waiting: dict[int, float] = {}
-        self._pool = ThreadPoolExecutor(count, "photo")
+        self._pool = _started(count)
         self._started: dict[int, float] = {}
         self._numbers = itertools.count()
 
@@ -100,6 +101,13 @@ class Workers:
             self._waiting.pop(number, None)
             try:
                 return context.run(held.pop(), cancelled)
+            except Exception as error:
+                _let_go(error)
+                raise
+            except BaseException as error:
+                _let_go(error)
+                # It would end the event loop's task, too: SystemExit, for one.
+                raise RuntimeError(f"a worker was to end: {error!r}") from error
             finally:
                 del self._started[number]
 
@@ -123,9 +131,35 @@ class Workers:
         started = list(self._started.values())
         return time.monotonic() - max(started) if len(started) >= self.count else 0.0
 
+    @property
+    def busy(self) -> int:
+        """How many workers have a photo."""
+        return len(self._started)
+
     def stop(self) -> None:
         """Lets running photos end, drops waiting ones."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _started(count: int) -> ThreadPoolExecutor:
+    """A pool whose threads all run: one that can't be started is a fault now, and not of a photo later."""
+    pool = ThreadPoolExecutor(count, "photo")
+    together = threading.Barrier(count)
+    try:
+        list(pool.map(lambda _: together.wait(), range(count)))
+    except RuntimeError as error:
+        together.abort()
+        pool.shutdown(wait=False)
+        raise OSError(f"{count} worker threads can't be started: {error}") from error
+    return pool
+
+
+def _let_go(error: BaseException) -> None:
+    """Frees what the frames of a failed photo hold: its planes would stay until the next collection of cycles."""
+    linked: BaseException | None = error
+    while linked is not None:
+        traceback.clear_frames(linked.__traceback__)
+        linked = linked.__cause__ or linked.__context__
 
 
 def _forget(answer: asyncio.Future[T]) -> None:

@@ -14,6 +14,7 @@ import cv2
 import httpx
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 import skimage.data
 from onnx import TensorProto, helper, numpy_helper
@@ -74,6 +75,57 @@ def unrunnable_model() -> bytes:
     return model.SerializeToString()
 
 
+# The gray, 0..255, of an even photo that the moody model fails on; each stands in one of its bands of mean lightness.
+HANGS, ANSWERS_NAN, RAISES, ANSWERS_ANOTHER_SHAPE = 255, 232, 204, 177
+MOODY = """
+<ir_version: 10, opset_import: ["": 18]>
+moody (float[batch, 1, 32, 32] lightness) => (float[batch, 2, h, w] chroma)
+<float weight = {25}, float zero = {0}, float one = {1}, bool go_on = {1}, int64 for_ever = {1099511627776},
+ int64[4] shape = {0, 2, 8, 8}, int64[4] unfit = {0, 0, 1, 0}, int64[4] other = {0, -1, 8, 0},
+ float a = {0.97}, float b = {0.95}, float c = {0.9}, float d = {0.85}, float e = {0.8}, float f = {0.75},
+ float g = {0.7}>
+{
+    mean = ReduceMean <keepdims = 0> (lightness)
+    small = AveragePool <kernel_shape = [4, 4], strides = [4, 4]> (lightness)
+    one_plane = Mul (small, weight)
+    tinted = Concat <axis = 1> (one_plane, one_plane)
+    hangs = Greater (mean, a)
+    under_b = Less (mean, b)
+    over_c = Greater (mean, c)
+    is_nan = And (under_b, over_c)
+    under_d = Less (mean, d)
+    over_e = Greater (mean, e)
+    raises = And (under_d, over_e)
+    under_f = Less (mean, f)
+    over_g = Greater (mean, g)
+    reshapes = And (under_f, over_g)
+    nan = Div (zero, zero)
+    factor = Where (is_nan, nan, one)
+    perhaps_nan = Mul (tinted, factor)
+    hangs_int = Cast <to = 7> (hangs)
+    trips = Mul (hangs_int, for_ever)
+    late = Loop (trips, go_on, zero) <body = turn (int64 number, bool going, float value)
+        => (bool still, float next) { still = Identity (going) next = Mul (value, value) }>
+    perhaps_late = Add (perhaps_nan, late)
+    raises_int = Cast <to = 7> (raises)
+    by_raises = Mul (raises_int, unfit)
+    reshapes_int = Cast <to = 7> (reshapes)
+    by_reshapes = Mul (reshapes_int, other)
+    almost = Add (shape, by_raises)
+    last = Add (almost, by_reshapes)
+    chroma = Reshape (perhaps_late, last)
+}
+"""
+
+
+def moody_model(facts: Contract) -> bytes:
+    """A graph that answers a gray's chroma, but fails, each in its own way, on the photos named above."""
+    model = onnx.parser.parse_model(MOODY)
+    helper.set_model_props(model, facts.to_metadata())
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `lab` model, named as the default one, and an `hsv` one."""
@@ -125,6 +177,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def environment_of(**settings: object) -> dict[str, str]:
+    """That of this process, with these settings of the service and no others."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
+    return environment | {f"TOMAU_{key.upper()}": str(value) for key, value in settings.items() if value is not None}
+
+
 class Server:
     """A `tomau serve` of its own."""
 
@@ -151,17 +209,15 @@ Serve = Callable[..., "contextmanager[Server]"]
 
 @pytest.fixture(scope="session")
 def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """A function that starts a server with settings of its own, as a context manager."""
+    """A function that starts a server with settings of its own, as a context manager; `shell` is how it is called."""
 
     @contextmanager
-    def start(**settings: object) -> Iterator[Server]:
+    def start(*, shell: str = 'exec "$@"', **settings: object) -> Iterator[Server]:
         port = free_port()
         log = tmp_path_factory.mktemp("server") / "log"
-        changed = {"MODELS": models, "PORT": port, **settings}
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
-        environment |= {f"TOMAU_{key.upper()}": str(value) for key, value in changed.items() if value is not None}
+        environment = environment_of(**{"models": models, "port": port, **settings})
         with log.open("wb") as output:
-            command = [str(Path(sys.executable).with_name("tomau")), "serve"]
+            command = ["sh", "-c", shell, "sh", str(Path(sys.executable).with_name("tomau")), "serve"]
             process = subprocess.Popen(command, env=environment, stderr=output, stdout=output)
         server = Server(process, port, log)
         try:

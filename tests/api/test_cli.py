@@ -55,9 +55,11 @@ def test_what_can_not_be_done_is_said_in_a_line(
     assert said.count("\n") == 1
 
 
-def test_models_and_settings_are_listed(tomau, models: Path) -> None:
+def test_models_settings_and_errors_are_listed(tomau, models: Path) -> None:
     listed = tomau("models")
     assert "* compact 1  lab  32 px" in listed
     assert hashlib.sha256((models / "warm.onnx").read_bytes()).hexdigest() in listed
     assert f"| `TOMAU_MODELS` | `{models}` |" in tomau("settings")
+    assert "| 401 | `missing_key` |" in tomau("errors")
+    assert "| tiff | `image/tiff` | 8, 16 of a 16-bit photo |" in tomau("formats")
     assert tomau("--version").startswith("tomau ")

@@ -4,6 +4,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.colorizer import Options
 from tests.conftest import decoded, encoded, luma
 
 
@@ -106,15 +107,7 @@ def test_the_docs_need_no_network(client: httpx.Client) -> None:
         assert len(client.get(f"/docs/assets/{asset}").content) > 500
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/colorize", "/models", "/livez", "/readyz"} <= set(paths)
-    assert {p["name"] for p in paths["/colorize"]["post"]["parameters"]} == {
-        "model",
-        "format",
-        "quality",
-        "strength",
-        "max_side",
-        "metadata",
-        "merge",
-    }
+    assert {p["name"] for p in paths["/colorize"]["post"]["parameters"]} == set(Options.model_fields)
 
 
 def test_request_ids(client: httpx.Client, jpeg: bytes) -> None:

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.conftest import Serve, contract, encoded, tint_model
+from tests.conftest import Serve, contract, encoded, environment_of, tint_model
 
 
 def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, astronaut: np.ndarray) -> None:
@@ -41,6 +41,16 @@ def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, a
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "cuda"}, "cuda"),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEVICE": "abacus"}, "TOMAU_DEVICE: "),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"PORT": "99999"}, "TOMAU_PORT: "),
+        (
+            {"compact.onnx": tint_model(contract(name="compact"), (1, 1))},
+            {"HOST": "203.0.113.9"},
+            "can't listen on 203.0.113.9:0: cannot assign requested address",
+        ),
+        (
+            {"compact.onnx": tint_model(contract(name="compact"), (1, 1))},
+            {"HOST": "no.such.host.invalid"},
+            "can't listen on no.such.host.invalid:0: ",
+        ),
     ],
 )
 def test_what_can_not_be_served_is_said_in_a_line(
@@ -50,7 +60,7 @@ def test_what_can_not_be_served_is_said_in_a_line(
         pytest.skip("there is a GPU")
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    environment = {"TOMAU_MODELS": str(tmp_path), **{f"TOMAU_{key}": value for key, value in settings.items()}}
+    environment = environment_of(models=tmp_path, **{"PORT": 0, **settings})
     command = [str(Path(sys.executable).with_name("tomau")), "serve"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
@@ -60,9 +70,10 @@ def test_what_can_not_be_served_is_said_in_a_line(
 
 def test_a_port_that_is_taken_is_said(serve: Serve) -> None:
     with serve() as server:
-        environment = {"TOMAU_MODELS": str(Path(server.log).parent), "TOMAU_PORT": str(server.port)}
+        environment = environment_of(models=server.log.parent, port=server.port)
         (Path(server.log).parent / "compact.onnx").write_bytes(tint_model(contract(name="compact"), (1, 1)))
         command = [str(Path(sys.executable).with_name("tomau")), "serve"]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
-        assert ended.returncode != 0
-        assert "address already in use" in ended.stderr
+        assert ended.returncode == 1
+        where = f"can't listen on 127.0.0.1:{server.port}: address already in use"
+        assert ended.stderr.splitlines()[-1] == f"tomau: TOMAU_HOST and TOMAU_PORT: {where}"

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -120,6 +121,22 @@ def test_no_request_is_a_problem_too(project: Project) -> None:
     )
     assert "400 Bad Request" in ended.stdout
     assert '"code":"invalid_request"' in ended.stdout
+
+
+def test_a_head_that_is_too_long_is_a_problem_too(gateway: httpx.Client) -> None:
+    answer = gateway.get("/models", headers={"X-Long": "x" * 40_000})
+    assert answer.status_code == 431
+    assert problem_of(answer) == "head_too_large"
+
+
+def test_a_batch_comes_back_through_the_gateway(gateway: httpx.Client, jpeg: bytes) -> None:
+    files = [("file", (f"{number}.jpg", jpeg, "image/jpeg")) for number in range(5)]
+    answer = gateway.post("/colorize/batch", files=files)
+    assert answer.status_code == 200, answer.text
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        photos = [archive.read(name) for name in archive.namelist() if name.endswith(".jpg")]
+    assert len(photos) == len(files)
+    assert all(np.abs(luma(photo) - luma(jpeg)).mean() < 1 for photo in photos)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"])

@@ -5,10 +5,12 @@ import threading
 from pathlib import Path
 
 import pytest
+import uvicorn
 
 from service import app
 from service.problems import ClientGone
 from service.routes import State
+from service.server import Server
 from service.settings import Settings
 
 
@@ -51,3 +53,22 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
         asyncio.run(scene())
     assert codes == [app.EXIT_STUCK]
     assert "all 2 workers are stuck" in caplog.text
+
+
+@pytest.mark.parametrize(("batches", "seconds"), [(0, 7), (1, 60)])
+def test_a_batch_has_longer_to_finish_than_a_photo(
+    models: Path, monkeypatch: pytest.MonkeyPatch, batches: int, seconds: int
+) -> None:
+    settings = Settings(models=models, device="cpu", deadline_s=2, drain_batch_s=60)
+    served = app.create_app(settings)
+    state: State = served.state.tomau
+    server = Server(served, settings)
+    given = []
+
+    async def shutdown(self: uvicorn.Server, sockets: object = None) -> None:
+        given.append(self.config.timeout_graceful_shutdown)
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+    state.batches.take(batches)
+    asyncio.run(server.shutdown())
+    assert given == [seconds]

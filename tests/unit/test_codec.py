@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service import codec, color
-from service.photo import Pixels, Planes
+from service import codec, color, header
+from service.photo import Photo, Pixels, Planes
 from service.problems import (
     EmptyUpload,
     InvalidOption,
@@ -19,7 +19,11 @@ from service.problems import (
 )
 from tests.conftest import decoded, encoded, luma
 
-LIMITS = codec.Limits(max_pixels=100_000_000, max_side=65_500)
+LIMITS = header.Limits(max_pixels=100_000_000, max_side=65_500)
+
+
+def decode(data: bytes, limits: header.Limits = LIMITS, **options: object) -> Photo:
+    return codec.decode(data, header.source_of(data), limits, **options)  # type: ignore[arg-type]
 
 
 def png_header(width: int, height: int, depth: int = 8) -> bytes:
@@ -40,9 +44,8 @@ def jpeg_with_size(data: bytes, width: int, height: int) -> bytes:
 
 
 def test_luma_of_a_gray_jpeg_is_its_only_plane(jpeg: bytes) -> None:
-    photo = codec.decode(jpeg, LIMITS)
+    photo = decode(jpeg)
     np.testing.assert_array_equal(photo.luma, np.asarray(Image.open(io.BytesIO(jpeg))))
-    assert photo.format == "jpeg"
     assert photo.alpha is None
 
 
@@ -52,26 +55,26 @@ def test_luma_of_a_color_jpeg_is_its_y_plane(astronaut: np.ndarray, subsampling:
     data = encoded(astronaut, "JPEG", quality=90, subsampling=subsampling, progressive=progressive)
     image = Image.open(io.BytesIO(data))
     image.draft("L", image.size)
-    np.testing.assert_allclose(codec.decode(data, LIMITS).luma, np.asarray(image), atol=1)
+    np.testing.assert_allclose(decode(data).luma, np.asarray(image), atol=1)
 
 
 def test_luma_of_a_cmyk_jpeg(astronaut: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(astronaut).convert("CMYK").save(buffer, "JPEG", quality=95)
     expected = color.luma_of_rgb(astronaut).astype(int)
-    assert np.abs(codec.decode(buffer.getvalue(), LIMITS).luma - expected).mean() < 3
+    assert np.abs(decode(buffer.getvalue()).luma - expected).mean() < 3
 
 
 def test_luma_of_an_rgb_jpeg(astronaut: np.ndarray) -> None:
     data = encoded(astronaut, "JPEG", quality=95, keep_rgb=True)
     expected = color.luma_of_rgb(astronaut).astype(int)
-    assert np.abs(codec.decode(data, LIMITS).luma - expected).mean() < 2
+    assert np.abs(decode(data).luma - expected).mean() < 2
 
 
 @pytest.mark.parametrize("format_", ["PNG", "WEBP"])
 def test_lossless_pixels_become_luma(astronaut: np.ndarray, format_: str) -> None:
     data = encoded(astronaut, format_, lossless=True)
-    np.testing.assert_array_equal(codec.decode(data, LIMITS).luma, color.luma_of_rgb(astronaut))
+    np.testing.assert_array_equal(decode(data).luma, color.luma_of_rgb(astronaut))
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
@@ -82,7 +85,7 @@ def test_png_modes(astronaut: np.ndarray, mode: str) -> None:
     image = image.convert(mode)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    photo = codec.decode(buffer.getvalue(), LIMITS)
+    photo = decode(buffer.getvalue())
     expected = np.asarray(image.convert("RGB").convert("L")).astype(int)
     assert np.abs(photo.luma - expected).max() <= 1
     assert (photo.alpha is not None) == (mode in ("LA", "RGBA"))
@@ -99,7 +102,7 @@ def test_one_transparent_colour_is_kept(mode: str) -> None:
     image.putpixel((0, 0), nothing)
     buffer = io.BytesIO()
     image.save(buffer, "PNG", transparency=nothing)
-    photo = codec.decode(buffer.getvalue(), LIMITS)
+    photo = decode(buffer.getvalue())
     assert photo.alpha is not None
     assert photo.alpha[0, 0] == 0
     assert photo.alpha[1, 1] == 255
@@ -113,7 +116,7 @@ def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int
     options = {"quality": 95} if format_ == "JPEG" else {"lossless": True}
     data = encoded(gray, format_, exif=exif, **options)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L"))
-    photo = codec.decode(data, LIMITS)
+    photo = decode(data)
     np.testing.assert_allclose(photo.luma, expected, atol=1)
 
 
@@ -122,18 +125,18 @@ def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int
 def test_an_orientation_that_is_none(gray: np.ndarray, format_: str, value: float) -> None:
     entry = struct.pack("<HHIf", codec.ORIENTATION_TAG, 11, 1, value)
     block = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
-    assert codec.decode(encoded(gray, format_, exif=block), LIMITS).luma.shape == gray.shape
+    assert decode(encoded(gray, format_, exif=block)).luma.shape == gray.shape
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_block_is_no_orientation(gray: np.ndarray) -> None:
     data = encoded(gray, "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff\x12")
-    assert codec.decode(data, LIMITS).luma.shape == gray.shape
+    assert decode(data).luma.shape == gray.shape
 
 
 @pytest.mark.parametrize("quality", [1, 10, 25, 49, 50, 51, 75, 85, 90, 95, 99, 100])
 def test_a_jpegs_quality_is_found_again(gray: np.ndarray, quality: int) -> None:
-    found = codec.decode(encoded(gray, "JPEG", quality=quality), LIMITS).quality
+    found = decode(encoded(gray, "JPEG", quality=quality)).quality
     assert found is not None
     assert abs(found - quality) <= 1
 
@@ -141,7 +144,7 @@ def test_a_jpegs_quality_is_found_again(gray: np.ndarray, quality: int) -> None:
 @pytest.mark.parametrize(("source", "expected"), [(40, 85), (85, 85), (97, 97), (None, 92)])
 def test_default_quality_is_the_sources_own_but_never_poor(gray: np.ndarray, source: int | None, expected: int) -> None:
     data = encoded(gray, "JPEG", quality=source) if source else encoded(gray, "PNG")
-    assert codec.default_quality(codec.decode(data, LIMITS)) == expected
+    assert codec.default_quality(decode(data)) == expected
 
 
 @pytest.mark.parametrize(
@@ -149,35 +152,35 @@ def test_default_quality_is_the_sources_own_but_never_poor(gray: np.ndarray, sou
     [
         (b"", EmptyUpload),
         (b"these are words, not a picture", UnsupportedType),
-        (b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", UnsupportedType),
+        (b"GIF89a\x01\x00\x01\x00\x00\x00\x00;", UnreadableImage),
         (b"\xff\xd8\xff\xe0", UnreadableImage),
         (b"\x89PNG\r\n\x1a\n", UnreadableImage),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), UnreadableImage),
         (b"RIFF\x00\x00\x00\x00WEBPVP8 ", UnreadableImage),
         (png_header(60_000, 60_000), TooManyPixels),
         (png_header(1, 65_501), TooManyPixels),
-        (png_header(100, 100, depth=16), UnsupportedType),
+        (png_header(100, 100, depth=16), UnreadableImage),
         (png_header(100, 100), UnreadableImage),
     ],
 )
 def test_bad_input_has_its_problem(data: bytes, problem: type[Problem]) -> None:
     with pytest.raises(problem) as caught:
-        codec.decode(data, LIMITS)
+        decode(data)
     assert caught.value.field == "file"
     assert str(caught.value)
 
 
 def test_limits_name_themselves() -> None:
     with pytest.raises(TooManyPixels) as caught:
-        codec.decode(png_header(101, 100), codec.Limits(max_pixels=10_000, max_side=65_500))
+        decode(png_header(101, 100), header.Limits(max_pixels=10_000, max_side=65_500))
     assert caught.value.limit == 10_000
 
 
 def test_a_jpeg_that_lies_about_its_size(jpeg: bytes) -> None:
     with pytest.raises(TooManyPixels):
-        codec.decode(jpeg_with_size(jpeg, 60_000, 60_000), LIMITS)
+        decode(jpeg_with_size(jpeg, 60_000, 60_000))
     with pytest.raises(UnreadableImage):
-        codec.decode(jpeg_with_size(jpeg, 2000, 2000), LIMITS)
+        decode(jpeg_with_size(jpeg, 2000, 2000))
 
 
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
@@ -185,7 +188,7 @@ def test_a_jpeg_that_lies_about_its_size(jpeg: bytes) -> None:
 def test_a_truncated_file_is_unreadable(gray: np.ndarray, format_: str, share: float) -> None:
     data = encoded(gray, format_)
     with pytest.raises(UnreadableImage):
-        codec.decode(data[: int(len(data) * share)], LIMITS)
+        decode(data[: int(len(data) * share)])
 
 
 def test_a_damaged_png_is_never_answered_with_wrong_pixels(gray: np.ndarray) -> None:
@@ -195,7 +198,7 @@ def test_a_damaged_png_is_never_answered_with_wrong_pixels(gray: np.ndarray) -> 
         broken = bytearray(data)
         broken[position] ^= 0x55
         try:
-            found = codec.decode(bytes(broken), LIMITS).luma
+            found = decode(bytes(broken)).luma
         except UnreadableImage:
             continue
         np.testing.assert_array_equal(found, gray)
@@ -205,7 +208,7 @@ def test_a_png_whose_header_is_not_first(gray: np.ndarray) -> None:
     data = encoded(gray, "PNG")
     private = struct.pack(">I", 0) + b"prVt" + struct.pack(">I", zlib.crc32(b"prVt"))
     with pytest.raises(UnreadableImage):
-        codec.decode(data[:8] + private + data[8:], LIMITS)
+        decode(data[:8] + private + data[8:])
 
 
 def scans(data: bytes, count: int) -> bytes:
@@ -217,9 +220,9 @@ def scans(data: bytes, count: int) -> bytes:
 def test_scans_are_counted_before_decoding(gray: np.ndarray) -> None:
     data = encoded(gray, "JPEG", progressive=True)
     own = data.count(b"\xff\xda")
-    assert codec.decode(data, LIMITS).luma.shape == gray.shape
+    assert decode(data).luma.shape == gray.shape
     with pytest.raises(TooManyScans) as caught:
-        codec.decode(scans(data, 101 - own), LIMITS)
+        decode(scans(data, 101 - own))
     assert caught.value.limit == 100
 
 
@@ -228,23 +231,23 @@ def test_segments_are_counted_before_they_are_joined(jpeg: bytes) -> None:
         return jpeg[:2] + (b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body) * count + jpeg[2:]
 
     with pytest.raises(UnreadableImage, match="segments"):
-        codec.decode(segments(b"Exif\0\0" + bytes(10), 17), LIMITS)
+        decode(segments(b"Exif\0\0" + bytes(10), 17))
     with pytest.raises(UnreadableImage, match="segments"):
-        codec.decode(segments(b"more", 2000), LIMITS)
-    assert codec.decode(segments(b"http://ns.adobe.com/xap/1.0/\0", 500), LIMITS).format == "jpeg"
+        decode(segments(b"more", 2000))
+    assert decode(segments(b"http://ns.adobe.com/xap/1.0/\0", 500)).luma.shape == (333, 501)
     # Not hidden behind junk or fill bytes, and nothing behind the image's end is counted.
     for disguise in (b"junk", b"\xff" * 9):
         hidden = b"\xff\xe1\0\x06more" + disguise + segments(b"Exif\0\0" + bytes(10), 17)[2:]
         with pytest.raises(UnreadableImage, match="segments"):
-            codec.decode(jpeg[:2] + hidden, LIMITS)
-    assert codec.decode(jpeg + b"\xff\xda\xff\xe1Exif\0\0" * 500, LIMITS).format == "jpeg"
+            decode(jpeg[:2] + hidden)
+    assert decode(jpeg + b"\xff\xda\xff\xe1Exif\0\0" * 500).luma.shape == (333, 501)
 
 
 def test_a_jpeg_that_is_only_slightly_off_is_taken(jpeg: bytes) -> None:
-    whole = codec.decode(jpeg, LIMITS).luma
+    whole = decode(jpeg).luma
     with_junk = jpeg[:-2] + b"junk!" + jpeg[-2:]
-    np.testing.assert_array_equal(codec.decode(with_junk, LIMITS).luma, whole)
-    np.testing.assert_array_equal(codec.decode(jpeg + b"more behind its end", LIMITS).luma, whole)
+    np.testing.assert_array_equal(decode(with_junk).luma, whole)
+    np.testing.assert_array_equal(decode(jpeg + b"more behind its end").luma, whole)
 
 
 def test_an_animation_is_refused() -> None:
@@ -252,13 +255,13 @@ def test_an_animation_is_refused() -> None:
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
     with pytest.raises(UnsupportedType, match="animated"):
-        codec.decode(buffer.getvalue(), LIMITS)
+        decode(buffer.getvalue())
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (15, 17), (333, 501)])
 def test_planes_come_back_as_they_went_in(gray: np.ndarray, shape: tuple[int, int]) -> None:
     source = encoded(gray[: shape[0], : shape[1]], "JPEG", quality=90)
-    plane = codec.decode(source, LIMITS).luma
+    plane = decode(source).luma
     small = color.half(plane)
     data = codec.encode_planes(Planes(plane, np.full_like(small, 100), np.full_like(small, 160)), 90)
     assert decoded(data).shape == (*shape, 3)
@@ -300,16 +303,18 @@ def test_a_webp_has_room_for_16383_pixels() -> None:
     assert (caught.value.field, caught.value.limit) == ("format", 16_383)
 
 
-def test_shrink_keeps_the_shape_and_never_enlarges(gray: np.ndarray) -> None:
-    photo = codec.decode(encoded(gray, "PNG"), LIMITS)
-    assert codec.shrink(photo, 100).size == (66, 100)
-    assert codec.shrink(photo, 10_000) is photo
-    assert codec.shrink(photo, 1).size == (1, 1)
+def test_a_fitting_photo_keeps_its_shape_and_is_never_enlarged(gray: np.ndarray) -> None:
+    photo = decode(encoded(gray, "PNG"))
+    assert codec.fit(photo, "png", 100).size == (66, 100)
+    assert codec.fit(photo, "png", 10_000).size == photo.size
+    assert codec.fit(photo, "png", 1).size == (1, 1)
 
 
-def test_flatten_lays_the_photo_on_white() -> None:
+def test_a_jpeg_has_no_alpha_so_the_photo_is_laid_on_white() -> None:
     pixels = np.array([[[0, 0], [0, 255], [100, 128]]], np.uint8)
-    photo = codec.decode(encoded(pixels, "PNG"), LIMITS)
-    flat = codec.flatten(photo)
+    photo = decode(encoded(pixels, "PNG"))
+    flat = codec.fit(photo, "jpeg", None)
     assert flat.alpha is None
     assert flat.luma.tolist() == [[255, 0, 177]]
+    rgb = codec.fit_pixels(codec.decode_pixels(encoded(pixels, "PNG"), "png", LIMITS), "jpeg", None).rgb
+    assert rgb.tolist() == [[[255] * 3, [0] * 3, [177] * 3]]

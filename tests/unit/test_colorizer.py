@@ -3,6 +3,7 @@ import threading
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +11,8 @@ from PIL import Image
 from service import codec
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
-from service.problems import ClientGone, DeadlineExceeded, UnknownModel
+from service.photo import FORMATS
+from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel
 from service.settings import Settings
 from tests.conftest import decoded, encoded, luma
 
@@ -35,7 +37,7 @@ def test_the_same_photo_gives_the_same_bytes(colorizer: Colorizer, jpeg: bytes) 
     assert colorizer.colorize(jpeg, Options()).data == colorizer.colorize(jpeg, Options()).data
 
 
-@pytest.mark.parametrize("format_", ["jpeg", "png", "webp"])
+@pytest.mark.parametrize("format_", FORMATS)
 @pytest.mark.parametrize("model", ["compact", "warm"])
 @pytest.mark.parametrize("merge", ["luma", "literal"])
 def test_every_format_model_and_merge(colorizer: Colorizer, jpeg: bytes, format_: str, model: str, merge: str) -> None:
@@ -44,7 +46,7 @@ def test_every_format_model_and_merge(colorizer: Colorizer, jpeg: bytes, format_
     assert answer.media_type == f"image/{format_}"
     assert rgb.shape[:2] == luma(jpeg).shape
     assert (rgb[..., 0] - rgb[..., 2]).mean() > 20
-    if merge == "luma" and format_ != "webp":
+    if merge == "luma" and format_ not in ("webp", "avif"):
         assert np.abs(luma(answer.data) - luma(jpeg)).mean() < 1
 
 
@@ -125,3 +127,91 @@ def test_shapes(colorizer: Colorizer, shape: tuple[int, int]) -> None:
     plane = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     for format_ in ("JPEG", "PNG"):
         assert decoded(colorizer.colorize(encoded(plane, format_), Options()).data).shape == (*shape, 3)
+
+
+@pytest.fixture(scope="module")
+def scan(gray: np.ndarray) -> np.ndarray:
+    """A gray photograph of 16 bits, the lower eight of them used too: uint16 [333, 501]."""
+    return (gray.astype(np.uint16) << 8) + np.random.default_rng(5).integers(0, 256, gray.shape).astype(np.uint16)
+
+
+@pytest.mark.parametrize("merge", ["luma", "literal"])
+@pytest.mark.parametrize("model", ["compact", "warm"])
+@pytest.mark.parametrize("format_", ["png", "tiff"])
+def test_a_deep_scan_comes_back_deep(
+    colorizer: Colorizer, scan: np.ndarray, format_: str, model: str, merge: str
+) -> None:
+    source = cv2.imencode(".png", scan)[1].tobytes()
+    answer = colorizer.colorize(source, Options(format=format_, model=model, merge=merge))  # type: ignore[arg-type]
+    bgr = cv2.imdecode(np.frombuffer(answer.data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert (bgr.dtype, bgr.shape) == (np.uint16, (*scan.shape, 3))
+    assert (bgr[..., 2].astype(int) - bgr[..., 0]).mean() > 20 * 257
+    if merge == "luma":
+        assert np.abs(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY).astype(int) - scan).max() <= 1
+
+
+def test_a_deep_scan_is_coloured_as_its_upper_eight_bits(colorizer: Colorizer, scan: np.ndarray) -> None:
+    deep = colorizer.colorize(cv2.imencode(".png", scan)[1].tobytes(), Options()).data
+    shallow = colorizer.colorize(encoded((scan >> 8).astype(np.uint8), "PNG"), Options()).data
+    bgr = cv2.imdecode(np.frombuffer(deep, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert np.abs((bgr[..., ::-1] / 257) - decoded(shallow)).mean() < 1.5
+
+
+@pytest.mark.parametrize("format_", ["jpeg", "webp", "avif"])
+def test_a_deep_scan_fits_into_eight_bits(colorizer: Colorizer, scan: np.ndarray, format_: str) -> None:
+    source = cv2.imencode(".tiff", scan)[1].tobytes()
+    answer = colorizer.colorize(source, Options(format=format_, quality=95))  # type: ignore[arg-type]
+    assert np.abs(luma(answer.data) - scan / 257).mean() < 2.5
+
+
+def test_a_photo_in_colour_is_kept_recoloured_or_rejected(colorizer: Colorizer, astronaut: np.ndarray) -> None:
+    data = encoded(astronaut, "JPEG", quality=95)
+    kept = colorizer.colorize(data, Options(if_color="keep"))
+    assert (kept.data, kept.media_type, kept.tone) == (data, "image/jpeg", "color")
+    assert (kept.model, kept.device) == (None, None)
+    with pytest.raises(ColorPhoto) as caught:
+        colorizer.colorize(data, Options(if_color="reject"))
+    assert caught.value.field == "if_color"
+    recolored = colorizer.colorize(data, Options(if_color="recolor"))
+    assert (recolored.model, recolored.tone) == ("compact/1", "color")
+    unlooked = colorizer.colorize(data, Options())
+    assert (unlooked.tone, unlooked.data) == (None, recolored.data)
+
+
+@pytest.mark.parametrize("if_color", ["keep", "reject", "recolor"])
+def test_gray_and_toned_photos_are_coloured_all_the_same(colorizer: Colorizer, jpeg: bytes, if_color: str) -> None:
+    sepia = np.clip(decoded(jpeg) * np.array([1.1, 0.98, 0.76]), 0, 255).astype(np.uint8)
+    options = Options(if_color=if_color)  # type: ignore[arg-type]
+    for data, tone in ((jpeg, "gray"), (encoded(sepia, "PNG"), "toned")):
+        answer = colorizer.colorize(data, options)
+        assert (answer.model, answer.tone) == ("compact/1", tone)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": "png"}, {"max_side": 100}, {"quality": 60}, {"metadata": "strip"}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_change_to_a_kept_photo_leaves_its_colours(
+    colorizer: Colorizer, astronaut: np.ndarray, change: dict[str, str]
+) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a caption"
+    exif[0x0112] = 6
+    data = encoded(astronaut, "JPEG", quality=95, exif=exif)
+    answer = colorizer.colorize(data, Options.model_validate({"if_color": "keep", **change}))
+    assert (answer.model, answer.tone) == (None, "color")
+    rgb = decoded(answer.data)
+    upright = cv2.resize(np.rot90(decoded(data), -1), rgb.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(rgb.astype(int) - upright).mean() < 5
+    found = Image.open(io.BytesIO(answer.data)).getexif()
+    assert found.get(0x010E) == (None if "metadata" in change else "a caption")
+    assert found.get(0x0112, 1) == 1
+    # Its colours are its own: nothing may say otherwise.
+    assert b"compositeWithTrainedAlgorithmicMedia" not in answer.data
+
+
+def test_what_changes_nothing_keeps_the_very_bytes(colorizer: Colorizer, astronaut: np.ndarray) -> None:
+    data = encoded(astronaut, "PNG")
+    for options in (Options(if_color="keep", format="png"), Options(if_color="keep", max_side=5000)):
+        assert colorizer.colorize(data, options).data == data

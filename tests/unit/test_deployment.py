@@ -71,14 +71,22 @@ def test_every_container_is_hardened(name: str) -> None:
 
 def test_times_fit_the_services() -> None:
     default = Settings()
-    longest = default.deadline_s + 5 + default.drain_delay_s
+    longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s)
     assert float(VARIABLES["COLORIZE_STOP_GRACE"].removesuffix("s")) > longest
     assert float(VARIABLES["GATEWAY_READ_TIMEOUT"].removesuffix("s")) > default.deadline_s
     assert int(VARIABLES["GATEWAY_MAX_BODY"].removesuffix("m")) == default.max_bytes // memory.MIB + 1
+    assert int(VARIABLES["GATEWAY_MAX_BATCH_BODY"].removesuffix("m")) == default.max_batch_bytes // memory.MIB + 1
+    for file in ("tomau.yaml", "gpu.yaml"):
+        deployment = next(yaml.safe_load_all((DOCKER / "kubernetes" / file).read_text("utf-8")))
+        pod = deployment["spec"]["template"]["spec"]
+        delay = float(
+            next(given["value"] for given in pod["containers"][0]["env"] if given["name"] == "TOMAU_DRAIN_DELAY_S")
+        )
+        assert pod["terminationGracePeriodSeconds"] > longest - default.drain_delay_s + delay
 
 
 def nginx_problems() -> list[dict[str, Any]]:
-    return [json.loads(text) for text in re.findall(r"'(\{.*?\})'", NGINX)]
+    return [json.loads(text.replace("\\'", "'")) for text in re.findall(r"'(\{.*?\})'", NGINX)]
 
 
 @pytest.mark.parametrize("problem", nginx_problems(), ids=lambda problem: problem["code"])

@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from service import problems
+from service import formats, problems
 from service.colorizer import Options
+from service.photo import Source
 from service.problems import ClientGone, Problem
 from service.settings import SHIPPED_MODELS, Settings, table
 
@@ -22,6 +24,27 @@ def test_the_settings_page_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
     assert page.endswith("\n\n" + expected)
 
 
+def test_the_errors_page_is_the_problems() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text("utf-8")
+    assert page.endswith("\n\n" + problems.table())
+
+
+def test_the_formats_page_is_the_formats() -> None:
+    page = (ROOT / "docs" / "formats.md").read_text("utf-8")
+    for table_of_page in formats.table().split("\n\n"):
+        assert f"\n\n{table_of_page.strip()}\n" in page
+    assert set(formats.UPLOADS) == set(get_args(Source))
+
+
+def test_every_problem_says_what_it_means_and_what_to_do() -> None:
+    assert ClientGone not in problems.kinds()
+    for kind in problems.kinds():
+        assert kind.__doc__, kind
+        assert "advice" in vars(kind), kind
+        assert kind.advice, kind
+        assert "|" not in kind.__doc__ + kind.advice + kind.retry, "it would break the table"
+
+
 def test_the_readme_names_every_option() -> None:
     listed = re.findall(r"^\| `([a-z]\w*)` \| .* \|$", README, re.MULTILINE)
     assert listed == list(Options.model_fields)
@@ -34,14 +57,12 @@ def test_the_readme_names_every_code_and_its_status() -> None:
         for code in re.findall(r"`(\w+)`", codes)
         for status in statuses.split(", ")
     }
-    kinds = [kind for kind in vars(problems).values() if isinstance(kind, type) and issubclass(kind, Problem)]
-    known = {(kind.status, kind.code) for kind in kinds if kind is not ClientGone}
-    assert known <= listed
-    assert {code for _, code in listed} == {code for _, code in known}
+    assert listed == {(kind.status, kind.code) for kind in problems.kinds()}
 
 
 def test_every_problem_has_its_own_code() -> None:
     kinds = [kind for kind in vars(problems).values() if isinstance(kind, type) and issubclass(kind, Problem)]
+    assert {*problems.kinds(), ClientGone, Problem} == set(kinds), "no kind of problem is left out"
     codes = [kind.code for kind in kinds if kind is not Problem]
     assert len(codes) == len(set(codes))
 

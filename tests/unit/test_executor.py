@@ -110,9 +110,10 @@ def test_one_executor_never_mixes_two_threads(bound: Executor) -> None:
 
 
 def test_an_answer_of_another_shape_or_not_finite_is_a_fault() -> None:
-    broken = tint_model(contract(), (float("nan"), 1))
-    with pytest.raises(EngineError, match="finite"):
-        Executor({1: session(1, broken)}, SIZE, CPU, "tint").predict(photos(1))
+    for value in (float("nan"), float("inf"), -1e30):
+        broken = tint_model(contract(), (value, 1))
+        with pytest.raises(EngineError, match="finite"):
+            Executor({1: session(1, broken)}, SIZE, CPU, "tint").predict(photos(1))
     with pytest.raises(EngineError, match=r"shape \(1, 2, 8, 8\), not \[2, 2, s, s\]"):
         executor._check_shape((1, 2, 8, 8), 2, "tint")
 

@@ -1,5 +1,8 @@
 import asyncio
-from collections.abc import Iterable
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import TypeVar
 
 import pytest
 from hypothesis import given, settings
@@ -14,15 +17,27 @@ from service.problems import (
     Overloaded,
     Problem,
     TooManyBytes,
+    TooManyPhotos,
     UnsupportedType,
     UploadTooSlow,
 )
 from service.settings import Settings
-from service.upload import Upload, receive
+from service.upload import (
+    FORM_OVERHEAD,
+    PHOTO_OVERHEAD,
+    BatchUpload,
+    SentPhoto,
+    Upload,
+    left_by_batches,
+    receive,
+    receive_batch,
+)
+
+T = TypeVar("T")
 
 BOUNDARY = "b0undary"
 FORM = f"multipart/form-data; boundary={BOUNDARY}"
-SETTINGS = Settings(max_bytes=1000)
+SETTINGS = Settings(max_bytes=1000, max_batch_photos=3, max_batch_bytes=2000)
 
 
 def part(name: str, content: bytes, filename: str | None = None) -> bytes:
@@ -51,12 +66,16 @@ def channel(chunks: Iterable[bytes], *, hangs: bool = False, ends: bool = True):
 
 
 def take(
-    content_type: str, chunks: Iterable[bytes], places: tuple[Places, Places] | None = None, **how: object
-) -> Upload:
+    content_type: str,
+    chunks: Iterable[bytes],
+    places: tuple[Places, Places] | None = None,
+    receive: Callable[..., Awaitable[T]] = receive,
+    **how: object,
+) -> T:
     options = {key: how.pop(key) for key in ("hangs", "ends") if key in how}
     uploads, held = places or (Places("uploads", 4), Places("bytes", 5000))
 
-    async def main() -> Upload:
+    async def main() -> T:
         headers = {"content-type": content_type, **how.pop("headers", {})}
         with Receiving(uploads, held) as receiving:
             return await receive(headers, channel(chunks, **options), receiving, how.pop("settings", SETTINGS))
@@ -105,12 +124,13 @@ FRAGMENTS = [
 
 
 @given(st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=20)), max_size=12), st.integers(1, 50))
+@pytest.mark.parametrize("receiver", [receive, receive_batch])
 @settings(max_examples=500, deadline=None)
-def test_no_body_is_a_fault(pieces: list[bytes], size: int) -> None:
+def test_no_body_is_a_fault(receiver: Callable[..., Awaitable[object]], pieces: list[bytes], size: int) -> None:
     """Whatever comes is an upload or a problem."""
     content = b"".join(pieces)
     try:
-        take(FORM, [content[i : i + size] for i in range(0, len(content), size)] or [b""])
+        take(FORM, [content[i : i + size] for i in range(0, len(content), size)] or [b""], receive=receiver)
     except Problem as problem:
         status = problem.status
     else:
@@ -182,3 +202,115 @@ def test_a_complete_upload_leaves_its_place_and_keeps_its_bytes() -> None:
         receiving.complete()
         assert (uploads.taken, held.taken) == (0, 7)
     assert (uploads.taken, held.taken) == (0, 0)
+
+
+take_batch = partial(take, FORM, receive=receive_batch)
+
+
+def test_a_batch_has_its_photos_in_order_with_their_names() -> None:
+    body = form(
+        part("file", b"first", "a.jpg"), part("strength", b"0.5"), part("file", b"", "a.jpg"), part("file", b"third")
+    )
+    expected = BatchUpload(
+        [SentPhoto("a.jpg", b"first"), SentPhoto("a.jpg", b""), SentPhoto("", b"third")], {"strength": "0.5"}
+    )
+    for size in (1, 7, 1000):
+        assert take_batch([body[i : i + size] for i in range(0, len(body), size)]) == expected
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ("Tô màu 祖母.jpg".encode(), "Tô màu 祖母.jpg"),
+        ("Möbel.jpg".encode("latin-1"), "Möbel.jpg"),
+        (b"../../a.jpg", "../../a.jpg"),
+        (b'a\\"b.jpg', 'a"b.jpg'),
+        (b"x" * 3000, "x" * 3000),
+    ],
+)
+def test_a_name_comes_as_it_was_sent(sent: bytes, name: str) -> None:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="'.encode()
+    assert take_batch([form(head + sent + b'"\r\n\r\nx\r\n')]).photos == [SentPhoto(name, b"x")]
+
+
+@pytest.mark.parametrize("size", [1, 10, 300, 5000])
+def test_a_photo_of_a_batch_that_is_too_large_is_thrown_away(size: int) -> None:
+    body = form(part("file", b"a" * 50, "a"), part("file", b"b" * 1801, "b"), part("file", b"c" * 100, "c"))
+    held = Places("bytes", 5000)
+    most = 0
+
+    class Watched(Receiving):
+        def grow(self, count: int) -> None:
+            nonlocal most
+            super().grow(count)
+            most = max(most, held.taken)
+
+    async def main() -> BatchUpload:
+        with Watched(Places("uploads", 1), held) as receiving:
+            chunks = channel([body[i : i + size] for i in range(0, len(body), size)])
+            upload = await receive_batch({"content-type": FORM}, chunks, receiving, SETTINGS)
+            receiving.complete()
+            assert held.taken == len(body) - 1801
+            return upload
+
+    a, b, c = asyncio.run(main()).photos
+    assert (a.data, b.data, c.data) == (b"a" * 50, b"", b"c" * 100)
+    assert (a.problem, c.problem) == (None, None)
+    assert isinstance(b.problem, TooManyBytes)
+    assert (b.problem.field, b.problem.limit) == ("file", 1000)
+    assert held.taken == 0
+    assert most < 1500 or size == 5000, "its first bytes are let go before its last have come"
+
+
+OVERHEAD = FORM_OVERHEAD + 3 * PHOTO_OVERHEAD
+
+
+@pytest.mark.parametrize(
+    ("body", "problem", "limit"),
+    [
+        (form(*[part("file", b"x", "a")] * 4), TooManyPhotos, 3),
+        (form(*[part("file", b"x" * 700, "a")] * 3), TooManyBytes, 2000),
+        (form(part("file", b"x" * 2001, "a")), TooManyBytes, 2000),
+        (part("file", b"x", "a") + b"y" * (2000 + OVERHEAD), TooManyBytes, 2000),
+        (form(part("strength", b"1")), MissingFile, None),
+        (form(part("photo", b"x", "a.jpg")), InvalidOption, None),
+        (form(part("file", b"x", "a"), *[part(f"field{i}", b"") for i in range(33)]), BrokenUpload, 32),
+        (part("file", b"x", "a"), BrokenUpload, None),
+    ],
+)
+def test_bad_batches(body: bytes, problem: type[Problem], limit: int | None) -> None:
+    for size in (100, len(body)):
+        with pytest.raises(problem) as caught:
+            take_batch([body[i : i + size] for i in range(0, len(body), size)], (Places("u", 1), Places("b", 100_000)))
+        assert caught.value.limit == limit
+
+
+def test_photos_of_just_the_bytes_that_a_batch_may_have() -> None:
+    assert len(take_batch([form(*[part("file", b"x" * 1000, "a")] * 2)]).photos) == 2
+
+
+def test_a_batch_whose_length_is_too_large_is_refused_unread() -> None:
+    length = str(2000 + OVERHEAD + 1)
+    with pytest.raises(TooManyBytes) as caught:
+        take_batch([], headers={"content-length": length}, hangs=True)
+    assert re.search("photos of a batch together .* 2,000 bytes", caught.value.detail)
+
+
+@pytest.mark.parametrize("content_type", ["image/jpeg", "", "application/zip"])
+def test_a_batch_is_a_form(content_type: str) -> None:
+    with pytest.raises(UnsupportedType):
+        take(content_type, [b"x"], receive=receive_batch)
+
+
+def test_batches_leave_some_bytes_to_single_photos() -> None:
+    assert left_by_batches(Settings()) >= 10 << 20
+    assert left_by_batches(Settings(max_upload_bytes=1000)) == 0
+    held = Places("bytes", 10)
+    with Receiving(Places("uploads", 1), held, leave=4) as batch, Receiving(Places("uploads", 1), held) as single:
+        batch.grow(6)
+        with pytest.raises(Overloaded):
+            batch.grow(1)
+        single.grow(4)
+        batch.shrink(5)
+        assert held.taken == 5
+    assert held.taken == 0

@@ -207,3 +207,78 @@ def test_a_cancelled_photo_waits_no_more() -> None:
         await asyncio.gather(*inside)
 
     play(scene)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_would_end_a_worker_is_an_error_of_its_photo(error: type[BaseException]) -> None:
+    def end(_: threading.Event) -> None:
+        raise error
+
+    async def scene(pool: Workers) -> int:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match=f"a worker was to end: {error.__name__}"):
+                await pool.run(end, deadline=soon(), gone=never)
+        return await pool.run(lambda _: 42, deadline=soon(), gone=never)
+
+    assert play(scene) == 42
+
+
+def test_a_failed_photo_is_let_go_at_once() -> None:
+    """Its error and its task refer to each other: what its frames hold would wait for the next collection."""
+
+    class Plane:
+        pass
+
+    planes: list[weakref.ref[Plane]] = []
+
+    def merge() -> None:
+        plane = Plane()
+        planes.append(weakref.ref(plane))
+        raise ValueError("deep inside")
+
+    def colour(_: threading.Event) -> None:
+        plane = Plane()
+        planes.append(weakref.ref(plane))
+        try:
+            merge()
+        except ValueError as error:
+            raise RuntimeError("outside") from error
+
+    async def scene(pool: Workers) -> None:
+        with pytest.raises(RuntimeError, match="outside"):
+            await pool.run(colour, deadline=soon(), gone=never)
+        assert [plane() for plane in planes] == [None, None]
+
+    gc.disable()
+    try:
+        play(scene)
+    finally:
+        gc.enable()
+
+
+def test_all_threads_run_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that could not be started later would lose its photo."""
+    start = threading.Thread.start
+
+    def fails(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def third_fails(self: threading.Thread) -> None:
+        (fails if self.name == "photo_2" else start)(self)
+
+    async def scene(pool: Workers) -> list[int]:
+        monkeypatch.setattr(threading.Thread, "start", fails)
+        calls = [pool.run(lambda _: 42, deadline=soon(), gone=never) for _ in range(4)]
+        return await asyncio.gather(*calls)
+
+    assert play(scene, workers=4, places=4) == [42] * 4
+    monkeypatch.setattr(threading.Thread, "start", third_fails)
+    with pytest.raises(OSError, match="4 worker threads can't be started: can't start new thread"):
+        Workers(4, Places("photos", 4))
+    monkeypatch.undo()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("photo_") and not settled(thread)]
+
+
+def settled(thread: threading.Thread) -> bool:
+    thread.join(5)
+    return not thread.is_alive()

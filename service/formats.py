@@ -1,0 +1,79 @@
+"""What is taken and what is given, as docs/formats.md shows it; a test asks the codec whether it is so."""
+
+from dataclasses import dataclass
+
+from service.codec import ALPHA_FORMATS, DEEP_FORMATS, SIDE_LIMITS, default_format
+from service.photo import FORMATS, MEDIA_TYPES, Format, Source
+
+ANIMATED = "animated files"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Which files of a format can be uploaded, which are refused though they are such files, and what is kept."""
+
+    kinds: str
+    refused: str
+    kept: str
+
+
+UPLOADS: dict[Source, Taken] = {
+    "jpeg": Taken(
+        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO",
+        "12 bits a channel, lossless, JPEG-LS, hierarchical; more than 100 scans",
+        "EXIF, XMP, IPTC with Photoshop's resources, comments, density",
+    ),
+    "png": Taken(
+        "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced; gAMA counts where there is no"
+        " profile",
+        ANIMATED,
+        "EXIF, XMP, IPTC as ImageMagick writes it, texts, density",
+    ),
+    "webp": Taken("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
+    "tiff": Taken(
+        "1 to 16 bits, gray (either end may be white), RGB, alpha; of 8 bits palette, CMYK, YCbCr, planes, tiles too; "
+        "without compression, LZW, Deflate, PackBits, JPEG, Zstandard, LZMA, fax; a thumbnail beside the photo; BigTIFF"
+        " in Intel's byte order",
+        "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits"
+        " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
+        "EXIF, XMP, IPTC with Photoshop's resources, density",
+    ),
+    "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),
+    "heic": Taken("8 to 12 bits (of which the upper 8 are used), alpha", "several images in one file", "EXIF, XMP"),
+    "bmp": Taken("1 to 32 bits", "OS/2's arrays", "density"),
+    "gif": Taken("a single image, transparency", ANIMATED, "comments"),
+}
+ANSWERS: dict[Format, str] = {
+    "jpeg": "4:2:0; its luma plane is the photo's own; `quality`; transparent parts become white",
+    "png": "lossless",
+    "webp": "lossy; `quality`",
+    "tiff": "lossless (LZW)",
+    "avif": "lossy; `quality`; takes ten times as long as a JPEG, so it is never a default",
+}
+
+
+def table() -> str:
+    """Both tables, of uploads and of answers, as Markdown."""
+    return _uploads() + "\n" + _answers()
+
+
+def _uploads() -> str:
+    lines = [
+        "| upload | taken | refused, with the reason | kept beside the pixels | answered as |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for source, taken in UPLOADS.items():
+        plain, clear = (default_format(source, has_alpha=has_alpha) for has_alpha in (False, True))
+        answered = plain if plain == clear else f"{plain}; {clear} where there is alpha"
+        lines.append(f"| {source} | {taken.kinds} | {taken.refused} | {taken.kept} | {answered} |")
+    return "\n".join(lines) + "\n"
+
+
+def _answers() -> str:
+    lines = ["| answer | type | bits | alpha | longest side, pixels | |", "| --- | --- | --- | --- | --- | --- |"]
+    for format_ in FORMATS:
+        bits = "8, 16 of a 16-bit photo" if format_ in DEEP_FORMATS else "8"
+        alpha = "yes" if format_ in ALPHA_FORMATS else "no"
+        side = f"{SIDE_LIMITS[format_]:,}"
+        lines.append(f"| {format_} | `{MEDIA_TYPES[format_]}` | {bits} | {alpha} | {side} | {ANSWERS[format_]} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,203 @@
+"""What breaks inside the service, and what its clients see: a defined answer, in time, and a service that lives."""
+
+import contextlib
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from service.app import EXIT_STUCK
+from tests.api.test_problems import is_problem
+from tests.conftest import (
+    ANSWERS_ANOTHER_SHAPE,
+    ANSWERS_NAN,
+    HANGS,
+    RAISES,
+    Serve,
+    Server,
+    contract,
+    encoded,
+    environment_of,
+    moody_model,
+    tint_model,
+)
+
+MIB = 1 << 20
+
+
+def photo(level: int, side: int = 40) -> bytes:
+    """An even one."""
+    return encoded(np.full((side, side), level, np.uint8), "PNG")
+
+
+def post(server: Server, data: bytes, query: str = "", timeout: float = 30) -> httpx.Response:
+    headers = {"content-type": "image/png"}
+    return httpx.post(f"{server.url}/colorize{query}", content=data, headers=headers, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def moody(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that fails on some photos."""
+    folder = tmp_path_factory.mktemp("moody")
+    (folder / "compact.onnx").write_bytes(moody_model(contract(name="compact")))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def moody_server(serve: Serve, moody: Path) -> Iterator[Server]:
+    with serve(models=moody) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    ("level", "logged"),
+    [(ANSWERS_NAN, "not finite"), (ANSWERS_ANOTHER_SHAPE, "(1, 1, 16, 8)"), (RAISES, "Reshape")],
+)
+def test_a_model_that_fails_is_a_fault_of_its_photo_alone(moody_server: Server, level: int, logged: str) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: post(moody_server, photo(one)), [level, 100] * 8))
+    for answer in answers[::2]:
+        problem = is_problem(answer, 500, "internal_error")
+        assert logged not in str(problem), "what is inside is not told"
+        request_id = answer.headers["x-request-id"]
+        assert f"[{request_id}] unexpected fault" in moody_server.log.read_text()
+    assert logged in moody_server.log.read_text()
+    assert [answer.status_code for answer in answers[1::2]] == [200] * 8
+
+
+def test_a_model_that_hangs(serve: Serve, moody: Path) -> None:
+    """Its clients are answered in time; the others too, while a worker is left; then the process ends."""
+    with serve(models=moody, workers=2, deadline_s=0.5, stuck_s=1.5) as server:
+        started = time.monotonic()
+        is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
+        assert 0.4 < time.monotonic() - started < 4
+        assert [post(server, photo(level)).status_code for level in (0, 50, 100)] == [200] * 3
+        time.sleep(2)
+        assert httpx.get(f"{server.url}/readyz").status_code == 200, "one of two is not all"
+        is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
+        red = None
+        with contextlib.suppress(httpx.TransportError):
+            while server.process.poll() is None:
+                is_problem(post(server, photo(0)), 504, "deadline_exceeded")
+                ready = httpx.get(f"{server.url}/readyz")
+                red = ready if ready.status_code != 200 else red
+        assert red is not None
+        is_problem(red, 503, "draining")
+        assert server.process.wait(10) == EXIT_STUCK
+        assert "all 2 workers are stuck" in server.log.read_text()
+
+
+def test_a_worker_that_hangs_does_not_keep_the_process_from_ending(serve: Serve, moody: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        both = [stack.enter_context(serve(models=moody, workers=2, deadline_s=0.3, drain_delay_s=0)) for _ in range(2)]
+        for server, sent in zip(both, (signal.SIGTERM, signal.SIGINT), strict=True):
+            is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
+            server.process.send_signal(sent)
+        for server in both:
+            assert server.process.wait(15) == EXIT_STUCK
+            assert "1 workers are stuck" in server.log.read_text()
+            assert "Traceback" not in server.log.read_text()
+
+
+def test_ctrl_c_ends_it_without_a_fuss(serve: Serve) -> None:
+    with serve() as server:
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(15) == 130
+        assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        'exec "$@" 1>/dev/full 2>/dev/full',
+        'cd /proc/self; ulimit -f 0; export HOME=/nowhere TMPDIR=/nowhere; exec "$@" 0<&- 1>&- 2>&-',
+    ],
+    ids=["no room for a log", "no standard files, and no byte can be written to any other"],
+)
+def test_it_needs_to_write_nothing(serve: Serve, moody: Path, shell: str) -> None:
+    with serve(models=moody, shell=shell) as server:
+        assert Path(f"/proc/{server.process.pid}/fd/2").stat().st_rdev, "a device, so no socket and no photo"
+        assert post(server, photo(100)).status_code == 200
+        is_problem(post(server, photo(RAISES)), 500, "internal_error")
+        is_problem(post(server, b"no picture"), 415, "unsupported_type")
+        assert post(server, photo(100)).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(15) == -signal.SIGTERM
+
+
+@contextlib.contextmanager
+def limited(server: Server, kind: int, limit: int) -> Iterator[None]:
+    """The running process under a limit."""
+    before = resource.prlimit(server.process.pid, kind)
+    resource.prlimit(server.process.pid, kind, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(server.process.pid, kind, before)
+
+
+def virtual_memory(server: Server) -> int:
+    lines = Path(f"/proc/{server.process.pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmSize"))
+
+
+def test_a_photo_that_memory_is_too_short_for(server: Server) -> None:
+    large = photo(100, side=7000)
+    assert post(server, photo(100), "?format=png").status_code == 200
+    with limited(server, resource.RLIMIT_AS, virtual_memory(server) + 100 * MIB):
+        for _ in range(3):
+            answer = post(server, large, "?format=png")
+            is_problem(answer, 503, "out_of_memory")
+            assert int(answer.headers["retry-after"]) > 0
+            assert post(server, photo(100), "?format=png").status_code == 200, "a small one fits"
+        assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert post(server, large, "?format=jpeg").status_code == 200
+
+
+def test_without_file_descriptors_nobody_waits_and_it_recovers(server: Server, jpeg: bytes) -> None:
+    address = ("127.0.0.1", server.port)
+    held = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+    with httpx.Client(base_url=server.url) as client:
+        assert client.get("/livez").status_code == 200
+        with limited(server, resource.RLIMIT_NOFILE, held + 8), contextlib.ExitStack() as stack:
+            connections = [stack.enter_context(socket.create_connection(address, 5)) for _ in range(30)]
+            refused = 0
+            for connection in connections:
+                connection.settimeout(0.5)
+                with contextlib.suppress(TimeoutError):
+                    try:
+                        refused += connection.recv(1) == b""
+                    except ConnectionError:
+                        refused += 1
+                if refused:
+                    break
+            assert refused, "closed at once, and not left to wait"
+            assert client.post("/colorize", files={"file": jpeg}).status_code == 200, "who is inside is served"
+        for _ in range(100):
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.post(f"{server.url}/colorize", files={"file": jpeg}).status_code == 200:
+                    break
+            time.sleep(0.05)
+        else:
+            pytest.fail("it does not recover")
+
+
+def test_a_model_file_that_is_damaged_is_said_at_start(tmp_path: Path) -> None:
+    model = tint_model(contract(name="compact"), (1, 1))
+    for damaged in (model[: len(model) // 2], model[:100] + bytes(50) + model[150:]):
+        (tmp_path / "compact.onnx").write_bytes(damaged)
+        command = [str(Path(sys.executable).with_name("tomau")), "serve"]
+        environment = environment_of(models=tmp_path, port=0)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines()[-1].startswith(f"tomau: {tmp_path / 'compact.onnx'}: can't be loaded")
+        assert "Traceback" not in ended.stderr

@@ -1,0 +1,68 @@
+"""Feeds damaged files to the decoder and to the readers of metadata: python -m tests.fuzz.decoder --help
+
+libFuzzer, by atheris, changes valid files and keeps the changes that reach new code of ours. What it looks for: any
+exception but a problem that tells the client, a crash of a library, ten seconds, two gigabytes.
+"""
+
+import logging
+import struct
+import sys
+import warnings
+import zlib
+
+import atheris
+
+from tests.fuzz import corpus
+from tests.fuzz.run import run
+
+with atheris.instrument_imports(include=["service"]):
+    from service import codec, header, metadata
+    from service.photo import FORMATS
+    from service.problems import Problem
+
+LIMITS = header.Limits(max_pixels=1_000_000, max_side=5000)
+CRC_IS_RIGHT = 0.75
+
+
+def one_file(data: bytes) -> None:
+    """The way of a file through everything that reads it, and of what was read into an answer."""
+    try:
+        source = header.source_of(data)
+        said = metadata.read(data, source)
+        look = bool(len(data) % 2)
+        photo = codec.decode(data, source, LIMITS, icc=said.icc, look=look)
+        pixels = codec.decode_pixels(data, source, LIMITS, icc=said.icc)
+    except Problem as problem:
+        if not 400 <= problem.status < 500:
+            raise
+        return
+    format_ = FORMATS[len(data) % len(FORMATS)]
+    photo = codec.fit(photo, format_, 16)
+    pixels = codec.fit_pixels(pixels, format_, 16)
+    height, width = photo.size
+    kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1")
+    answer = codec.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
+    codec.decode(metadata.write(answer, format_, kept), format_, LIMITS)
+
+
+def change(data: bytes, largest: int, seed: int) -> bytes:
+    """libFuzzer's own change; a PNG's checksums are put right most of the time, or nothing behind them is reached."""
+    changed = bytes(atheris.Mutate(data, largest))
+    if changed[:4] != b"\x89PNG" or seed % 100 >= 100 * CRC_IS_RIGHT:
+        return changed
+    fixed = bytearray(changed)
+    position = 8
+    while position + 12 <= len(fixed):
+        (size,) = struct.unpack_from(">I", fixed, position)
+        end = position + 8 + size
+        if end + 4 > len(fixed):
+            break
+        struct.pack_into(">I", fixed, end, zlib.crc32(fixed[position + 4 : end]))
+        position = end + 4
+    return bytes(fixed)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    logging.disable()
+    run(one_file, corpus.files(), largest=12_000, custom_mutator=change, name=sys.argv[0])

@@ -1,0 +1,73 @@
+"""Feeds damaged forms, in chunks of any size, to the upload's parser: python -m tests.fuzz.upload --help"""
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+
+import atheris
+
+from tests.fuzz.run import run
+
+with atheris.instrument_imports(include=["service", "python_multipart"]):
+    from service.admission import Places, Receiving
+    from service.problems import Problem
+    from service.routes import options_of
+    from service.settings import Settings
+    from service.upload import receive, receive_batch
+
+# Without a least rate nothing waits, so that no event loop is needed.
+SETTINGS = Settings(max_bytes=300, max_batch_bytes=2000, max_batch_photos=3, min_upload_rate=0)
+SEPARATOR = b"\0\0"
+
+
+def seeds() -> Iterator[tuple[str, bytes]]:
+    """Forms and bare bodies: a line of settings of this test, the type, the body."""
+    part = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
+    photo = part % (b"file", b'; filename="a.jpg"\r\nContent-Type: image/jpeg', b"pixels" * 9)
+    option = part % (b"strength", b"", b"1.5")
+    for number, body in enumerate((photo, option + photo, photo + photo, photo + option + option, photo * 5)):
+        for chunk in (1, 7, 200):
+            name = f"{number}-{chunk}"
+            yield name, bytes([chunk]) + b"multipart/form-data; boundary=b" + SEPARATOR + body + b"--b--\r\n"
+    yield "bare", b"\x20image/jpeg" + SEPARATOR + b"pixels"
+
+
+def channel(chunks: list[bytes]) -> Callable[[], Awaitable[dict[str, object]]]:
+    """ASGI's, with these messages."""
+    messages = iter([{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks[:-1]])
+
+    async def receive_message() -> dict[str, object]:
+        return next(messages, {"type": "http.request", "body": chunks[-1], "more_body": False})
+
+    return receive_message
+
+
+def one_body(data: bytes) -> None:
+    """Whatever comes, it is a photo or a problem of the client's, and every byte is given back."""
+    if not data:
+        return
+    declared, _, body = data[1:].partition(SEPARATOR)
+    step = max(1, data[0])
+    chunks = [body[start : start + step] for start in range(0, len(body), step)] or [b""]
+    for call in (receive, receive_batch):
+        uploads, held = Places("uploads", 1), Places("bytes", 10_000)
+        try:
+            with Receiving(uploads, held) as receiving:
+                coroutine = call({"content-type": declared.decode("latin-1")}, channel(chunks), receiving, SETTINGS)
+                try:
+                    coroutine.send(None)
+                except StopIteration as end:
+                    upload = end.value
+                    if call is receive and len(upload.data) > SETTINGS.max_bytes:
+                        raise AssertionError("more bytes than are taken") from None
+                    options_of([], upload.fields, "")
+        except Problem as problem:
+            if not 400 <= problem.status < 500:
+                raise
+        if uploads.taken or held.taken:
+            raise AssertionError(f"{uploads.taken} places and {held.taken} bytes are not given back")
+
+
+if __name__ == "__main__":
+    logging.disable()
+    run(one_body, seeds(), largest=4000, name=sys.argv[0])

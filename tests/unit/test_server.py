@@ -1,0 +1,377 @@
+"""The protocol under a small ASGI app: what a client may do to a connection, and what becomes of it."""
+
+import asyncio
+import contextlib
+import gc
+import json
+import logging
+import socket
+import weakref
+from collections.abc import Awaitable, Callable
+
+import pytest
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.admission import Places
+from service.metrics import Metrics
+from service.server import MAX_HEAD_BYTES, Full, Protocol
+from service.settings import Settings
+
+BIG = 32 << 20
+
+
+class Body(bytearray):
+    """Bytes whose end can be seen."""
+
+
+class Service:
+    """A server around one app, in this thread's event loop."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self.unread = Places("bytes", settings.max_unread_bytes)
+        metrics = Metrics([])
+        full = Full(app, settings.max_connections, metrics)
+        limits = {"settings": settings, "unread": self.unread, "metrics": metrics, "full": full}
+        protocol = type("Limited", (Protocol,), limits)
+        config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
+        config.load()
+        self.clients: list[socket.socket] = []
+        self.server = uvicorn.Server(config)
+        self.server.lifespan = config.lifespan_class(config)
+
+    @property
+    def connections(self) -> int:
+        return len(self.server.server_state.connections)
+
+    async def connect(self, *, window: int | None = None) -> socket.socket:
+        client = socket.socket()
+        if window is not None:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        client.setblocking(False)
+        self.clients.append(client)
+        await asyncio.get_running_loop().sock_connect(client, self.address)
+        return client
+
+    async def closes(self) -> bool:
+        """Whether all connections are soon gone."""
+        for _ in range(500):
+            if not self.connections:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+
+def play(scene: Callable[[Service], Awaitable[None]], app: ASGIApp, **settings: object) -> None:
+    async def main() -> None:
+        service = Service(app, Settings(**settings))
+        listener = socket.create_server(("127.0.0.1", 0))
+        service.address = listener.getsockname()
+        await service.server.startup(sockets=[listener])
+        try:
+            await asyncio.wait_for(scene(service), 20)
+        finally:
+            for one in service.server.servers:
+                one.close()
+            for connection in list(service.server.server_state.connections):
+                connection.transport.abort()
+            await asyncio.sleep(0.05)
+            for one in (listener, *service.clients):
+                one.close()
+        assert service.unread.taken == 0
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+async def whole(client: socket.socket) -> bytes:
+    """All that comes until the end, which may be a reset."""
+    loop = asyncio.get_running_loop()
+    found = b""
+    with contextlib.suppress(ConnectionError):
+        while piece := await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 15):
+            found += piece
+    client.close()
+    return found
+
+
+async def until(client: socket.socket, end: bytes) -> bytes:
+    found = b""
+    while not found.endswith(end):
+        piece = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1 << 16), 15)
+        assert piece, found
+        found += piece
+    return found
+
+
+async def send(client: socket.socket, data: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(client, data)
+
+
+async def answer(send: Send, *parts: bytes) -> None:
+    length = str(sum(map(len, parts))).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
+    for part in parts:
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, b"hello")
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Reads the whole body, and answers how long it was."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        size += len(message["body"])
+        more = message["more_body"]
+    await answer(send, f"{size}.".encode())
+
+
+GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def test_an_answer_that_is_not_read_is_dropped_with_its_memory(caplog: pytest.LogCaptureFixture) -> None:
+    bodies: list[weakref.ref[Body]] = []
+
+    async def big(scope: Scope, receive: Receive, send: Send) -> None:
+        body = Body(BIG)
+        bodies.append(weakref.ref(body))
+        await answer(send, body)
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        for _ in range(100):
+            if service.unread.taken:
+                break
+            await asyncio.sleep(0.01)
+        assert BIG / 2 < service.unread.taken <= BIG + 1000
+        gc.collect()
+        assert bodies[0]() is not None
+        assert await service.closes()
+        gc.collect()
+        assert service.unread.taken == 0
+        assert bodies[0]() is None
+        assert len(await whole(client)) < BIG
+
+    with caplog.at_level(logging.INFO):
+        play(scene, big, write_s=0.3)
+    assert "reads nothing of its answer" in caplog.text
+
+
+def test_a_stream_that_is_not_read_ends_too() -> None:
+    ended = []
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+        ended.append(True)
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        assert await service.closes()
+        for _ in range(100):
+            if ended:
+                break
+            await asyncio.sleep(0.01)
+        client.close()
+
+    play(scene, stream, write_s=0.3)
+    assert ended
+
+
+def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
+    """In many times as long as a client may take nothing at all, and though the kernel asks for more but rarely."""
+    size = 6 << 20
+
+    async def scene(service: Service) -> None:
+        client = await service.connect(window=1 << 16)
+        await send(client, GET)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        got = 0
+        while got < size:
+            piece = await loop.sock_recv(client, 1 << 15)
+            assert piece, f"cut off after {got} bytes and {loop.time() - started:.1f} s"
+            got += len(piece)
+            await asyncio.sleep(0.02)
+        assert loop.time() - started > 8 * 0.25
+        client.close()
+
+    async def big(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, bytes(size))
+
+    play(scene, big, write_s=0.25)
+
+
+def test_an_idle_connection_is_closed_whatever_it_sent_before() -> None:
+    """Neither empty lines nor the body of a request that was answered without it keep one open."""
+
+    async def scene(service: Service) -> None:
+        lines, body = await service.connect(), await service.connect()
+        await send(lines, GET)
+        await until(lines, b"hello")
+        await send(lines, b"\r\n")
+        await send(body, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n")
+        await until(body, b"hello")
+        await send(body, b"half of it")
+        assert await whole(lines) == b""
+        assert await whole(body) == b""
+        assert await service.closes()
+
+    play(scene, hello, head_s=0.3)
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_head_that_is_too_large_is_refused(complete: bool) -> None:
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, b"GET / HTTP/1.1\r\nHost: x\r\nCookie: ")
+        await send(client, b"x" * (MAX_HEAD_BYTES + 1))
+        if complete:
+            await send(client, b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(40):
+                await send(client, b"x" * (1 << 16))
+        found = await whole(client)
+        assert found.startswith(b"HTTP/1.1 431 ")
+        problem = json.loads(found.split(b"\r\n\r\n")[1])
+        assert (problem["code"], problem["limit"]) == ("head_too_large", MAX_HEAD_BYTES)
+
+    play(scene, hello)
+
+
+def test_trailers_and_chunk_extensions_are_bounded() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    async def scene(service: Service) -> None:
+        for start in (b"1;", b"1\r\nx\r\n0\r\nTrailer: "):
+            client = await service.connect()
+            await send(client, head)
+            await asyncio.sleep(0.01)
+            await send(client, start)
+            for _ in range(8):
+                await send(client, b"x" * (1 << 15))
+            assert (await whole(client)).startswith(b"HTTP/1.1 431 ")
+        client = await service.connect()
+        await send(client, head)
+        for _ in range(50):
+            await send(client, b"200\r\n" + b"x" * 512 + b"\r\n")
+        await send(client, b"0\r\nA-Trailer: is fine\r\n\r\n")
+        assert (await until(client, b".")).endswith(b"\r\n\r\n25600.")
+        client.close()
+
+    play(scene, echo)
+
+
+def test_pipelined_requests_are_answered_in_turn() -> None:
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET * 2000)
+        found = b""
+        while found.count(b"HTTP/1.1 200") < 2000 or not found.endswith(b"hello"):
+            found += await asyncio.get_running_loop().sock_recv(client, 1 << 16)
+        client.close()
+
+    play(scene, hello)
+
+
+@pytest.mark.parametrize("bad", [b"GET / HTTP/1.1\r\nHo", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000])
+def test_a_bad_request_does_not_take_the_answer_of_the_one_before(bad: bytes) -> None:
+    """Were it answered at once, its refusal would be read as that answer."""
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.5)
+        await answer(send, b"hello")
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        await asyncio.sleep(0.05)
+        await send(client, bad)
+        found = await whole(client)
+        assert found.startswith(b"HTTP/1.1 200 ")
+        assert found.endswith(b"\r\n\r\nhello")
+
+    play(scene, slow, head_s=0.2)
+
+
+def test_a_body_that_is_no_body_is_refused_at_once() -> None:
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhel")
+        await asyncio.sleep(0.05)
+        await send(client, b"lo, this is no chunk")
+        found = await whole(client)
+        assert found.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(found.split(b"\r\n\r\n")[1])["code"] == "invalid_request"
+
+    play(scene, echo)
+
+
+def test_a_connection_too_many_is_told_so_and_may_still_ask_for_health() -> None:
+    async def scene(service: Service) -> None:
+        first = await service.connect()
+        await send(first, GET)
+        await until(first, b"hello")
+        for path, status in ((b"/", b"503"), (b"/livez", b"200")):
+            client = await service.connect()
+            await send(client, GET.replace(b" / ", b" " + path + b" "))
+            found = await whole(client)
+            assert found.startswith(b"HTTP/1.1 " + status), found
+            assert b"connection: close" in found
+            assert (b'"overloaded"' in found, b"retry-after: 1" in found) == (status == b"503",) * 2
+        await send(first, GET)
+        await until(first, b"hello")
+        first.close()
+        assert await service.closes()
+        again = await service.connect()
+        await send(again, GET)
+        await until(again, b"hello")
+        again.close()
+
+    play(scene, hello, max_connections=1)
+
+
+@pytest.mark.parametrize("offer", [b"h2c\r\nHTTP2-Settings: AAMAAABk", b"websocket"])
+@pytest.mark.parametrize("size", [1, 1000])
+def test_an_offer_to_upgrade_costs_nobody_a_body(offer: bytes, size: int) -> None:
+    """curl --http2 and Java's client make it with every first request."""
+    lines = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: " + offer + b"\r\n"
+    by_length = b"POST /a?b HTTP/1.1\r\n" + lines + b"Content-Length: 5\r\n\r\n12345"
+    in_chunks = b"POST / HTTP/1.1\r\n" + lines + b"Transfer-Encoding: chunked\r\n\r\n3\r\n123\r\n0\r\n\r\n"
+    without = b"GET / HTTP/1.1\r\n" + lines + b"\r\n"
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        for request, answered in ((by_length, b"5."), (in_chunks, b"3."), (without, b"0."), (by_length, b"5.")):
+            for start in range(0, len(request), size):
+                await send(client, request[start : start + size])
+                await asyncio.sleep(0)
+            assert (await until(client, b".")).endswith(b"\r\n\r\n" + answered)
+        await send(client, b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await whole(client)).startswith(b"HTTP/1.1 400 ")
+
+    play(scene, echo)
+
+
+def test_who_asks_before_sending_is_told_to_go_on_or_refused() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n"
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, head)
+        await until(client, b"HTTP/1.1 100 Continue\r\n\r\n")
+        await send(client, b"12345")
+        await until(client, b"5.")
+        client.close()
+
+    play(scene, echo)

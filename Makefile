@@ -14,7 +14,7 @@ RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast test-containers lint train export bench bench-gpu bench-data fuzz soak lock clean
+.PHONY: serve test test-fast test-containers lint train export bench bench-gpu bench-data fuzz soak audit lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -57,6 +57,10 @@ bench-gpu:
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
+# Known faults of what the service depends on.
+audit: $(VENV)/.audit
+	$(BIN)/python -m tests.audit
+
 # 20,000 mixed requests, with faults and clients that hang up.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.soak $(ARGS)
@@ -94,6 +98,10 @@ $(VENV)/.bench: requirements/bench.lock pyproject.toml | $(BIN)/pip
 
 $(VENV)/.fuzz: $(VENV)/.dev requirements/fuzz.lock
 	$(INSTALL) --no-deps --require-hashes -r requirements/fuzz.lock
+	touch $@
+
+$(VENV)/.audit: $(VENV)/.dev requirements/audit.lock
+	$(INSTALL) --no-deps --require-hashes -r requirements/audit.lock
 	touch $@
 
 # Both runtimes fill the same folder, so both go before the GPU's comes.

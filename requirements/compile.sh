@@ -14,6 +14,7 @@ lock() {
 lock dev pyproject.toml --extra cpu --extra export --extra dev "$@"
 lock bench pyproject.toml --extra cpu --extra bench --constraint requirements/dev.lock "$@"
 lock fuzz pyproject.toml --extra cpu --extra export --extra dev --extra fuzz --constraint requirements/dev.lock "$@"
+lock audit pyproject.toml --extra cpu --extra export --extra dev --extra audit --constraint requirements/dev.lock "$@"
 lock serve-cpu pyproject.toml --extra cpu --constraint requirements/dev.lock
 lock serve-gpu pyproject.toml --extra gpu --constraint requirements/dev.lock
 # What an image is built with: the build system's own requirements.

@@ -5,9 +5,9 @@ import struct
 from dataclasses import dataclass
 
 from pi_heif.heif import BaseImage
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from service import heif, tiff
+from service import heif, profiles, tiff
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
@@ -19,6 +19,8 @@ BROKEN = (
 )
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
+# A profile, too, is a text to Pillow: those for inks have up to three megabytes.
+PngImagePlugin.MAX_TEXT_CHUNK = profiles.MAX_PROFILE
 
 MAX_SCANS = 100
 # Of all scans together: each takes time for every pixel, were it empty. Twenty scans of the largest photo.

@@ -115,3 +115,40 @@ def test_request_ids(client: httpx.Client, jpeg: bytes) -> None:
     made = [client.get("/livez", headers={"x-request-id": bad}).headers["x-request-id"] for bad in ("a b", "x" * 129)]
     assert all(len(each) == 32 for each in made)
     assert made[0] != made[1]
+
+
+def test_a_photo_in_colour(client: httpx.Client, astronaut: np.ndarray, jpeg: bytes) -> None:
+    photo = encoded(astronaut, "JPEG")
+    kept = post(client, photo, if_color="keep")
+    assert (kept.content, kept.headers["x-tomau-input"]) == (photo, "color")
+    assert "x-tomau-model" not in kept.headers
+    rejected = post(client, photo, if_color="reject")
+    assert (rejected.status_code, rejected.json()["code"]) == (422, "color_photo")
+    recolored = post(client, photo, if_color="recolor")
+    assert (recolored.headers["x-tomau-input"], recolored.headers["x-tomau-model"]) == ("color", "compact/1")
+    assert post(client, jpeg, if_color="keep").headers["x-tomau-input"] == "gray"
+    assert "x-tomau-input" not in post(client, photo).headers, "nobody looked"
+
+
+@pytest.mark.parametrize(
+    ("upload", "answer"),
+    [
+        ("TIFF", "image/tiff"),
+        ("AVIF", "image/jpeg"),
+        ("BMP", "image/jpeg"),
+        ("GIF", "image/jpeg"),
+        ("WEBP", "image/webp"),
+    ],
+)
+def test_other_formats(client: httpx.Client, gray: np.ndarray, upload: str, answer: str) -> None:
+    coloured = post(client, encoded(gray, upload))
+    assert coloured.status_code == 200, coloured.text
+    assert coloured.headers["content-type"] == answer
+    assert decoded(coloured.content).shape[:2] == gray.shape
+
+
+@pytest.mark.parametrize("accept", ["image/avif", "image/tiff"])
+def test_what_is_accepted_alone_is_answered(client: httpx.Client, jpeg: bytes, accept: str) -> None:
+    answer = client.post("/colorize", files={"file": jpeg}, headers={"accept": accept})
+    assert answer.headers["content-type"] == accept
+    assert decoded(answer.content).shape[:2] == (333, 501)

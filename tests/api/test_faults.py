@@ -108,6 +108,7 @@ def test_a_worker_that_hangs_does_not_keep_the_process_from_ending(serve: Serve,
             assert "Traceback" not in server.log.read_text()
 
 
+@pytest.mark.skipif(signal.getsignal(signal.SIGINT) == signal.SIG_IGN, reason="in the background nobody presses Ctrl-C")
 def test_ctrl_c_ends_it_without_a_fuss(serve: Serve) -> None:
     with serve() as server:
         server.process.send_signal(signal.SIGINT)

@@ -1,6 +1,8 @@
 import io
+import struct
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import cv2
@@ -215,3 +217,42 @@ def test_what_changes_nothing_keeps_the_very_bytes(colorizer: Colorizer, astrona
     data = encoded(astronaut, "PNG")
     for options in (Options(if_color="keep", format="png"), Options(if_color="keep", max_side=5000)):
         assert colorizer.colorize(data, options).data == data
+
+
+def gray_profile(gamma: float) -> bytes:
+    """A minimal gray ICC profile of version 2 with a gamma curve."""
+    curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    start = 128 + 4 + 2 * 12
+    entries = b"wtpt" + struct.pack(">II", start, len(white)) + b"kTRC" + struct.pack(">II", start + 20, len(curve))
+    body = struct.pack(">I", 2) + entries + white + curve
+    head = struct.pack(">I4xI4s4s4s12x4s", 128 + len(body), 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    return head.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061).ljust(60, b"\0") + body
+
+
+def srgb_of(linear: np.ndarray) -> np.ndarray:
+    """IEC 61966-2-1, 0..1 to 0..255."""
+    return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "TIFF"])
+def test_the_answer_to_a_photo_with_a_profile_is_srgb(colorizer: Colorizer, gray: np.ndarray, format_: str) -> None:
+    options = {"quality": 98} if format_ == "JPEG" else {}
+    source = encoded(gray, format_, icc_profile=gray_profile(1.4), **options)
+    answer = colorizer.colorize(source, Options(format="png", strength=0)).data
+    expected = srgb_of((gray / 255) ** 1.4)
+    assert np.abs(luma(answer) - expected).mean() < 1
+    assert "icc_profile" not in Image.open(io.BytesIO(answer)).info
+
+
+def test_a_pngs_gamma_counts_where_it_has_no_profile(colorizer: Colorizer, gray: np.ndarray) -> None:
+    png = encoded(gray, "PNG")
+    gama = struct.pack(">I4sI", 4, b"gAMA", 100_000)
+    chunk = gama + struct.pack(">I", zlib.crc32(gama[4:]))
+    answer = colorizer.colorize(png[:33] + chunk + png[33:], Options(strength=0)).data
+    assert np.abs(luma(answer) - srgb_of(gray / 255)).max() <= 1
+
+
+def test_a_large_profile_is_no_reason_to_refuse_a_png(colorizer: Colorizer, gray: np.ndarray) -> None:
+    noise = np.random.default_rng(0).bytes(2 << 20)
+    assert colorizer.colorize(encoded(gray, "PNG", icc_profile=noise), Options()).media_type == "image/png"

@@ -5,12 +5,26 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+    from service.bulk import Outcome
+
+# Those of an upload.
+OPTIONS = {
+    "model": "a name that `tomau models` lists",
+    "format": "jpeg, png, webp, tiff or avif; by default the photo's own, or that of the output's name",
+    "quality": "of a JPEG, WebP or AVIF, 1 to 100; by default a JPEG's own, at least 85, else 92",
+    "strength": "scales the colour, 0 (gray) to 2; by default 1",
+    "max_side": "shrinks the answer to this longer side, pixels",
+    "if_color": "recolor, keep or reject photos that are in colour already",
+    "metadata": "keep (by default) or strip",
+    "merge": "luma (by default) or literal",
+}
 
 
 def _serve(_: argparse.Namespace) -> None:
@@ -60,17 +74,41 @@ def _health(_: argparse.Namespace) -> None:
 
 
 def _colorize(args: argparse.Namespace) -> None:
+    from service import bulk
     from service.catalog import Catalog
     from service.colorizer import Colorizer, Options
     from service.settings import Settings
 
-    given = {"model": args.model, "strength": args.strength, "quality": args.quality}
-    suffix = args.output.suffix.lower().removeprefix(".")
-    given["format"] = {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix)
-    options = Options.model_validate({key: value for key, value in given.items() if value is not None})
+    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    photos: list[Path] = args.photo
+    is_one = len(photos) == 1 and not photos[0].is_dir() and not args.output.is_dir() and bool(args.output.suffix)
+    if is_one:
+        suffix = args.output.suffix.lower().removeprefix(".")
+        given.setdefault("format", {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+    options = Options.model_validate(given)
     settings = Settings()
-    answer = Colorizer(Catalog(settings), settings).colorize(args.photo.read_bytes(), options)
-    args.output.write_bytes(answer.data)
+    colorizer = Colorizer(Catalog(settings), settings)
+    if is_one:
+        args.output.write_bytes(colorizer.colorize(photos[0].read_bytes(), options).data)
+        return
+    jobs = bulk.jobs(photos, args.output)
+    outcomes = bulk.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
+    sys.exit(_tell(outcomes))
+
+
+def _tell(outcomes: "Iterable[Outcome]") -> int:
+    """A line for each photo, and one at the end; the exit code is 1 when one has failed."""
+    colored = skipped = failed = 0
+    for outcome in outcomes:
+        if outcome.reason:
+            print(f"tomau: {outcome.photo}: {outcome.reason}", file=sys.stderr)
+        else:
+            print(f"{outcome.photo} -> {outcome.written}{', which is there already' if outcome.skipped else ''}")
+        failed += bool(outcome.reason)
+        skipped += outcome.skipped
+        colored += not outcome.reason and not outcome.skipped
+    print(f"{colored} coloured, {skipped} skipped, {failed} failed")
+    return int(failed > 0)
 
 
 def _models(_: argparse.Namespace) -> None:
@@ -133,13 +171,19 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
     commands.add_parser("metrics", help="list the metrics").set_defaults(call=_metrics)
     commands.add_parser("health", help="ask the service here whether it is ready").set_defaults(call=_health)
-    colorize = commands.add_parser("colorize", help="colour one photo")
+    colorize = commands.add_parser("colorize", help="colour photos")
     colorize.set_defaults(call=_colorize)
-    colorize.add_argument("photo", type=Path)
-    colorize.add_argument("-o", "--output", type=Path, required=True, help="a .jpg, .png, .webp, .tiff or .avif file")
-    colorize.add_argument("--model", help="by default the service's default")
-    colorize.add_argument("--strength", type=float, help="0 (gray) to 2; by default 1")
-    colorize.add_argument("--quality", type=int, help="1 to 100")
+    colorize.add_argument("photo", type=Path, nargs="+", help="files, and folders of them")
+    colorize.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="for one photo a .jpg, .png, .webp, .tiff or .avif file, else a folder",
+    )
+    colorize.add_argument("--force", action="store_true", help="write what is in the folder already once more")
+    for name, meaning in OPTIONS.items():
+        colorize.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     return parser
 
 

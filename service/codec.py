@@ -19,6 +19,9 @@ from service.photo import FORMATS, Format, Photo, Pixels, Planes, Source, Tone
 from service.problems import InvalidOption
 from service.tone import tone_of_rgb
 
+# Else it writes a line on standard error for every odd tag of an upload.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 65_535}
 # What 16 bits a channel fit into, and transparency.
 DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import luma
+from service import cli
+from service.colorizer import Options
+from tests.conftest import decoded, encoded, luma
 
 
 @pytest.fixture
@@ -63,3 +65,48 @@ def test_models_settings_and_errors_are_listed(tomau, models: Path) -> None:
     assert "| 401 | `missing_key` |" in tomau("errors")
     assert "| tiff | `image/tiff` | 8, 16 of a 16-bit photo |" in tomau("formats")
     assert tomau("--version").startswith("tomau ")
+
+
+def test_the_options_are_those_of_an_upload() -> None:
+    assert list(cli.OPTIONS) == list(Options.model_fields)
+
+
+@pytest.fixture
+def album(tmp_path: Path, jpeg: bytes, gray: np.ndarray, astronaut: np.ndarray) -> Path:
+    folder = tmp_path / "album"
+    (folder / "1931").mkdir(parents=True)
+    (folder / "1931" / "wedding.jpg").write_bytes(jpeg)
+    (folder / "1931" / "wedding.png").write_bytes(encoded(gray, "PNG"))
+    (folder / "beach.tif").write_bytes(encoded(gray, "TIFF"))
+    (folder / "holiday.jpg").write_bytes(encoded(astronaut, "JPEG"))
+    (folder / "damaged.jpg").write_bytes(jpeg[:1000])
+    (folder / "words.txt").write_text("words")
+    return folder
+
+
+def test_an_album(tomau, album: Path, tmp_path: Path, jpeg: bytes) -> None:
+    said = tomau("colorize", "album", "-o", "coloured", "--if-color", "keep", code=1)
+    written = {str(path.relative_to(tmp_path / "coloured")) for path in (tmp_path / "coloured").rglob("*.*")}
+    assert written == {"1931/wedding.jpg", "1931/wedding-2.png", "beach.tiff", "holiday.jpg"}
+    assert "4 coloured, 0 skipped, 1 failed" in said
+    assert "tomau: album/damaged.jpg: the JPEG file is damaged" in said
+    assert (tmp_path / "coloured" / "holiday.jpg").read_bytes() == (album / "holiday.jpg").read_bytes()
+    coloured = (tmp_path / "coloured" / "1931" / "wedding.jpg").read_bytes()
+    assert np.abs(luma(coloured) - luma(jpeg)).mean() < 1
+    (album / "damaged.jpg").write_bytes(jpeg)
+    assert "1 coloured, 4 skipped, 0 failed" in tomau("colorize", "album", "-o", "coloured")
+    assert "5 coloured, 0 skipped, 0 failed" in tomau("colorize", "album", "-o", "coloured", "--force")
+
+
+def test_a_photo_is_never_overwritten_by_its_answer(tomau, album: Path) -> None:
+    before = (album / "holiday.jpg").read_bytes()
+    assert "overwritten" in tomau("colorize", "album/holiday.jpg", "-o", "album", "--force", code=1)
+    assert (album / "holiday.jpg").read_bytes() == before
+
+
+def test_several_files_into_a_new_folder(tomau, album: Path, tmp_path: Path) -> None:
+    tomau(
+        "colorize", "album/beach.tif", "album/holiday.jpg", "-o", "new/folder", "--format", "webp", "--max-side", "100"
+    )
+    found = {path.name: max(decoded(path.read_bytes()).shape) for path in (tmp_path / "new" / "folder").iterdir()}
+    assert found == {"beach.webp": 100, "holiday.webp": 100}

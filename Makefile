@@ -14,7 +14,7 @@ RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast lint train export bench bench-gpu bench-data fuzz soak audit lock clean
+.PHONY: serve test test-fast test-containers lint train export bench bench-gpu bench-data fuzz soak audit lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -26,7 +26,12 @@ test: $(VENV)/.dev
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow'
 
+# The image and the compose project, gateway and monitoring included. Skips, loudly, where no engine can run.
+test-containers: $(VENV)/.dev
+	PYTHON=$(BIN)/python tests/containers/run.sh $(ARGS)
+
 lint: $(VENV)/.dev
+	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

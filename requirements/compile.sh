@@ -3,17 +3,20 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-# One set of versions: what is served is what was tested.
+# lock NAME SOURCE ...: one set of versions, so that what is served is what was tested.
 lock() {
     output="requirements/$1.lock"
     shift
-    uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+    uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-annotate --quiet --custom-compile-command 'make lock' --output-file "$output" "$@"
 }
 
-lock dev --extra cpu --extra export --extra dev "$@"
-lock bench --extra cpu --extra bench --constraint requirements/dev.lock "$@"
-lock fuzz --extra cpu --extra export --extra dev --extra fuzz --constraint requirements/dev.lock "$@"
-lock audit --extra cpu --extra export --extra dev --extra audit --constraint requirements/dev.lock "$@"
-lock serve-cpu --extra cpu --constraint requirements/dev.lock
-lock serve-gpu --extra gpu --constraint requirements/dev.lock
+lock dev pyproject.toml --extra cpu --extra export --extra dev "$@"
+lock bench pyproject.toml --extra cpu --extra bench --constraint requirements/dev.lock "$@"
+lock fuzz pyproject.toml --extra cpu --extra export --extra dev --extra fuzz --constraint requirements/dev.lock "$@"
+lock audit pyproject.toml --extra cpu --extra export --extra dev --extra audit --constraint requirements/dev.lock "$@"
+lock serve-cpu pyproject.toml --extra cpu --constraint requirements/dev.lock
+lock serve-gpu pyproject.toml --extra gpu --constraint requirements/dev.lock
+# What an image is built with: the build system's own requirements.
+python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' |
+    lock build - --constraint requirements/dev.lock "$@"

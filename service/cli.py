@@ -125,10 +125,10 @@ def _models(_: argparse.Namespace) -> None:
         )
 
 
-def _settings(_: argparse.Namespace) -> None:
-    from service.settings import Settings, table
+def _settings(args: argparse.Namespace) -> None:
+    from service.settings import Settings, environment, table
 
-    print(table(Settings()), end="")
+    print((environment if args.env else table)(Settings()), end="")
 
 
 def _formats(_: argparse.Namespace) -> None:
@@ -164,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
-    commands.add_parser("settings", help="list the settings and their values").set_defaults(call=_settings)
+    settings = commands.add_parser("settings", help="list the settings and their values")
+    settings.set_defaults(call=_settings)
+    settings.add_argument("--env", action="store_true", help="as an environment file, such as .env")
     commands.add_parser("formats", help="list what is taken and what is given").set_defaults(call=_formats)
     commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
     commands.add_parser("metrics", help="list the metrics").set_defaults(call=_metrics)

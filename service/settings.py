@@ -1,6 +1,9 @@
 """Every knob of the service, read from `TOMAU_*` variables."""
 
+import json
+import math
 import os
+import textwrap
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -10,6 +13,25 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
 SHIPPED_MODELS = Path(__file__).parent / "models"
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
+    """Processors' worth of time that this process's container may take, as it sees it itself; None without a limit."""
+    try:
+        quota, period = (cgroups / "cpu.max").read_text("ascii").split()
+    except (OSError, ValueError):
+        try:  # version 1 of control groups
+            quota, period = (
+                (cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period")
+            )
+        except OSError:
+            return None
+    try:
+        found = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # no limit is the word `max`
+        return None
+    return found if found > 0 else None
 
 
 class Settings(BaseSettings):
@@ -107,8 +129,9 @@ class Settings(BaseSettings):
 
     @cached_property
     def cores(self) -> int:
-        """Processor cores that this process may use."""
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        """Processor cores that this process may use; of a container's share of time, whole ones."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return min(cores, math.ceil(cpu_quota() or cores))
 
 
 def table(settings: Settings) -> str:
@@ -118,4 +141,15 @@ def table(settings: Settings) -> str:
         value = getattr(settings, name)
         shown = "" if value is None else f"`{value}`"
         lines.append(f"| `TOMAU_{name.upper()}` | {shown} | {field.description} |")
+    return "\n".join(lines) + "\n"
+
+
+def environment(settings: Settings) -> str:
+    """The same as an environment file, every variable commented out."""
+    lines = []
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        shown = "" if value is None else json.dumps(value) if isinstance(value, bool | dict) else str(value)
+        lines += [f"# {line}" for line in textwrap.wrap(field.description or "", 116, break_on_hyphens=False)]
+        lines.append(f"#TOMAU_{name.upper()}={shown}")
     return "\n".join(lines) + "\n"

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +32,9 @@ VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # They log pieces of what a client sent: tags of a photo, bytes of a form.
 LIBRARIES_THAT_QUOTE = ("PIL", "python_multipart")
+
+# Asked every few seconds by machines: where all is well, no line of the log's.
+PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 
 # What a client that is refused may still send before it is cut off.
 DRAIN_BYTES = 64 << 20
@@ -210,6 +214,7 @@ class _Exchange:
             "stages": {stage: round(took, 4) for stage, took in self.seconds.items()},
         }
         line = "%s %s %s %.1f ms %d bytes"
-        log.info(line, method, path, self._status, 1000 * seconds, self._sent, extra={"access": access})
+        level = logging.DEBUG if route in PROBES and self._status == HTTPStatus.OK else logging.INFO
+        log.log(level, line, method, path, self._status, 1000 * seconds, self._sent, extra={"access": access})
         if self._span is not None:
             self._span.end(self._started, self.begun, self.seconds, access | {"request_id": self.id})

@@ -238,10 +238,10 @@ def test_the_log_has_neither_names_nor_contents_nor_keys(guarded: Server, gray: 
             client.post("/colorize", **form, headers={"X-API-Key": "wrong-key"})
         for body in (b"--x\r\nprivate-note\r\n\r\nat-the-lake", b"--x\r\n\xff: grandmother\r\n\r\n--x--at-the-lake"):
             client.post("/colorize", content=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
-        client.get("/readyz?token=hunter2", headers={"Cookie": "private-note"})
+        client.get("/models?token=hunter2", headers={"Cookie": "private-note"})
     log = log_of(guarded)
     assert "POST /colorize 200" in log
-    assert "GET /readyz 200" in log
+    assert "GET /models 200" in log
     for secret in SECRETS:
         assert secret not in log
     assert "\\xff" not in log, "no byte of a broken form either"

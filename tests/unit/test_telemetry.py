@@ -78,7 +78,7 @@ def exchange(app, *headers: tuple[bytes, bytes], path: str = "/colorize") -> lis
         "root_path": "",
         "headers": list(headers),
     }
-    asyncio.run(Telemetry(app, Metrics(["/colorize"]))(scope, receive, send))
+    asyncio.run(Telemetry(app, Metrics(["/colorize", "/readyz"]))(scope, receive, send))
     return sent
 
 
@@ -122,6 +122,17 @@ def test_what_no_request_asked_for_has_no_ids(logged: Logged) -> None:
     line = json.loads(logged()[0])
     assert (line["request_id"], line["trace_id"], line["level"]) == (None, None, "warning")
     assert "careful" in line["message"]
+
+
+@pytest.mark.parametrize(("level", "status", "lines"), [("info", 200, 0), ("info", 503, 1), ("debug", 200, 1)])
+def test_probes_are_quiet_while_all_is_well(logged: Logged, level: str, status: int, lines: int) -> None:
+    async def probed(_scope, _receive, send) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    set_up_logging(level)
+    exchange(probed, path="/readyz")
+    assert len([line for line in logged() if "/readyz" in line]) == lines
 
 
 def test_text_lines(logged: Logged) -> None:

@@ -170,7 +170,7 @@ class Colorizer:
         space = model.contract.color_space
         with self._cores, way.stage("decode"):
             pixels_in = photo.luma.size
-            format_ = options.format or codec.default_format(upload.source, has_alpha=photo.alpha is not None)
+            format_ = _format(upload, photo)
             photo = codec.fit(photo, format_, options.max_side)
             codec.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
@@ -203,7 +203,7 @@ class Colorizer:
             return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds | way.seconds, photo.tone, way.begun)
         with way.stage("decode"):
             pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
-            format_ = options.format or codec.default_format(source, has_alpha=photo.alpha is not None)
+            format_ = _format(upload, photo)
             pixels = codec.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape
             codec.check_size(height, width, format_)
@@ -247,6 +247,14 @@ def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metada
     else:
         encoded = codec.encode_pixels(merged, format_, quality, avif_options=metadata.avif_options(said))
     return metadata.write(encoded, format_, said)
+
+
+def _format(upload: _Upload, photo: Photo) -> Format:
+    """The answer's."""
+    options = upload.options
+    pixels = min(photo.luma.size, (options.max_side or max(photo.size)) ** 2)
+    default = codec.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
+    return options.format or default
 
 
 def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.codec import ALPHA_FORMATS, DEEP_FORMATS, SIDE_LIMITS, default_format
+from service.codec import ALPHA_FORMATS, DEEP_FORMATS, PIXEL_LIMITS, SIDE_LIMITS, default_format
 from service.photo import FORMATS, MEDIA_TYPES, Format, Source
 
 ANIMATED = "animated files"
@@ -70,10 +70,15 @@ def _uploads() -> str:
 
 
 def _answers() -> str:
-    lines = ["| answer | type | bits | alpha | longest side, pixels | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| answer | type | bits | alpha | longest side | megapixels | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for format_ in FORMATS:
         bits = "8, 16 of a 16-bit photo" if format_ in DEEP_FORMATS else "8"
         alpha = "yes" if format_ in ALPHA_FORMATS else "no"
-        side = f"{SIDE_LIMITS[format_]:,}"
-        lines.append(f"| {format_} | `{MEDIA_TYPES[format_]}` | {bits} | {alpha} | {side} | {ANSWERS[format_]} |")
+        side = f"{SIDE_LIMITS[format_]:,}" if format_ in ("jpeg", "webp", "avif") else ""
+        most = f"{PIXEL_LIMITS[format_] / 1e6:.0f}" if format_ in PIXEL_LIMITS else ""
+        what = f"`{MEDIA_TYPES[format_]}` | {bits} | {alpha} | {side} | {most} | {ANSWERS[format_]}"
+        lines.append(f"| {format_} | {what} |")
     return "\n".join(lines) + "\n"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from service import codec, color, header
-from service.photo import Photo, Pixels, Planes
+from service.photo import Format, Photo, Pixels, Planes
 from service.problems import (
     EmptyUpload,
     InvalidOption,
@@ -294,6 +294,16 @@ def test_pixels_of_every_format(astronaut: np.ndarray, format_: str, with_alpha:
         np.testing.assert_array_equal(np.asarray(image)[..., 3], alpha)
     else:
         assert np.abs(decoded(data).astype(int) - astronaut).mean() < 6
+
+
+@pytest.mark.parametrize("format_", ["webp", "avif"])
+def test_what_would_take_too_long_is_refused_or_no_default(format_: Format) -> None:
+    codec.check_size(5000, 8000, format_)
+    with pytest.raises(InvalidOption) as caught:
+        codec.check_size(5001, 8000, format_)
+    assert (caught.value.field, caught.value.limit) == ("format", 40_000_000)
+    assert codec.default_format("webp", has_alpha=False, pixels=40_000_000) == "webp"
+    assert codec.default_format("webp", has_alpha=True, pixels=40_000_001) == "png"
 
 
 def test_a_webp_has_room_for_16383_pixels() -> None:

@@ -270,7 +270,8 @@ def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
 def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     """Pixels of 8 bits, or of 10 and 12 enlarged to 16."""
     size = image.size
-    pixels: Levels = np.asarray(image)
+    # A copy: what pi-heif shows of its own memory is gone with it.
+    pixels: Levels = np.array(image)
     if pixels.shape[1::-1] != tuple(size):
         raise ValueError("its header says another size")
     if pixels.ndim == 2:

@@ -22,7 +22,7 @@ from service.tone import tone_of_rgb
 # Else it writes a line on standard error for every odd tag of an upload.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 65_535}
+SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 32_768}
 # What 16 bits a channel fit into, and transparency.
 DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
 ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
@@ -116,6 +116,7 @@ class _Raster:
     picture: Levels
     alpha: Levels | None
     orientation: int
+    quality: int | None = None
 
 
 def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None, look: bool = False) -> Photo:
@@ -131,7 +132,7 @@ def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = N
     raster = _raster(data, source, limits, icc)
     tone = _tone(raster.picture) if look else None
     luma = raster.picture if raster.picture.ndim == 2 else luma_of_rgb(raster.picture)
-    return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), None, tone)
+    return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), raster.quality, tone)
 
 
 def decode_pixels(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None) -> Pixels:
@@ -182,13 +183,13 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             picture, alpha = _of_ink(image, icc), None
         else:
             is_deep = source == "png" and data[24] == 16
-            stored, alpha = _deep_png(image, data) if is_deep else _shallow(image)
+            stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
             gamma = image.info.get("gamma") if source == "png" and "srgb" not in image.info else None
             picture = _managed(stored, icc, gamma)
         if picture.shape[0] * picture.shape[1] != width * height:
             raise ValueError("its header says another size")
         # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
-        return _Raster(picture, alpha, _orientation(image))
+        return _Raster(picture, alpha, _orientation(image), _jpeg_quality(image) if source == "jpeg" else None)
 
 
 def _jpeg_luma(image: Image.Image, data: bytes, icc: bytes | None) -> Bytes | None:
@@ -281,10 +282,13 @@ def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     return np.ascontiguousarray(picture), alpha
 
 
-def _shallow(image: Image.Image) -> tuple[Levels, Levels | None]:
-    if image.has_transparency_data:
-        is_gray = image.mode == "LA"
-        pixels = np.asarray(image if is_gray else image.convert("RGBA"))
+def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, Levels | None]:
+    if source == "png" and data[24] in (2, 4) and image.mode == "L" and "transparency" in image.info:
+        # Pillow enlarges the pixels to 8 bits, and not the one that is clear.
+        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
+    if image.mode == "La" or image.has_transparency_data:
+        is_gray = image.mode in ("LA", "La")
+        pixels = np.asarray(image.convert("LA" if is_gray else "RGBA"))
         picture = pixels[..., 0] if is_gray else pixels[..., :3]
         return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., -1])
     return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), None

@@ -200,7 +200,9 @@ class Colorizer:
         options, source = upload.options, upload.source
         seconds = dict.fromkeys(STAGES, 0.0)
         if not _asks_for_change(options, source, photo):
-            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds | way.seconds, photo.tone, way.begun)
+            seconds |= way.seconds
+            size = photo.luma.size
+            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size)
         with way.stage("decode"):
             pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
             format_ = _format(upload, photo)
@@ -210,7 +212,9 @@ class Colorizer:
         with way.stage("encode"):
             said = _for_answer(upload, (height, width), None)
             encoded = _encode(pixels, format_, options.quality or codec.default_quality(photo), said)
-        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds | way.seconds, photo.tone, way.begun)
+        seconds |= way.seconds
+        sizes = photo.luma.size, height * width
+        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
 
     def warm(self) -> None:
         """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""

@@ -31,16 +31,16 @@ UPLOADS: dict[Source, Taken] = {
     ),
     "webp": Taken("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
     "tiff": Taken(
-        "1 to 16 bits, gray (either end may be white), RGB, alpha; of 8 bits palette, CMYK, YCbCr, planes, tiles too; "
-        "without compression, LZW, Deflate, PackBits, JPEG, Zstandard, LZMA, fax; a thumbnail beside the photo; BigTIFF"
-        " in Intel's byte order",
+        "1 to 16 bits, gray (either end may be white), RGB, alpha, tiles; without compression, LZW, Deflate, PackBits;"
+        " of 8 bits also palette, CMYK, YCbCr, planes, JPEG, Zstandard, LZMA, fax; a thumbnail behind the photo;"
+        " BigTIFF in Intel's byte order",
         "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits"
         " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
     ),
     "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),
-    "heic": Taken("8 to 12 bits (of which the upper 8 are used), alpha", "several images in one file", "EXIF, XMP"),
-    "bmp": Taken("1 to 32 bits", "OS/2's arrays", "density"),
+    "heic": Taken("8 to 12 bits (as PNG or TIFF in 16), alpha", "several images in one file", "EXIF, XMP"),
+    "bmp": Taken("1 to 32 bits", "run-length compression, OS/2's arrays", "density"),
     "gif": Taken("a single image, transparency", ANIMATED, "comments"),
 }
 ANSWERS: dict[Format, str] = {
@@ -48,7 +48,7 @@ ANSWERS: dict[Format, str] = {
     "png": "lossless",
     "webp": "lossy; `quality`",
     "tiff": "lossless (LZW)",
-    "avif": "lossy; `quality`; takes ten times as long as a JPEG, so it is never a default",
+    "avif": "lossy, alpha too; `quality`; takes ten times as long as a JPEG, so it is never a default",
 }
 
 

@@ -128,7 +128,8 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
 
 def _accepted(accept: str) -> Format | None:
     """The one format that an Accept header asks for, when it asks for just one and nothing more."""
-    types = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    parts = [part.lower().replace(" ", "").split(";") for part in accept.split(",")]
+    types = {kind for kind, *parameters in parts if not {"q=0", "q=0.0", "q=0.00", "q=0.000"} & set(parameters)}
     wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
     return wanted[0] if wanted else None
 

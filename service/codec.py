@@ -354,9 +354,9 @@ def encode_pixels(
         return bytes(simplejpeg.encode_jpeg(pixels.rgb, quality, "RGB", "420"))
     if format_ == "avif":
         return _avif(pixels, quality, avif_options or {})
-    bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR)
+    bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR if pixels.alpha is None else cv2.COLOR_RGB2BGRA)
     if pixels.alpha is not None:
-        bgr = np.dstack([bgr, pixels.alpha])
+        cv2.insertChannel(pixels.alpha, bgr, 3)
     parameters = {"webp": [cv2.IMWRITE_WEBP_QUALITY, quality], "tiff": [cv2.IMWRITE_TIFF_COMPRESSION, TIFF_LZW]}
     done, data = cv2.imencode(f".{format_}", bgr, parameters.get(format_, []))
     if not done:

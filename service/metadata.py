@@ -23,11 +23,10 @@ def for_answer(
     height: int,
     model: str | None,
     version: str | None = None,
-    software: str | None = None,
 ) -> Metadata:
     """The metadata of an upright sRGB answer, width x height pixels, whose colours are a model's.
 
-    software: what EXIF names where it names none. Without a model the answer was not coloured, and there is no note.
+    Without a model the answer was not coloured, and there is no note.
     """
     density = _upright_density(metadata)
     block = exif.corrected(metadata.exif, width, height) if metadata.exif else None
@@ -39,7 +38,7 @@ def for_answer(
     if model is None:
         return replace(metadata, exif=block, xmp=packet, density=density, icc=None)
     note = xmp.fresh(model, version or "")
-    block = exif.with_software(block, software or f"tomau, synthetic colours by {model} {version or ''}".rstrip())
+    block = exif.with_software(block, f"tomau, synthetic colours by {model} {version or ''}".rstrip())
     return replace(metadata, exif=block, xmp=packet or note, spare_xmp=note, density=density, icc=None)
 
 

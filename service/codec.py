@@ -12,7 +12,7 @@ import simplejpeg
 from pi_heif.heif import BaseImage
 from PIL import Image
 
-from service import header, profiles, tiff
+from service import header, profiles, segments, tiff
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.header import Limits
 from service.photo import FORMATS, Format, Photo, Pixels, Planes, Source, Tone
@@ -40,6 +40,8 @@ ORIENTATION_TAG = 0x0112
 AS_IT_IS = 1
 # IHDR's colour type.
 PNG_GRAY_ALPHA = 4
+# cICP's transfer characteristics, as ITU-T H.273 numbers them.
+SRGB_TRANSFER = bytes([13])
 # What a TIFF says of a fourth channel that is no alpha.
 UNSPECIFIED = 0
 # The tone of a JPEG is looked at in a picture of about so many pixels a side.
@@ -184,8 +186,7 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
         else:
             is_deep = source == "png" and data[24] == 16
             stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
-            gamma = image.info.get("gamma") if source == "png" and "srgb" not in image.info else None
-            picture = _managed(stored, icc, gamma)
+            picture = _managed(stored, icc, _gamma(image, data) if source == "png" else None)
         if picture.shape[0] * picture.shape[1] != width * height:
             raise ValueError("its header says another size")
         # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
@@ -226,6 +227,15 @@ def _tone(picture: Levels) -> Tone:
 def _of_ink(image: Image.Image, icc: bytes | None) -> Bytes:
     conversion = profiles.conversion_of(icc, channels=4)
     return np.asarray(image.convert("RGB") if conversion is None else conversion.apply(np.asarray(image)), np.uint8)
+
+
+def _gamma(image: Image.Image, data: bytes) -> float | None:
+    """A PNG's, where nothing else says that it is sRGB. Pillow does not show what cICP says."""
+    gamma: float | None = image.info.get("gamma")
+    if gamma is None or "srgb" in image.info:
+        return None
+    _, cicp = next(segments.png_bodies(data, (b"cICP",)), (b"", b""))
+    return None if cicp[1:2] == SRGB_TRANSFER else gamma
 
 
 def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> Levels:

@@ -25,7 +25,7 @@ UPLOADS: dict[Source, Taken] = {
     ),
     "png": Taken(
         "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced; gAMA counts where there is no"
-        " profile",
+        " profile, sRGB, or cICP of sRGB's transfer; cICP's other transfers, as of HDR, are not applied",
         ANIMATED,
         "EXIF, XMP, IPTC as ImageMagick writes it, texts, density",
     ),

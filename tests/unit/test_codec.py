@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service import codec, color, header
+from service import codec, color, header, segments
 from service.photo import Format, Photo, Pixels, Planes
 from service.problems import (
     EmptyUpload,
@@ -358,3 +358,18 @@ def test_fully_transparent_parts_keep_their_colors_and_opaque_ones_are_shrunk_by
         fitted = codec.fit_pixels(Pixels(astronaut, alpha), "png", 128)
         assert np.abs(fitted.rgb.astype(int) - by_area).max() <= 1
         assert (fitted.alpha == level).all()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("transfer", "counts"), [(None, True), (13, False), (1, True), (16, True)])
+def test_a_cicp_of_srgb_counts_before_a_pngs_gamma(
+    gray: np.ndarray, bits: int, transfer: int | None, counts: bool
+) -> None:
+    """Of other transfer characteristics, which are not applied, the gamma is what the writer gives in their place."""
+    levels = gray if bits == 8 else gray.astype(np.uint16) * 257
+    chunks = [(b"gAMA", struct.pack(">I", 100_000))]
+    if transfer is not None:
+        chunks.append((b"cICP", bytes([1, transfer, 0, 1])))
+    found = decode(segments.png_with(encoded(levels, "PNG"), chunks)).luma
+    assert found.dtype == levels.dtype
+    assert np.array_equal(found, levels) == (not counts)

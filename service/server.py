@@ -29,13 +29,17 @@ from service.telemetry import Telemetry
 if sys.platform == "linux":
     import fcntl
     import termios
+if sys.platform != "win32":
+    import resource
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 # How long a client may still send after its last answer.
 LINGER_S = 2.0
-# However many connections there are.
+# For the connections that are too many, and for what the process itself has open.
+SPARE_FILES = 1024
+# With too many connections, too, as long as there is a file left for one.
 ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -252,6 +256,26 @@ def _in_the_kernel(transport: asyncio.Transport) -> int:
         file = transport.get_extra_info("socket").fileno()
         return int.from_bytes(fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
+
+
+def allow_files(connections: int) -> None:
+    """Raises the process's limit of open files, of which each connection is one; the usual 1,024 are too few.
+
+    When the system allows no more, the connections that find none are reset: then there is a warning.
+    """
+    if sys.platform == "win32":
+        return
+    wanted = connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    allowed = wanted if hard == unlimited else min(wanted, hard)
+    if soft != unlimited and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning(
+            "this process may open %d files, and TOMAU_MAX_CONNECTIONS=%d needs %d: raise the limit (ulimit -Hn)",
+            *(hard, connections, wanted),
+        )
 
 
 class Server(uvicorn.Server):

@@ -54,10 +54,11 @@ class State:
         """Why it is not ready to take a photo, if it is not."""
         if self.draining:
             return "the service is about to stop"
-        return "all workers are stuck; the service is about to end" if self.is_stuck() else None
+        busy = self.workers.stuck_for()
+        return "no worker has finished its photo in time" if busy > self.settings.deadline_s else None
 
     def is_stuck(self) -> bool:
-        """No worker has taken a photo for too long, because each still has one."""
+        """No worker has taken a photo for so long, because each still has one, that none will come back."""
         return self.workers.stuck_for() > self.settings.stuck_s
 
 

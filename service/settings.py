@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
@@ -120,7 +120,20 @@ class Settings(BaseSettings):
     drain_batch_s: float = Field(
         300.0, ge=0, description="seconds that batch uploads inside may take to finish when the service stops"
     )
-    stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
+    stuck_s: float = Field(
+        60.0,
+        gt=0,
+        description="all workers busy with one photo each for so long: the process ends; more than deadline_s, after"
+        " which it is not ready any more",
+    )
+
+    @field_validator("stuck_s")
+    @classmethod
+    def _after_deadline(cls, stuck_s: float, given: ValidationInfo) -> float:
+        deadline_s = given.data.get("deadline_s", 0.0)
+        if stuck_s <= deadline_s:
+            raise ValueError(f"{stuck_s:g} is not more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
+        return stuck_s
 
     @cached_property
     def gpu_ids(self) -> list[int]:

@@ -69,6 +69,14 @@ def test_every_container_is_hardened(name: str) -> None:
         assert port.startswith(("127.0.0.1:", "${GATEWAY_ADDRESS:-127.0.0.1}:"))
 
 
+def test_a_service_that_is_stuck_is_told_before_it_ends() -> None:
+    prometheus = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    rules = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text("utf-8"))["groups"][0]["rules"]
+    lasts = next(rule["for"] for rule in rules if rule["alert"] == "TomauNotReady")
+    seen = sum(float(time.removesuffix("s")) for time in (lasts, prometheus["global"]["scrape_interval"]))
+    assert seen <= Settings().stuck_s - Settings().deadline_s
+
+
 def test_times_fit_the_services() -> None:
     default = Settings()
     longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s)

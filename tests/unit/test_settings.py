@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service import settings
 from service.settings import Settings, cpu_quota
@@ -35,3 +36,13 @@ def test_cores_are_whole_and_never_more_than_there_are(
     monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(settings, "cpu_quota", lambda: quota)
     assert Settings().cores == expected
+
+
+@pytest.mark.parametrize("given", [{"stuck_s": "30"}, {"deadline_s": "90"}])
+def test_readiness_has_to_turn_red_before_the_process_ends(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=r"(?s)stuck_s.* is not more than TOMAU_DEADLINE_S, which is [39]0"):
+        Settings()

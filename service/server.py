@@ -308,7 +308,9 @@ class Server(uvicorn.Server):
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP"):
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, has_terminal())
+            # Whoever had the signal ignored, as nohup does, wants it to outlive its terminal.
+            ends_with_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, ends_with_terminal)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
@@ -319,9 +321,9 @@ class Server(uvicorn.Server):
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
 
-    def _hang_up(self, had_terminal: bool) -> None:
+    def _hang_up(self, ends_with_terminal: bool) -> None:
         """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
-        if had_terminal and not has_terminal():
+        if ends_with_terminal and not has_terminal():
             self.handle_exit(signal.SIGTERM, None)
         else:
             self._state.reloader.request()

@@ -12,6 +12,8 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1 << 20
+# What a form may have beside its photos: boundaries, part headers, options.
+FORM_OVERHEAD = 64 * 1024
 SHIPPED_MODELS = Path(__file__).parent / "models"
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -102,7 +104,9 @@ class Settings(BaseSettings):
         0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
     )
     max_uploads: int = Field(256, ge=1, description="uploads being received at once")
-    max_upload_bytes: int = Field(512 * MIB, ge=1, description="bytes of all uploads being received")
+    max_upload_bytes: int = Field(
+        576 * MIB, ge=1, description="bytes of all uploads being received; batches leave those of a photo to others"
+    )
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
     upload_grace_s: float = Field(5.0, ge=0, description="seconds before an upload's rate is looked at")
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
@@ -127,6 +131,14 @@ class Settings(BaseSettings):
         " which it is not ready any more",
     )
 
+    @field_validator("max_upload_bytes")
+    @classmethod
+    def _room_for_a_photo(cls, max_upload_bytes: int, given: ValidationInfo) -> int:
+        least = given.data.get("max_bytes", 0) + FORM_OVERHEAD
+        if max_upload_bytes < least:
+            raise ValueError(f"{max_upload_bytes:,} are too few for one photo: TOMAU_MAX_BYTES needs {least:,}")
+        return max_upload_bytes
+
     @field_validator("stuck_s")
     @classmethod
     def _after_deadline(cls, stuck_s: float, given: ValidationInfo) -> float:
@@ -134,6 +146,11 @@ class Settings(BaseSettings):
         if stuck_s <= deadline_s:
             raise ValueError(f"{stuck_s:g} is not more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
         return stuck_s
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Bytes of a photo's whole upload."""
+        return self.max_bytes + FORM_OVERHEAD
 
     @cached_property
     def gpu_ids(self) -> list[int]:

@@ -46,3 +46,11 @@ def test_readiness_has_to_turn_red_before_the_process_ends(
         monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
     with pytest.raises(ValidationError, match=r"(?s)stuck_s.* is not more than TOMAU_DEADLINE_S, which is [39]0"):
         Settings()
+
+
+@pytest.mark.parametrize("given", [{"max_upload_bytes": "10000"}, {"max_bytes": str(600 << 20)}])
+def test_all_uploads_together_have_room_for_a_photo(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=r"(?s)max_upload_bytes.* too few for one photo: TOMAU_MAX_BYTES"):
+        Settings()

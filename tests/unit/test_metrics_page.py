@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
@@ -13,6 +15,7 @@ from service.routes import State
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+METRICS = Metrics()
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -171,3 +174,18 @@ def test_openmetrics_for_who_asks_for_it() -> None:
     text, media_type = Metrics().page("application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
+
+
+TYPES = st.sampled_from(["text/plain", "application/openmetrics-text", "*/*", "x", ""])
+NUMBERS = st.lists(st.sampled_from(["0", "1", "2", "x", "-1", "1e9", ""]), max_size=4).map(".".join)
+PARAMETERS = st.sampled_from(["escaping=dots", "escaping=x", "q=0.5", "=", "x", ""]) | NUMBERS.map("version={}".format)
+ACCEPTS = st.tuples(TYPES, PARAMETERS, PARAMETERS).map(";".join)
+
+
+@given(st.lists(ACCEPTS, max_size=3).map(",".join))
+@example("text/plain;version=x")
+@example("application/openmetrics-text; version=2.x")
+def test_whatever_is_accepted_gets_a_page(accept: str) -> None:
+    text, media_type = METRICS.page(accept)
+    assert b"tomau_requests" in text
+    assert media_type.startswith(("text/plain", "application/openmetrics-text"))

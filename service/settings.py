@@ -6,16 +6,19 @@ import os
 import textwrap
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 MIB = 1 << 20
 # What a form may have beside its photos: boundaries, part headers, options.
 FORM_OVERHEAD = 64 * 1024
 SHIPPED_MODELS = Path(__file__).parent / "models"
 CGROUPS = Path("/sys/fs/cgroup")
+# Empty, they are a mistake that would let everyone call.
+KEYS = frozenset({"api_keys", "api_keys_file"})
 
 
 def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
@@ -36,10 +39,20 @@ def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
     return found if found > 0 else None
 
 
+class Environment(EnvSettingsSource):
+    """An empty variable is none, but for keys: compose passes on so what is not set."""
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        """The value of a field; None where there is none."""
+        if value == "" and field_name not in KEYS:
+            return None
+        return super().prepare_field_value(field_name, field, value, value_is_complex)
+
+
 class Settings(BaseSettings):
     """The service's settings; the variable of a field is `TOMAU_` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -130,6 +143,18 @@ class Settings(BaseSettings):
         description="all workers busy with one photo each for so long: the process ends; more than deadline_s, after"
         " which it is not ready any more",
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """pydantic: the environment is read in our way."""
+        return init_settings, Environment(settings_cls), dotenv_settings, file_secret_settings
 
     @field_validator("max_upload_bytes")
     @classmethod

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from service import settings
-from service.settings import Settings, cpu_quota
+from service.access import AccessError, key_digests
+from service.settings import KEYS, Settings, cpu_quota
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,31 @@ def test_all_uploads_together_have_room_for_a_photo(monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
     with pytest.raises(ValidationError, match=r"(?s)max_upload_bytes.* too few for one photo: TOMAU_MAX_BYTES"):
         Settings()
+
+
+FLOATS = [name for name, field in Settings.model_fields.items() if field.annotation is float]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_time_is_finite(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=rf"{name}\n.* finite number"):
+        Settings()
+
+
+def test_an_empty_variable_is_none_except_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TOMAU_{name.upper()}", raising=False)
+    default = Settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"TOMAU_{name.upper()}", "")
+    empty = Settings()
+    for name in Settings.model_fields:
+        if name not in KEYS:
+            assert getattr(empty, name) == getattr(default, name), name
+    with pytest.raises(AccessError, match="TOMAU_API_KEYS: there is no key"):
+        key_digests(empty)
+    monkeypatch.delenv("TOMAU_API_KEYS")
+    with pytest.raises(AccessError, match="TOMAU_API_KEYS_FILE: "):
+        key_digests(Settings())

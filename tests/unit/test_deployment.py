@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from service import memory, metrics, problems
+from service.app import LAST_PHOTOS_S
 from service.settings import SHIPPED_MODELS, Settings, environment
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +80,7 @@ def test_a_service_that_is_stuck_is_told_before_it_ends() -> None:
 
 def test_times_fit_the_services() -> None:
     default = Settings()
-    longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s)
+    longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s) + LAST_PHOTOS_S
     assert float(VARIABLES["COLORIZE_STOP_GRACE"].removesuffix("s")) > longest
     assert float(VARIABLES["GATEWAY_READ_TIMEOUT"].removesuffix("s")) > default.deadline_s
     assert int(VARIABLES["GATEWAY_MAX_BODY"].removesuffix("m")) == default.max_bytes // memory.MIB + 1

@@ -54,10 +54,11 @@ class State:
         """Why it is not ready to take a photo, if it is not."""
         if self.draining:
             return "the service is about to stop"
-        return "all workers are stuck; the service is about to end" if self.is_stuck() else None
+        busy = self.workers.stuck_for()
+        return "no worker has finished its photo in time" if busy > self.settings.deadline_s else None
 
     def is_stuck(self) -> bool:
-        """No worker has taken a photo for too long, because each still has one."""
+        """No worker has taken a photo for so long, because each still has one, that none will come back."""
         return self.workers.stuck_for() > self.settings.stuck_s
 
 
@@ -171,7 +172,8 @@ async def colorize(request: Request, state: Shared) -> Response:
         options = options_of(request.query_params.multi_items(), upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
-    state.metrics.stage("receive", seconds["receive"])
+    if answer.model is not None:
+        state.metrics.stage("receive", seconds["receive"])
     telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
@@ -236,9 +238,11 @@ async def _coloured(data: bytes, state: State, options: Options, gone: Callable[
     """A whole photo takes its place, and has the deadline's time from now."""
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
-    return await state.workers.run(
+    answer = await state.workers.run(
         partial(_colorize, state, data, options, received, deadline), deadline=deadline, gone=gone
     )
+    state.metrics.photo(answer, len(data))
+    return answer
 
 
 def _colorize(
@@ -252,9 +256,7 @@ def _colorize(
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
     answer = state.colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
-    answer = replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
-    state.metrics.photo(answer, len(data))
-    return answer
+    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
 
 
 @router.get("/models", summary="The models")

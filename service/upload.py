@@ -138,7 +138,7 @@ class _Body:
                 return await self._receive()
         except TimeoutError:
             least, grace = self._settings.min_upload_rate, self._settings.upload_grace_s
-            detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least rate, {least} bytes a second"
+            detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least, {least} bytes a second"
             raise UploadTooSlow(detail, limit=least) from None
 
     def _allow_time_for(self, count: int) -> None:

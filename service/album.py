@@ -58,8 +58,8 @@ class Album:
         self._colour = colour
         self._turns = turns
         self._done = done
-        stems = unique_stems(photo.name for photo in photos)
-        self._left = deque(enumerate(zip(photos, stems, strict=True)))
+        self._photos = photos
+        self._left: deque[tuple[int, tuple[SentPhoto, str]]] = deque()
         self._report: list[dict[str, Any]] = [{"name": photo.name, "entry": None} for photo in photos]
         self._archive = Archive()
         self._writing = asyncio.Lock()
@@ -70,6 +70,9 @@ class Album:
         Each lane writes its photo before it takes the next, so a slow reader holds the work back. One lane more than
         there are turns: one photo is written while the others are coloured.
         """
+        # Names, chosen by the client, may take milliseconds.
+        stems = await asyncio.to_thread(unique_stems, [photo.name for photo in self._photos])
+        self._left.extend(enumerate(zip(self._photos, stems, strict=True)))
         async with asyncio.TaskGroup() as lanes:
             for _ in range(min(len(self._left), self._turns.count + 1)):
                 lanes.create_task(self._lane(write))

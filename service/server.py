@@ -24,7 +24,7 @@ from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, 
 from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
-from service.telemetry import Telemetry
+from service.telemetry import LAST_DRAIN_S, Telemetry
 
 if sys.platform == "linux":
     import fcntl
@@ -294,6 +294,9 @@ class Server(uvicorn.Server):
         if self._state.batches.taken:
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
+        # What was cut off says so; once the signal is raised again there is no time for it.
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(self.server_state.tasks, timeout=2 * LAST_DRAIN_S)
 
     def _hang_up(self, had_terminal: bool) -> None:
         """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""

@@ -22,7 +22,7 @@ from service.album import Album, AlbumResponse, Turns
 from service.colorizer import Answer, Colorizer, Options
 from service.metrics import Metrics
 from service.photo import FORMATS, MEDIA_TYPES, Format
-from service.problems import Draining, InvalidOption, Overloaded, Problem
+from service.problems import Draining, InvalidOption
 from service.reload import Reloader
 from service.settings import Settings
 from service.upload import left_by_batches, receive, receive_batch
@@ -212,18 +212,12 @@ async def colorize_batch(request: Request, state: Shared) -> Response:
         options = options_of(request.query_params.multi_items(), upload.fields, accept="")
         state.colorizer.catalog.get(options.model)
         colour = partial(_coloured_of_batch, state=state, options=options)
-        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink)
-        return AlbumResponse(album, inside.pop_all(), state.settings.deadline_s)
+        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink, state.metrics.drop)
+        return AlbumResponse(album, inside.pop_all())
 
 
 async def _coloured_of_batch(data: bytes, state: State, options: Options) -> Answer:
-    """Its failure is counted here: the request, whatever becomes of one photo, succeeds."""
-    try:
-        return await _coloured(data, state, options, _never)
-    except Problem as problem:
-        if not isinstance(problem, Overloaded):
-            state.metrics.drop(problem.code)
-        raise
+    return await _coloured(data, state, options, _never)
 
 
 async def _never() -> None:

@@ -169,9 +169,12 @@ class _Exchange:
         self._status: int | None = None
         self._code = ""
         self._sent = 0
+        self._is_complete = False
 
     async def receive(self) -> Message:
         message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._code = self._code or ClientGone.code
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._body_is_whole = True
         return message
@@ -182,6 +185,7 @@ class _Exchange:
             message["headers"] = [*message.get("headers", ()), (ID_HEADER, self.id.encode())]
         elif message["type"] == "http.response.body":
             self._sent += len(message.get("body", b""))
+            self._is_complete = not message.get("more_body", False)
         await self._send(message)
 
     async def cut_off(self) -> None:

@@ -289,12 +289,17 @@ def test_a_client_that_hangs_up_frees_its_places_and_bytes(serve: Serve, jpeg: b
 
 def test_a_client_that_stops_reading_is_let_go(serve: Serve, jpeg: bytes, large: bytes) -> None:
     body, kind = encoded_form([("p.jpg", large)] * 12)
-    with serve(deadline_s=3, max_batch_bytes=len(body), max_upload_bytes=len(body) + 400_000) as server:
+    with serve(write_s=3, max_batch_bytes=len(body), max_upload_bytes=len(body) + 400_000) as server:
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(head_of(len(body), kind, "?format=png") + body)
             assert is_soon(server, "stopped reading", 40), "the zip is larger than what lies on its way"
+            figures = httpx.get(f"{server.url}/metrics").text
+            assert (
+                'requests_total{code="client_gone",method="POST",route="/colorize/batch",status="200"} 1.0' in figures
+            )
+            assert 'tomau_dropped_total{reason="client_gone"} 1.0' in figures
             again = httpx.post(f"{server.url}/colorize/batch", files=[("file", large)] * 12, timeout=120)
             assert again.status_code == 200, "its bytes are free"
         assert "Traceback" not in server.log.read_text()

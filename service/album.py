@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.archive import Archive, unique_stems
 from service.colorizer import Answer
-from service.problems import ClientGone, InternalError, Overloaded, Problem
+from service.problems import ClientGone, InternalError, Problem
 from service.telemetry import request_id
 from service.upload import SentPhoto
 
@@ -21,8 +21,6 @@ log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 SUFFIXES = {"image/jpeg": "jpg"}
-# How soon a photo that found no place tries again.
-RETRY_S = 0.05
 # Bytes that are sent at once.
 PIECE = 64 * 1024
 
@@ -35,13 +33,9 @@ class Turns:
         self._turns = asyncio.Semaphore(count)
 
     async def take(self, colour: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Waits for a turn, then for a place, however long it takes: a photo of an album is never refused one."""
+        """Waits for a turn, first come, first served."""
         async with self._turns:
-            while True:
-                try:
-                    return await colour()
-                except Overloaded:
-                    await asyncio.sleep(RETRY_S)
+            return await colour()
 
 
 class Album:
@@ -55,7 +49,7 @@ class Album:
         done: Callable[[int], None],
         failed: Callable[[str], None],
     ) -> None:
-        """colour: takes a place, and raises Overloaded when there is none. done: told the bytes that are let go.
+        """colour: waits for a place, however long, so that no photo is refused one. done: told the bytes let go.
 
         failed: told the code of each photo's problem. The request, whatever becomes of one photo, succeeds.
         """

@@ -19,6 +19,7 @@ from starlette.types import Receive
 from service import access, openapi, telemetry
 from service.admission import Places, Receiving
 from service.album import Album, AlbumResponse, Turns
+from service.catalog import Model
 from service.colorizer import Answer, Colorizer, Options
 from service.metrics import Metrics
 from service.photo import FORMATS, MEDIA_TYPES, Format
@@ -210,14 +211,16 @@ async def colorize_batch(request: Request, state: Shared) -> Response:
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         options = options_of(request.query_params.multi_items(), upload.fields, accept="")
-        state.colorizer.catalog.get(options.model)
-        colour = partial(_coloured_of_batch, state=state, options=options)
+        # Held, so that a reload in its middle does not take the model away.
+        model = state.colorizer.catalog.get(options.model)
+        colour = partial(_coloured_of_batch, state=state, options=options, model=model)
         album = Album(upload.photos, colour, state.batch_turns, receiving.shrink, state.metrics.drop)
         return AlbumResponse(album, inside.pop_all())
 
 
-async def _coloured_of_batch(data: bytes, state: State, options: Options) -> Answer:
-    return await _coloured(data, state, options, _never)
+async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> Answer:
+    await state.workers.line_up()
+    return await _coloured(data, state, options, _never, model)
 
 
 async def _never() -> None:
@@ -225,26 +228,28 @@ async def _never() -> None:
     await asyncio.Event().wait()
 
 
-async def _coloured(data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]]) -> Answer:
-    """A whole photo takes its place, and has the deadline's time from now."""
+async def _coloured(
+    data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]], model: Model | None = None
+) -> Answer:
+    """A whole photo takes its place, and has the deadline's time from now. One of a batch has its place and model."""
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
-    return await state.workers.run(
-        partial(_colorize, state, data, options, received, deadline), deadline=deadline, gone=gone
-    )
+    call = partial(_colorize, state, data, options, model, received, deadline)
+    return await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
 
 
 def _colorize(
     state: State,
     data: bytes,
     options: Options,
+    model: Model | None,
     received: float,
     deadline: float,
     cancelled: threading.Event,
 ) -> Answer:
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
-    answer = state.colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
+    answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
     answer = replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
     state.metrics.photo(answer, len(data))
     return answer

@@ -14,7 +14,7 @@ import pytest
 from service.admission import Places, Receiving
 from service.album import PIECE, Album, AlbumResponse, Turns
 from service.colorizer import Answer
-from service.problems import Overloaded, UnreadableImage
+from service.problems import UnreadableImage
 from service.upload import SentPhoto
 from service.workers import Workers
 
@@ -91,20 +91,6 @@ def test_a_fault_is_one_photos_own_and_logged_without_its_name(caplog: pytest.Lo
     assert "dark" not in report[0]["problem"]["detail"]
     assert "ZeroDivisionError" in caplog.text
     assert "secret" not in caplog.text
-
-
-def test_a_photo_waits_for_a_place() -> None:
-    refusals = [Overloaded("full", retry_after=1)] * 3
-
-    async def colour(data: bytes) -> Answer:
-        if refusals:
-            raise refusals.pop()
-        return answer(data)
-
-    images, report = opened(asyncio.run(written(Album(photos(b"a", b"b"), colour, Turns(1), ignore, ignore))))
-    assert images == {"p0.jpg": b"a", "p1.jpg": b"b"}
-    assert refusals == []
-    assert not any("problem" in photo for photo in report)
 
 
 def test_all_albums_together_have_so_many_photos_inside() -> None:

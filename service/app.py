@@ -126,6 +126,8 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         version=version("tomau"),
         docs_url=None,
         redoc_url=None,
+        # A redirect would go to whatever host the request names.
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
     app.include_router(router)

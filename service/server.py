@@ -9,7 +9,7 @@ import sys
 import uuid
 from http import HTTPStatus
 from types import FrameType
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import httptools
 import uvicorn
@@ -24,7 +24,7 @@ from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, 
 from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
-from service.telemetry import LAST_DRAIN_S, Telemetry
+from service.telemetry import LAST_DRAIN_S, REFUSED, Telemetry
 
 if sys.platform == "linux":
     import fcntl
@@ -221,11 +221,14 @@ class Protocol(HttpToolsProtocol):
             if cycle.response_started or not cycle.more_body or self.pipeline:
                 # It would be taken for the answer to the request before it, which is still to come.
                 return
+            # Telemetry counts it as refused, and not as a client that is gone.
+            cast("Scope", cycle.scope)[REFUSED] = problem
             cycle.disconnected = True
             cycle.message_event.set()
+        else:
+            self.metrics.refuse(problem)
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
-        self.metrics.refuse(problem)
         body = json.dumps(problem.body(request_id)).encode()
         safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
         head = (

@@ -28,6 +28,8 @@ ID_HEADER = b"x-request-id"
 TRACE_HEADER = b"traceparent"
 # Where a request's exchange is in its scope.
 EXCHANGE = "tomau.exchange"
+# And the problem that the protocol answered in its place.
+REFUSED = "tomau.refused"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # They log pieces of what a client sent: tags of a photo, bytes of a form.
@@ -226,6 +228,9 @@ class _Exchange:
 
     def end(self, metrics: Metrics) -> None:
         """Counts, logs and traces the request."""
+        refused: Problem | None = self._scope.get(REFUSED)
+        if refused is not None:
+            self._status, self._code = refused.status, refused.code
         seconds = time.monotonic() - self._started
         method, route = self._scope["method"], metrics.route_of(self._scope)
         metrics.request(route, method, self._status, self._code, seconds)

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.access import SafeHeaders, missing_headers
+from service import access
 from service.admission import RETRY_AFTER_S, Places
 from service.metrics import Metrics
 from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, UploadTooSlow
@@ -42,10 +42,11 @@ ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 class Full:
     """The service for connections that are too many: it only tells how it fares."""
 
-    def __init__(self, app: ASGIApp, limit: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
-        self._limit = limit
-        self._refusing = SafeHeaders(Telemetry(self._refuse, metrics))
+        self._limit = settings.max_connections
+        refusing = Telemetry(access.cors(access.Preflights, self._refuse, settings), metrics)
+        self._refusing = access.SafeHeaders(access.cors(access.Readable, refusing, settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -230,7 +231,7 @@ class Protocol(HttpToolsProtocol):
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
         body = json.dumps(problem.body(request_id)).encode()
-        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
+        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in access.missing_headers([]))
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\n"
@@ -266,7 +267,7 @@ class Server(uvicorn.Server):
             "settings": settings,
             "metrics": self._state.metrics,
             "unread": self._state.unread,
-            "full": Full(app, settings.max_connections, self._state.metrics),
+            "full": Full(app, settings, self._state.metrics),
         }
         config = uvicorn.Config(
             app,

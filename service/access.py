@@ -228,8 +228,11 @@ def page_policy(html: str) -> str:
     )
 
 
-def with_keys(schema: dict[str, Any], problem: Mapping[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document that says how to send a key, and which calls need one. `problem` is an answer's content."""
+def with_keys(schema: dict[str, Any], problem: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document that says how to send a key, and which calls need one.
+
+    problem, headers: content and headers of every problem.
+    """
     schema["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
@@ -237,7 +240,7 @@ def with_keys(schema: dict[str, Any], problem: Mapping[str, Any]) -> dict[str, A
     schema["security"] = [{"bearer": []}, {"header": []}]
     refusal = {
         "description": "No API key, or not a known one",
-        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+        "headers": {**headers, "WWW-Authenticate": {"schema": {"type": "string"}}},
         "content": problem,
     }
     for path, operations in schema["paths"].items():

@@ -18,7 +18,7 @@ from service import access, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.metrics import Metrics
-from service.openapi import PROBLEM
+from service.openapi import PROBLEM, REQUEST_ID
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import State, router
 from service.settings import Settings
@@ -94,7 +94,7 @@ def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Trac
     if keys:
         app.add_middleware(access.KeyGuard, digests=keys)
         document = app.openapi
-        app.openapi = lambda: access.with_keys(document(), PROBLEM)  # type: ignore[method-assign]
+        app.openapi = lambda: access.with_keys(document(), PROBLEM, REQUEST_ID)  # type: ignore[method-assign]
     elif access.is_beyond_loopback(settings.host):
         log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
     app.add_middleware(partial(access.cors, access.Preflights), settings)

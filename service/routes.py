@@ -29,7 +29,7 @@ from service.settings import Settings
 from service.upload import left_by_batches, receive, receive_batch
 from service.workers import Workers
 
-router = APIRouter()
+router = APIRouter(responses=openapi.problems(_431="The head is too large"))
 
 
 class State:
@@ -134,6 +134,11 @@ def _accepted(accept: str) -> Format | None:
     return wanted[0] if wanted else None
 
 
+def _check_unread(state: State) -> None:
+    """No photo is begun when there is no room for its answer: raises Overloaded, else takes nothing."""
+    state.unread.take(0)
+
+
 async def _hung_up(stream: Receive) -> None:
     while (await stream())["type"] != "http.disconnect":
         pass
@@ -162,7 +167,7 @@ async def _hung_up(stream: Receive) -> None:
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
     started = time.monotonic()
-    state.unread.take(0)  # nothing, but no photo is begun when there is no room for its answer
+    _check_unread(state)
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
@@ -203,6 +208,7 @@ async def colorize_batch(request: Request, state: Shared) -> Response:
 
     A photo that can't be coloured is a problem in the report, and nothing to the others.
     """
+    _check_unread(state)
     with ExitStack() as inside:
         state.batches.take()
         inside.callback(state.batches.give_back)
@@ -255,7 +261,11 @@ def _colorize(
     return answer
 
 
-@router.get("/models", summary="The models")
+@router.get(
+    "/models",
+    summary="The models",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Overloaded; see Retry-After")},
+)
 async def models(state: Shared) -> Models:
     """Every served model; `default` marks the one that is used when none is named."""
     catalog = state.colorizer.catalog
@@ -277,13 +287,17 @@ async def models(state: Shared) -> Models:
     )
 
 
-@router.get("/livez", summary="Is the process up?")
+@router.get("/livez", summary="Is the process up?", responses={200: openapi.WITH_ID})
 async def livez() -> Live:
     """Answers as long as the event loop runs."""
     return Live()
 
 
-@router.get("/readyz", summary="Can it take a photo?", responses=openapi.problems(_503="Stopping, or stuck"))
+@router.get(
+    "/readyz",
+    summary="Can it take a photo?",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Stopping, or stuck")},
+)
 async def readyz(state: Shared) -> Ready:
     """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
     if obstacle := state.obstacle():
@@ -293,7 +307,12 @@ async def readyz(state: Shared) -> Ready:
     return Ready(device=default.device, models=[model.contract.name for model in catalog])
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=PlainTextResponse,
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="No memory; see Retry-After")},
+)
 def metrics(request: Request) -> Response:
     """Counters, histograms and gauges, as Prometheus' text or OpenMetrics. In a thread: writing them takes a while."""
     state: State = request.app.state.tomau

@@ -310,8 +310,8 @@ class Server(uvicorn.Server):
             self._state.reloader.request()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first SIGTERM waits for the drain delay; anything else ends at once."""
-        if sig != signal.SIGTERM or self._state.draining or not self._delay:
+        """A first SIGTERM waits for the drain delay, once requests are taken; anything else ends at once."""
+        if sig != signal.SIGTERM or self._state.draining or not self._delay or not self.started:
             self._state.draining = True
             super().handle_exit(sig, frame)
             return

@@ -331,4 +331,5 @@ def test_the_document_tells_of_it(client: httpx.Client) -> None:
     schema = batch["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["properties"]["file"]["type"] == "array"
     assert list(batch["responses"]["200"]["content"]) == ["application/zip"]
+    assert "Content-Disposition" in batch["responses"]["200"]["headers"]
     assert {"400", "404", "408", "413", "415", "422", "503"} <= set(batch["responses"])

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.problems import InvalidKey, MissingKey
@@ -22,7 +24,7 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # What a page of an allowed origin may send and read beyond what every page may.
 CORS_METHODS = ("GET", "POST")
-CORS_HEADERS = ("Authorization", "X-API-Key", "X-Request-ID")
+CORS_HEADERS = ("Authorization", "Traceparent", "X-API-Key", "X-Request-ID")
 CORS_EXPOSED = ("Retry-After", "Server-Timing", "X-Request-ID", "X-Tomau-Device", "X-Tomau-Input", "X-Tomau-Model")
 
 # On every answer. Cross-Origin-Resource-Policy is about what a page embeds unasked; CORS goes its own way.
@@ -155,6 +157,39 @@ def _keys_in(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
             yield key
 
 
+class Readable(CORSMiddleware):
+    """Lets pages of the allowed origins read every answer of the layers inside; preflights are for `Preflights`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            await self.simple_response(scope, receive, send, request_headers=Headers(scope=scope))
+        else:
+            await self.app(scope, receive, send)
+
+
+class Preflights(CORSMiddleware):
+    """Answers preflights, which never have a key, and nothing else."""
+
+    async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:  # noqa: ARG002
+        """Passes the request on."""
+        await self.app(scope, receive, send)
+
+
+def cors(layer: type[CORSMiddleware], app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The app in one of the two layers above; alone when no origin is allowed. Raises AccessError."""
+    origins = cors_origins(settings)
+    if not origins:
+        return app
+    return layer(
+        app,
+        allow_origins=origins,
+        allow_methods=CORS_METHODS,
+        allow_headers=CORS_HEADERS,
+        expose_headers=CORS_EXPOSED,
+    )
+
+
 class SafeHeaders:
     """The outermost layer: gives every answer its security headers; its own Content-Security-Policy goes first."""
 
@@ -193,8 +228,11 @@ def page_policy(html: str) -> str:
     )
 
 
-def with_keys(schema: dict[str, Any], problem: Mapping[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document that says how to send a key, and which calls need one. `problem` is an answer's content."""
+def with_keys(schema: dict[str, Any], problem: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document that says how to send a key, and which calls need one.
+
+    problem, headers: content and headers of every problem.
+    """
     schema["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
         "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
@@ -202,7 +240,7 @@ def with_keys(schema: dict[str, Any], problem: Mapping[str, Any]) -> dict[str, A
     schema["security"] = [{"bearer": []}, {"header": []}]
     refusal = {
         "description": "No API key, or not a known one",
-        "headers": {"WWW-Authenticate": {"schema": {"type": "string"}}},
+        "headers": {**headers, "WWW-Authenticate": {"schema": {"type": "string"}}},
         "content": problem,
     }
     for path, operations in schema["paths"].items():

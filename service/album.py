@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from service.archive import Archive, unique_stems
 from service.colorizer import Answer
-from service.problems import ClientGone, InternalError, Overloaded, Problem
+from service.problems import ClientGone, InternalError, Problem
 from service.telemetry import request_id
 from service.upload import SentPhoto
 
@@ -21,9 +21,7 @@ log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 SUFFIXES = {"image/jpeg": "jpg"}
-# How soon a photo that found no place tries again.
-RETRY_S = 0.05
-# Bytes that are sent at once; a client has to take them within the stall's time.
+# Bytes that are sent at once.
 PIECE = 64 * 1024
 
 
@@ -35,13 +33,9 @@ class Turns:
         self._turns = asyncio.Semaphore(count)
 
     async def take(self, colour: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Waits for a turn, then for a place, however long it takes: a photo of an album is never refused one."""
+        """Waits for a turn, first come, first served."""
         async with self._turns:
-            while True:
-                try:
-                    return await colour()
-                except Overloaded:
-                    await asyncio.sleep(RETRY_S)
+            return await colour()
 
 
 class Album:
@@ -53,13 +47,18 @@ class Album:
         colour: Callable[[bytes], Awaitable[Answer]],
         turns: Turns,
         done: Callable[[int], None],
+        failed: Callable[[str], None],
     ) -> None:
-        """colour: takes a place, and raises Overloaded when there is none. done: told the bytes that are let go."""
+        """colour: waits for a place, however long, so that no photo is refused one. done: told the bytes let go.
+
+        failed: told the code of each photo's problem. The request, whatever becomes of one photo, succeeds.
+        """
         self._colour = colour
         self._turns = turns
         self._done = done
-        stems = unique_stems(photo.name for photo in photos)
-        self._left = deque(enumerate(zip(photos, stems, strict=True)))
+        self._failed = failed
+        self._photos = photos
+        self._left: deque[tuple[int, tuple[SentPhoto, str]]] = deque()
         self._report: list[dict[str, Any]] = [{"name": photo.name, "entry": None} for photo in photos]
         self._archive = Archive()
         self._writing = asyncio.Lock()
@@ -70,6 +69,9 @@ class Album:
         Each lane writes its photo before it takes the next, so a slow reader holds the work back. One lane more than
         there are turns: one photo is written while the others are coloured.
         """
+        # Names, chosen by the client, may take milliseconds.
+        stems = await asyncio.to_thread(unique_stems, [photo.name for photo in self._photos])
+        self._left.extend(enumerate(zip(self._photos, stems, strict=True)))
         async with asyncio.TaskGroup() as lanes:
             for _ in range(min(len(self._left), self._turns.count + 1)):
                 lanes.create_task(self._lane(write))
@@ -84,6 +86,7 @@ class Album:
             self._done(len(photo.data))
             photo.data = b""
             if isinstance(outcome, Problem):
+                self._failed(outcome.code)
                 self._report[number]["problem"] = outcome.body(request_id.get())
                 continue
             media_type = outcome.media_type
@@ -116,17 +119,19 @@ class Album:
 
 
 class AlbumResponse(Response):
-    """Sends an album as it is written. When the client is gone, what has not begun is dropped, the rest cancelled."""
+    """Sends an album as it is written. When the client is gone, what has not begun is dropped, the rest cancelled.
+
+    A client that stops reading is gone, too, once the protocol has closed its connection.
+    """
 
     media_type = "application/zip"
 
-    def __init__(self, album: Album, inside: ExitStack, stall_s: float) -> None:
-        """inside: what the album holds, given back at its end. stall_s: seconds that the client may take nothing."""
+    def __init__(self, album: Album, inside: ExitStack) -> None:
+        """inside: what the album holds, given back at its end."""
         super().__init__(headers={"Content-Disposition": 'attachment; filename="coloured.zip"'})
         del self.headers["Content-Length"]  # It is not known yet.
         self._album = album
         self._inside = inside
-        self._stall_s = stall_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """ASGI. Returns early when the client is gone: its answer has begun, so that nothing else can be said."""
@@ -140,21 +145,14 @@ class AlbumResponse(Response):
                 log.info("the client hung up or stopped reading: what is left of its album is dropped")
 
     async def _send(self, send: Send) -> None:
-        async def deliver(message: Message) -> None:
-            try:
-                async with asyncio.timeout(self._stall_s):
-                    await send(message)
-            except TimeoutError:
-                raise ClientGone(f"the client took nothing of its zip for {self._stall_s:g} s") from None
-
         async def write(data: bytes) -> None:
             for start in range(0, len(data), PIECE):
                 piece = data[start : start + PIECE]
-                await deliver({"type": "http.response.body", "body": piece, "more_body": True})
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
 
-        await deliver({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._album.write(write)
-        await deliver({"type": "http.response.body", "body": b"", "more_body": False})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _raise_once_gone(receive: Receive) -> None:

@@ -6,19 +6,19 @@ import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 
 import cv2
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from service import access, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.metrics import Metrics
-from service.openapi import PROBLEM
+from service.openapi import PROBLEM, REQUEST_ID
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import State, router
 from service.settings import Settings
@@ -83,28 +83,22 @@ async def _end_of_last_photos(state: State) -> None:
 
 
 def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
-    """What every request passes, from the outside in: safe headers, CORS, telemetry, keys.
+    """What every request passes, from the outside in: safe headers, CORS, telemetry, preflights, keys.
 
     Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
-    headers, so CORS comes before both, and a preflight, which never has a key, is answered there.
+    headers, so they come before both. A preflight never has a key, and is answered between the two.
     """
     keys = access.key_digests(settings)
-    origins = access.cors_origins(settings)
+    access.cors_origins(settings)  # Layers are made at the first request only.
     if keys:
         app.add_middleware(access.KeyGuard, digests=keys)
         document = app.openapi
-        app.openapi = lambda: access.with_keys(document(), PROBLEM)  # type: ignore[method-assign]
+        app.openapi = lambda: access.with_keys(document(), PROBLEM, REQUEST_ID)  # type: ignore[method-assign]
     elif access.is_beyond_loopback(settings.host):
         log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
+    app.add_middleware(partial(access.cors, access.Preflights), settings)
     app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
-    if origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=origins,
-            allow_methods=access.CORS_METHODS,
-            allow_headers=access.CORS_HEADERS,
-            expose_headers=access.CORS_EXPOSED,
-        )
+    app.add_middleware(partial(access.cors, access.Readable), settings)
     app.add_middleware(access.SafeHeaders)
 
 
@@ -125,6 +119,8 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         version=version("tomau"),
         docs_url=None,
         redoc_url=None,
+        # A redirect would go to whatever host the request names.
+        redirect_slashes=False,
         lifespan=_lifespan,
     )
     app.include_router(router)

@@ -17,12 +17,14 @@ IMAGE_SUFFIXES = frozenset(
 )
 # A file's name has 255 bytes on most systems; a number and an extension still come.
 MAX_STEM_BYTES = 180
+# Of a name that is looked at: no file system has longer ones, and each character takes its time.
+MAX_NAME = 255
 NAMELESS = "photo"
 
 
 def safe_stem(name: str) -> str:
     """A name that a client sent, without path and image extension, as a file may be named anywhere."""
-    base = name.replace("\\", "/").rpartition("/")[2]
+    base = name.replace("\\", "/").rpartition("/")[2][:MAX_NAME]
     base = " ".join(unicodedata.normalize("NFC", "".join(map(_safe_character, base))).split())
     stem, dot, suffix = base.rpartition(".")
     if dot and suffix.strip().lower() in IMAGE_SUFFIXES:
@@ -34,7 +36,7 @@ def safe_stem(name: str) -> str:
 
 def unique_stems(names: Iterable[str]) -> list[str]:
     """A safe stem for each name, in order; no two of them meet where case or the form of accents doesn't count."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     return [_untaken(safe_stem(name), taken) for name in names]
 
 
@@ -56,13 +58,18 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
-def _untaken(stem: str, taken: set[str]) -> str:
-    unique, number = stem, 1
-    while _folded(unique) in taken:
+def _untaken(stem: str, taken: dict[str, int]) -> str:
+    """taken: folded stems, and the last number that each was given. What a number is appended to stays folded."""
+    folded = _folded(stem)
+    if folded not in taken:
+        taken[folded] = 1
+        return stem
+    number = taken[folded] + 1
+    while f"{folded}-{number}" in taken:
         number += 1
-        unique = f"{stem}-{number}"
-    taken.add(_folded(unique))
-    return unique
+    taken[folded] = number
+    taken[f"{folded}-{number}"] = 1
+    return f"{stem}-{number}"
 
 
 class _Window:

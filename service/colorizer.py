@@ -143,16 +143,17 @@ class Colorizer:
         data: bytes,
         options: Options,
         *,
+        model: Model | None = None,
         deadline: float | None = None,
         cancelled: threading.Event | None = None,
     ) -> Answer:
         """Colours one encoded photo.
 
-        deadline: a time of `time.monotonic`. Raises the problems of the codec, UnknownModel, InvalidOption,
-        Overloaded, DeadlineExceeded, and ClientGone once `cancelled` is set.
+        model: by default the one of the options. deadline: a time of `time.monotonic`. Raises the problems of the
+        codec, UnknownModel, InvalidOption, Overloaded, DeadlineExceeded, and ClientGone once `cancelled` is set.
         """
         way = _Way(deadline, cancelled)
-        model = self.catalog.get(options.model)
+        model = model or self.catalog.get(options.model)
         with self._cores, way.stage("decode"):
             source = header.source_of(data)
             upload = _Upload(data, source, metadata.read(data, source), options)

@@ -29,11 +29,9 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 OTHER = "other"
 # There was no whole request to have a route, a method or an answer.
 NONE = "none"
-# The service stopped before there was an answer.
-STOPPED = "stopped"
 # Why a good request may go without its answer: the service's state, the time, the client's connection.
 LOSSES = [kind for kind in Problem.__subclasses__() if kind.status >= 500 or kind in (ClientGone, UploadTooSlow)]
-REASONS = (*(kind.code for kind in LOSSES), STOPPED)
+REASONS = [kind.code for kind in LOSSES]
 
 # From a small photo's stage to the deadline and beyond.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

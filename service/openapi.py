@@ -31,6 +31,7 @@ def _header(description: str, **schema: Any) -> dict[str, Any]:
 
 
 REQUEST_ID = {"X-Request-ID": _header("the request's id, its own if it had one, as the log and problems have it")}
+WITH_ID = {"headers": REQUEST_ID}
 RETRY_AFTER = {"Retry-After": _header("seconds to wait before another try", type="integer", minimum=1)}
 COLORED_HEADERS = REQUEST_ID | {
     "X-Tomau-Model": _header("name and version of the model; missing when the photo was kept as it was"),
@@ -53,7 +54,7 @@ of each photo, in the order they were sent, the name it came with, its entry in 
   {"name": "b.txt", "entry": null, "problem": {"status": 415, "code": "unsupported_type", "detail": "..."}}
 ]}
 ```""",
-    "headers": REQUEST_ID,
+    "headers": REQUEST_ID | {"Content-Disposition": _header("an attachment, `coloured.zip`")},
     "content": {"application/zip": {"schema": BINARY}},
 }
 

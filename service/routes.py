@@ -19,16 +19,17 @@ from starlette.types import Receive
 from service import access, openapi, telemetry
 from service.admission import Places, Receiving
 from service.album import Album, AlbumResponse, Turns
+from service.catalog import Model
 from service.colorizer import Answer, Colorizer, Options
 from service.metrics import Metrics
 from service.photo import FORMATS, MEDIA_TYPES, Format
-from service.problems import Draining, InvalidOption, Overloaded, Problem
+from service.problems import Draining, InvalidOption
 from service.reload import Reloader
 from service.settings import Settings
 from service.upload import left_by_batches, receive, receive_batch
 from service.workers import Workers
 
-router = APIRouter()
+router = APIRouter(responses=openapi.problems(_431="The head is too large"))
 
 
 class State:
@@ -135,6 +136,11 @@ def _accepted(accept: str) -> Format | None:
     return wanted[0] if wanted else None
 
 
+def _check_unread(state: State) -> None:
+    """No photo is begun when there is no room for its answer: raises Overloaded, else takes nothing."""
+    state.unread.take(0)
+
+
 async def _hung_up(stream: Receive) -> None:
     while (await stream())["type"] != "http.disconnect":
         pass
@@ -163,7 +169,7 @@ async def _hung_up(stream: Receive) -> None:
 async def colorize(request: Request, state: Shared) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
     started = time.monotonic()
-    state.unread.take(0)  # nothing, but no photo is begun when there is no room for its answer
+    _check_unread(state)
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
@@ -205,6 +211,7 @@ async def colorize_batch(request: Request, state: Shared) -> Response:
 
     A photo that can't be coloured is a problem in the report, and nothing to the others.
     """
+    _check_unread(state)
     with ExitStack() as inside:
         state.batches.take()
         inside.callback(state.batches.give_back)
@@ -213,20 +220,16 @@ async def colorize_batch(request: Request, state: Shared) -> Response:
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         options = options_of(request.query_params.multi_items(), upload.fields, accept="")
-        state.colorizer.catalog.get(options.model)
-        colour = partial(_coloured_of_batch, state=state, options=options)
-        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink)
-        return AlbumResponse(album, inside.pop_all(), state.settings.deadline_s)
+        # Held, so that a reload in its middle does not take the model away.
+        model = state.colorizer.catalog.get(options.model)
+        colour = partial(_coloured_of_batch, state=state, options=options, model=model)
+        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink, state.metrics.drop)
+        return AlbumResponse(album, inside.pop_all())
 
 
-async def _coloured_of_batch(data: bytes, state: State, options: Options) -> Answer:
-    """Its failure is counted here: the request, whatever becomes of one photo, succeeds."""
-    try:
-        return await _coloured(data, state, options, _never)
-    except Problem as problem:
-        if not isinstance(problem, Overloaded):
-            state.metrics.drop(problem.code)
-        raise
+async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> Answer:
+    await state.workers.line_up()
+    return await _coloured(data, state, options, _never, model)
 
 
 async def _never() -> None:
@@ -234,13 +237,14 @@ async def _never() -> None:
     await asyncio.Event().wait()
 
 
-async def _coloured(data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]]) -> Answer:
-    """A whole photo takes its place, and has the deadline's time from now."""
+async def _coloured(
+    data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]], model: Model | None = None
+) -> Answer:
+    """A whole photo takes its place, and has the deadline's time from now. One of a batch has its place and model."""
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
-    answer = await state.workers.run(
-        partial(_colorize, state, data, options, received, deadline), deadline=deadline, gone=gone
-    )
+    call = partial(_colorize, state, data, options, model, received, deadline)
+    answer = await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
     state.metrics.photo(answer, len(data))
     return answer
 
@@ -249,17 +253,22 @@ def _colorize(
     state: State,
     data: bytes,
     options: Options,
+    model: Model | None,
     received: float,
     deadline: float,
     cancelled: threading.Event,
 ) -> Answer:
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
-    answer = state.colorizer.colorize(data, options, deadline=deadline, cancelled=cancelled)
+    answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
     return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
 
 
-@router.get("/models", summary="The models")
+@router.get(
+    "/models",
+    summary="The models",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Overloaded; see Retry-After")},
+)
 async def models(state: Shared) -> Models:
     """Every served model; `default` marks the one that is used when none is named."""
     catalog = state.colorizer.catalog
@@ -281,13 +290,17 @@ async def models(state: Shared) -> Models:
     )
 
 
-@router.get("/livez", summary="Is the process up?")
+@router.get("/livez", summary="Is the process up?", responses={200: openapi.WITH_ID})
 async def livez() -> Live:
     """Answers as long as the event loop runs."""
     return Live()
 
 
-@router.get("/readyz", summary="Can it take a photo?", responses=openapi.problems(_503="Stopping, or stuck"))
+@router.get(
+    "/readyz",
+    summary="Can it take a photo?",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Stopping, or stuck")},
+)
 async def readyz(state: Shared) -> Ready:
     """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
     if obstacle := state.obstacle():
@@ -297,7 +310,12 @@ async def readyz(state: Shared) -> Ready:
     return Ready(device=default.device, models=[model.contract.name for model in catalog])
 
 
-@router.get("/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=PlainTextResponse,
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="No memory; see Retry-After")},
+)
 def metrics(request: Request) -> Response:
     """Counters, histograms and gauges, as Prometheus' text or OpenMetrics. In a thread: writing them takes a while."""
     state: State = request.app.state.tomau

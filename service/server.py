@@ -9,7 +9,7 @@ import sys
 import uuid
 from http import HTTPStatus
 from types import FrameType
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import httptools
 import uvicorn
@@ -17,14 +17,14 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.access import SafeHeaders, missing_headers
+from service import access
 from service.admission import RETRY_AFTER_S, Places
 from service.metrics import Metrics
 from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, UploadTooSlow
 from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
-from service.telemetry import Telemetry
+from service.telemetry import LAST_DRAIN_S, REFUSED, Telemetry
 
 if sys.platform == "linux":
     import fcntl
@@ -46,10 +46,11 @@ ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 class Full:
     """The service for connections that are too many: it only tells how it fares."""
 
-    def __init__(self, app: ASGIApp, limit: int, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
-        self._limit = limit
-        self._refusing = SafeHeaders(Telemetry(self._refuse, metrics))
+        self._limit = settings.max_connections
+        refusing = Telemetry(access.cors(access.Preflights, self._refuse, settings), metrics)
+        self._refusing = access.SafeHeaders(access.cors(access.Readable, refusing, settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -225,13 +226,16 @@ class Protocol(HttpToolsProtocol):
             if cycle.response_started or not cycle.more_body or self.pipeline:
                 # It would be taken for the answer to the request before it, which is still to come.
                 return
+            # Telemetry counts it as refused, and not as a client that is gone.
+            cast("Scope", cycle.scope)[REFUSED] = problem
             cycle.disconnected = True
             cycle.message_event.set()
+        else:
+            self.metrics.refuse(problem)
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
-        self.metrics.refuse(problem)
         body = json.dumps(problem.body(request_id)).encode()
-        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in missing_headers([]))
+        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in access.missing_headers([]))
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\n"
@@ -287,7 +291,7 @@ class Server(uvicorn.Server):
             "settings": settings,
             "metrics": self._state.metrics,
             "unread": self._state.unread,
-            "full": Full(app, settings.max_connections, self._state.metrics),
+            "full": Full(app, settings, self._state.metrics),
         }
         config = uvicorn.Config(
             app,
@@ -320,6 +324,9 @@ class Server(uvicorn.Server):
         if self._state.batches.taken:
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
+        # What was cut off says so; once the signal is raised again there is no time for it.
+        if self.server_state.tasks and not self.force_exit:
+            await asyncio.wait(self.server_state.tasks, timeout=2 * LAST_DRAIN_S)
 
     def _hang_up(self, ends_with_terminal: bool) -> None:
         """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
@@ -329,8 +336,8 @@ class Server(uvicorn.Server):
             self._state.reloader.request()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first SIGTERM waits for the drain delay; anything else ends at once."""
-        if sig != signal.SIGTERM or self._state.draining or not self._delay:
+        """A first SIGTERM waits for the drain delay, once requests are taken; anything else ends at once."""
+        if sig != signal.SIGTERM or self._state.draining or not self._delay or not self.started:
             self._state.draining = True
             super().handle_exit(sig, frame)
             return

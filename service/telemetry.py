@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.metrics import STOPPED, Metrics
-from service.problems import ClientGone, InternalError, OutOfMemory, Problem
+from service.metrics import Metrics
+from service.problems import ClientGone, Draining, InternalError, OutOfMemory, Problem
 from service.tracing import RequestSpan, Tracer, parse_traceparent
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,8 @@ ID_HEADER = b"x-request-id"
 TRACE_HEADER = b"traceparent"
 # Where a request's exchange is in its scope.
 EXCHANGE = "tomau.exchange"
+# And the problem that the protocol answered in its place.
+REFUSED = "tomau.refused"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 # They log pieces of what a client sent: tags of a photo, bytes of a form.
@@ -36,9 +38,14 @@ LIBRARIES_THAT_QUOTE = ("PIL", "python_multipart")
 # Asked every few seconds by machines: where all is well, no line of the log's.
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 
+# For another try, when the service has no memory or stops.
+RETRY_AFTER_S = 5
+
 # What a client that is refused may still send before it is cut off.
 DRAIN_BYTES = 64 << 20
 DRAIN_S = 10.0
+# And when the service stops.
+LAST_DRAIN_S = 1.0
 
 
 class _IdFilter(logging.Filter):
@@ -123,9 +130,14 @@ class Telemetry:
             await self.app(scope, exchange.receive, exchange.send)
         except Problem as problem:
             await exchange.refuse(problem)
+        except asyncio.CancelledError:
+            _end_of_cancellation()
+            await exchange.cut_off()
         except MemoryError:
             log.exception("not enough memory")
-            await exchange.refuse(OutOfMemory("the service has no memory left for the request", retry_after=5))
+            await exchange.refuse(
+                OutOfMemory("the service has no memory left for the request", retry_after=RETRY_AFTER_S)
+            )
         except Exception:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))
@@ -133,6 +145,13 @@ class Telemetry:
             exchange.end(self._metrics)
             request_id.reset(tokens[0])
             trace_id.reset(tokens[1])
+
+
+def _end_of_cancellation() -> None:
+    """Only the end of the service cancels a request, whose task has nothing to do any more but to say so."""
+    task = asyncio.current_task()
+    if task is not None:
+        task.uncancel()
 
 
 class _Exchange:
@@ -152,9 +171,12 @@ class _Exchange:
         self._status: int | None = None
         self._code = ""
         self._sent = 0
+        self._is_complete = False
 
     async def receive(self) -> Message:
         message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._is_complete:
+            self._code = self._code or ClientGone.code
         if message["type"] == "http.disconnect" or not message.get("more_body", False):
             self._body_is_whole = True
         return message
@@ -165,9 +187,17 @@ class _Exchange:
             message["headers"] = [*message.get("headers", ()), (ID_HEADER, self.id.encode())]
         elif message["type"] == "http.response.body":
             self._sent += len(message.get("body", b""))
+            self._is_complete = not message.get("more_body", False)
         await self._send(message)
 
-    async def refuse(self, problem: Problem) -> None:
+    async def cut_off(self) -> None:
+        """Tells the client that the service stops. An answer that has begun breaks off: what came is not all."""
+        problem = Draining("the service stopped before the answer was ready", retry_after=RETRY_AFTER_S)
+        if self._status is None:
+            await self.refuse(problem, drain_s=LAST_DRAIN_S)
+        self._code = self._code or problem.code
+
+    async def refuse(self, problem: Problem, *, drain_s: float = DRAIN_S) -> None:
         """Answers with a problem. A client that still sends may go on for a while: cut off, it would never read it."""
         self._code = problem.code
         if isinstance(problem, ClientGone):
@@ -184,13 +214,13 @@ class _Exchange:
         await self.send({"type": "http.response.start", "status": problem.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body, "more_body": still_sends})
         if still_sends:
-            await self._swallow()
+            await self._swallow(drain_s)
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _swallow(self) -> None:
+    async def _swallow(self, seconds: float) -> None:
         left = DRAIN_BYTES
         try:
-            async with asyncio.timeout(DRAIN_S):
+            async with asyncio.timeout(seconds):
                 while left > 0 and not self._body_is_whole:
                     left -= len((await self.receive()).get("body", b""))
         except TimeoutError:
@@ -198,17 +228,19 @@ class _Exchange:
 
     def end(self, metrics: Metrics) -> None:
         """Counts, logs and traces the request."""
+        refused: Problem | None = self._scope.get(REFUSED)
+        if refused is not None:
+            self._status, self._code = refused.status, refused.code
         seconds = time.monotonic() - self._started
         method, route = self._scope["method"], metrics.route_of(self._scope)
-        code = self._code if self._status else STOPPED
-        metrics.request(route, method, self._status, code, seconds)
+        metrics.request(route, method, self._status, self._code, seconds)
         path = self._scope["raw_path"].decode("ascii", "replace")  # still percent-encoded: one line stays one line
         access = {
             "method": method,
             "path": path,
             "route": route,
             "status": self._status,
-            "code": code,
+            "code": self._code,
             "seconds": round(seconds, 4),
             "bytes": self._sent,
             "stages": {stage: round(took, 4) for stage, took in self.seconds.items()},

@@ -107,7 +107,7 @@ class _Body:
         self._receiving = receiving
         self._settings = settings
         self._limits = limits
-        self._started = time.monotonic()
+        self._ends = time.monotonic() + settings.upload_grace_s
         self._bytes = 0
         self._more = True
 
@@ -125,23 +125,26 @@ class _Body:
         self._bytes += len(chunk)
         if self._bytes > self._limits.body:
             raise self._limits.too_many_bytes()
+        self._allow_time_for(len(chunk))
         self._receiving.grow(len(chunk))
         return chunk
 
     async def _next_message(self) -> Message:
-        """A body of n bytes has to be here `grace + n / rate` seconds after its start."""
-        settings = self._settings
-        if not settings.min_upload_rate:
+        """What has come in time is taken, however late it is looked at."""
+        if not self._settings.min_upload_rate:
             return await self._receive()
-        allowed = settings.upload_grace_s + (self._bytes + 1) / settings.min_upload_rate
         try:
-            async with asyncio.timeout(self._started + allowed - time.monotonic()):
+            async with asyncio.timeout(self._ends - time.monotonic()):
                 return await self._receive()
         except TimeoutError:
-            raise UploadTooSlow(
-                f"{self._bytes} bytes in {allowed:.0f} s are too few; the least is {settings.min_upload_rate} a second",
-                limit=settings.min_upload_rate,
-            ) from None
+            least, grace = self._settings.min_upload_rate, self._settings.upload_grace_s
+            detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least, {least} bytes a second"
+            raise UploadTooSlow(detail, limit=least) from None
+
+    def _allow_time_for(self, count: int) -> None:
+        """The bytes buy time for the next ones, but what comes faster than it must saves up no more than the grace."""
+        if rate := self._settings.min_upload_rate:
+            self._ends = min(self._ends + count / rate, time.monotonic() + self._settings.upload_grace_s)
 
 
 class _Form:

@@ -7,8 +7,10 @@ import math
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.admission import Places
@@ -33,21 +35,57 @@ class Workers:
         self.places = places
         self.max_wait = max_wait
         self._waiting: dict[int, float] = {}
+        self._line: deque[asyncio.Future[None]] = deque()
         self._pool = _started(count)
         self._started: dict[int, float] = {}
         self._numbers = itertools.count()
 
+    async def line_up(self) -> None:
+        """Waits for a place, however long, and takes it for a `run`: first come, first served.
+
+        The places that those in the line wait for are kept from the others, but for half of all.
+        """
+        turn = asyncio.get_running_loop().create_future()
+        self._line.append(turn)
+        self._serve_line()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                with suppress(ValueError):  # It may have been passed over already.
+                    self._line.remove(turn)
+            else:
+                self._give_back()
+            raise
+
+    def _serve_line(self) -> None:
+        while self._line and self.places.taken < self.places.limit and self._long_wait() is None:
+            turn = self._line.popleft()
+            if not turn.done():
+                self.places.take()
+                turn.set_result(None)
+
+    def _give_back(self) -> None:
+        self.places.give_back()
+        self._serve_line()
+
     async def run(
-        self, call: Callable[[threading.Event], T], *, deadline: float, gone: Callable[[], Awaitable[None]]
+        self,
+        call: Callable[[threading.Event], T],
+        *,
+        deadline: float,
+        gone: Callable[[], Awaitable[None]],
+        has_place: bool = False,
     ) -> T:
         """Runs `call` in a thread. It is given an event that is set when nobody waits for it any more.
 
-        gone: returns when the client has hung up. Raises Overloaded when all places are taken or others wait too long
-        already, DeadlineExceeded at `deadline` (of `time.monotonic`), ClientGone, and what `call` raises.
+        gone: returns when the client has hung up. has_place: from `line_up`; without it, raises Overloaded when all
+        places are taken or others wait too long already. Raises DeadlineExceeded at `deadline` (of `time.monotonic`),
+        ClientGone, and what `call` raises.
         """
         cancelled = threading.Event()
-        self._refuse_long_waits()
-        self.places.take()
+        if not has_place:
+            self._take_place()
         job = self._submit(call, cancelled)
         answer = asyncio.wrap_future(job)
         hang_up = asyncio.ensure_future(gone())
@@ -77,17 +115,23 @@ class Workers:
         waiting = list(self._waiting.values())
         return time.monotonic() - min(waiting) if waiting else 0.0
 
-    def _refuse_long_waits(self) -> None:
-        """The places alone bound memory, not time: as many large photos as there are places take many times as long.
+    def _take_place(self) -> None:
+        wait = self._long_wait()
+        if wait is not None:
+            detail = f"the photos that wait for their turn have done so for {wait:.1f} s"
+            raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(2 * wait)))
+        self.places.take(leave=min(len(self._line), self.places.limit // 2))
 
+    def _long_wait(self) -> float | None:
+        """Seconds that the first in the queue has waited, when that is too long for another photo to come in.
+
+        The places alone bound memory, not time: as many large photos as there are places take many times as long.
         What is looked at is the wait as it is, not one foretold from what photos took: a burst is taken in whole, and
         photos of all sizes may be mixed.
         """
         wait = self.longest_wait()
         always = min(ALWAYS_WAITING * self.count, self.places.limit // 2)
-        if wait > self.max_wait and len(self._waiting) >= always:
-            detail = f"the photos that wait for their turn have done so for {wait:.1f} s"
-            raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(2 * wait)))
+        return wait if wait > self.max_wait and len(self._waiting) >= always else None
 
     def _submit(self, call: Callable[[threading.Event], T], cancelled: threading.Event) -> Future[T]:
         loop = asyncio.get_running_loop()
@@ -100,6 +144,8 @@ class Workers:
             self._started[number] = time.monotonic()
             self._waiting.pop(number, None)
             try:
+                if self._line:
+                    loop.call_soon_threadsafe(self._serve_line)
                 return context.run(held.pop(), cancelled)
             except Exception as error:
                 _let_go(error)
@@ -114,14 +160,14 @@ class Workers:
         def done(_: Future[T]) -> None:
             held.clear()
             self._waiting.pop(number, None)
-            loop.call_soon_threadsafe(self.places.give_back)
+            loop.call_soon_threadsafe(self._give_back)
 
         self._waiting[number] = time.monotonic()
         try:
             job = self._pool.submit(work)
         except BaseException:
             del self._waiting[number]
-            self.places.give_back()
+            self._give_back()
             raise
         job.add_done_callback(done)
         return job

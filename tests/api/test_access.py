@@ -171,6 +171,10 @@ def test_a_preflight_needs_no_key(guarded: Server) -> None:
     assert refused.status_code == 400
     assert "access-control-allow-origin" not in refused.headers
     assert preflight(guarded, PAGE, method="DELETE").status_code == 400
+    assert preflight(guarded, PAGE, headers="traceparent").status_code == 200
+    for answer in (allowed, refused):
+        line = f"[{answer.headers['x-request-id']}] OPTIONS /colorize {answer.status_code} "
+        assert any(line in guarded.log.read_text() or time.sleep(0.05) for _ in range(100))
     plain = httpx.options(f"{guarded.url}/colorize", headers={"Origin": PAGE})
     is_problem(plain, 401, "missing_key")
 

@@ -298,12 +298,17 @@ def test_a_client_that_hangs_up_frees_its_places_and_bytes(serve: Serve, jpeg: b
 
 def test_a_client_that_stops_reading_is_let_go(serve: Serve, jpeg: bytes, large: bytes) -> None:
     body, kind = encoded_form([("p.jpg", large)] * 12)
-    with serve(deadline_s=3, **room_for_one_batch(large, body)) as server:
+    with serve(write_s=3, **room_for_one_batch(large, body)) as server:
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(head_of(len(body), kind, "?format=png") + body)
             assert is_soon(server, "stopped reading", 40), "the zip is larger than what lies on its way"
+            figures = httpx.get(f"{server.url}/metrics").text
+            assert (
+                'requests_total{code="client_gone",method="POST",route="/colorize/batch",status="200"} 1.0' in figures
+            )
+            assert 'tomau_dropped_total{reason="client_gone"} 1.0' in figures
             again = httpx.post(f"{server.url}/colorize/batch", files=[("file", large)] * 12, timeout=120)
             assert again.status_code == 200, "its bytes are free"
         assert "Traceback" not in server.log.read_text()
@@ -335,6 +340,7 @@ def test_the_document_tells_of_it(client: httpx.Client) -> None:
     schema = batch["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert schema["properties"]["file"]["type"] == "array"
     assert list(batch["responses"]["200"]["content"]) == ["application/zip"]
+    assert "Content-Disposition" in batch["responses"]["200"]["headers"]
     assert {"400", "404", "408", "413", "415", "422", "503"} <= set(batch["responses"])
 
 

@@ -1,4 +1,5 @@
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,32 @@ def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, a
         assert list(pool.map(send, range(4))) == [200] * 4, "requests are still taken"
         assert server.process.wait(15) in (0, -signal.SIGTERM)
         assert "Traceback" not in server.log.read_text()
+
+
+def test_what_the_end_cuts_off_is_told_and_logged(serve: Serve, astronaut: np.ndarray) -> None:
+    """An upload that has stalled, and a batch: its zip has begun, and only breaks off."""
+    large = encoded(np.tile(astronaut[..., 0], (3, 3)), "PNG")
+    settings = {"drain_delay_s": 0, "deadline_s": 0.1, "upload_grace_s": 60, "drain_batch_s": 5, "workers": 1}
+    with serve(**settings) as server, ThreadPoolExecutor(1) as pool:
+        url, files = f"{server.url}/colorize/batch?format=avif", [("file", large)] * 100
+        batch = pool.submit(httpx.post, url, files=files, timeout=60)
+        with socket.create_connection(("127.0.0.1", server.port), 30) as stalled:
+            head = b"POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\nx"
+            stalled.sendall(head)
+            time.sleep(1)
+            server.process.send_signal(signal.SIGTERM)
+            answer = stalled.recv(65536)
+            while piece := stalled.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"code": "draining"' in answer
+        with pytest.raises(httpx.RemoteProtocolError):
+            batch.result()
+        assert server.process.wait(15) in (0, -signal.SIGTERM)
+        log = server.log.read_text()
+        assert "POST /colorize 503" in log
+        assert "POST /colorize/batch 200" in log
+        assert "Traceback" not in log
 
 
 @pytest.mark.parametrize(

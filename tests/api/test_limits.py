@@ -225,6 +225,7 @@ def test_answers_that_nobody_reads_keep_new_photos_out_until_they_are_dropped(
         one.recv(1)
         answer = httpx.post(f"{server.url}/colorize", **form(small))
         is_problem(answer, 503, "overloaded")
+        is_problem(httpx.post(f"{server.url}/colorize/batch", **form(small)), 503, "overloaded")
         ends = time.monotonic() + 10
         while httpx.post(f"{server.url}/colorize", **form(small)).status_code != 200:
             assert time.monotonic() < ends

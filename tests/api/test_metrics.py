@@ -148,6 +148,23 @@ def test_everything_is_counted_once(serve: Serve, jpeg: bytes, astronaut: np.nda
         assert total(samples, "tomau_memory_limit_bytes") > total(samples, "process_resident_memory_bytes")
 
 
+def test_a_body_that_is_no_body_is_counted_once(serve: Serve) -> None:
+    start = b"POST /colorize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    with serve() as server:
+        for pause in (0.2, 0):  # in a piece of its own, and at once with the head
+            with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+                connection.sendall(start if pause else start + b"no chunk\r\n")
+                time.sleep(pause)
+                if pause:
+                    connection.sendall(b"no chunk\r\n")
+                assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+        refused = {"route": "/colorize", "status": "400", "code": "invalid_request"}
+        samples = settled(server, lambda now: total(now, "tomau_requests_total", **refused) == 2)
+        assert total(samples, "tomau_requests_total", method="POST") == 2
+        assert total(samples, "tomau_requests_total", route="none") == 0
+        assert total(samples, "tomau_dropped_total") == 0
+
+
 def test_what_is_inside_can_be_seen(serve: Serve, astronaut: np.ndarray) -> None:
     large = encoded(np.tile(astronaut[..., 0], (6, 6)), "PNG")
     with serve(workers=1, max_wait_s=60) as server, ThreadPoolExecutor(4) as pool:

@@ -171,6 +171,17 @@ def test_what_is_not_http(server: Server) -> None:
     assert problem["code"] == "invalid_request"
 
 
+@pytest.mark.parametrize("path", ["/colorize/", "/models/", "/docs/"])
+def test_a_slash_too_many_is_no_way_to_another_host(client: httpx.Client, path: str) -> None:
+    is_problem(client.get(path, headers={"Host": "elsewhere.example"}), 404, "not_found")
+
+
+def test_the_bare_address_leads_to_the_page_and_its_assets(client: httpx.Client) -> None:
+    page = client.get("/", follow_redirects=True)
+    assert (page.status_code, page.url.path) == (200, "/docs")
+    assert client.get("/docs/assets/swagger-ui.css").status_code == 200
+
+
 def test_a_slow_upload_is_ended(serve: Serve) -> None:
     with serve(upload_grace_s=0.2, min_upload_rate=100_000) as server:
         with socket.create_connection(("127.0.0.1", server.port), 10) as connection:

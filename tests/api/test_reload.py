@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import io
+import json
 import os
 import signal
 import subprocess
@@ -9,8 +11,10 @@ import sys
 import threading
 import time
 import weakref
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -151,6 +155,20 @@ def test_models_come_and_go(serve: Serve, folder: Path, jpeg: bytes) -> None:
         (folder / "blue.onnx").unlink()
         reload(server)
         assert client.post("/colorize?model=blue", files={"file": jpeg}).json()["code"] == "unknown_model"
+
+
+def test_a_batch_ends_with_the_model_that_it_began_with(serve: Serve, folder: Path, jpeg: bytes) -> None:
+    put(folder, "1", BLUE, name="blue")
+    with serve(models=folder, workers=1) as server, ThreadPoolExecutor(1) as pool:
+        url = f"{server.url}/colorize/batch?model=blue&format=webp"
+        batch = pool.submit(httpx.post, url, files=[("file", jpeg)] * 60, timeout=60)
+        settled(server, lambda now: total(now, "tomau_photos_total") >= 2)
+        (folder / "blue.onnx").unlink()
+        reload(server)
+        assert not batch.done()
+        with zipfile.ZipFile(io.BytesIO(batch.result().content)) as archive:
+            report = json.loads(archive.read("report.json"))
+        assert {photo.get("model") for photo in report["photos"]} == {"blue/1"}
 
 
 def blocked_signals(pid: int) -> int:

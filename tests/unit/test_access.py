@@ -235,6 +235,11 @@ def test_the_api_document_says_how_to_send_a_key_when_one_is_needed(models: Path
         for operation in operations.values():
             assert (operation.get("security") == []) == (path in ("/livez", "/readyz"))
             assert ("401" in operation["responses"]) == (path not in ("/livez", "/readyz"))
+            assert "431" in operation["responses"]
+            assert "503" in operation["responses"] or path == "/livez"
+            for status, answer in operation["responses"].items():
+                assert answer["description"]
+                assert "X-Request-ID" in answer["headers"], (path, status)
 
 
 def test_a_fault_is_answered_with_every_header_that_a_page_needs(models: Path) -> None:

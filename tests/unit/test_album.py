@@ -14,7 +14,7 @@ import pytest
 from service.admission import Places, Receiving
 from service.album import PIECE, Album, AlbumResponse, Turns
 from service.colorizer import Answer
-from service.problems import Overloaded, UnreadableImage
+from service.problems import UnreadableImage
 from service.upload import SentPhoto
 from service.workers import Workers
 
@@ -29,6 +29,9 @@ async def coloured(data: bytes) -> Answer:
     if data == b"fault":
         raise ZeroDivisionError("in the dark")
     return answer(b"coloured " + data, "image/png" if data == b"png" else "image/jpeg")
+
+
+def ignore(_: object) -> None: ...
 
 
 def photos(*data: bytes, name: str = "p{}.jpg") -> list[SentPhoto]:
@@ -55,10 +58,11 @@ async def written(album: Album) -> bytes:
 
 
 def test_each_photo_is_an_entry_or_a_problem() -> None:
-    released = []
+    released: list[int] = []
+    failed: list[str] = []
     sent = photos(b"one", b"bad", b"png", b"one", name="p.jpg")
     sent.append(SentPhoto("large", problem=UnreadableImage("thrown away", field="file", limit=7)))
-    images, report = opened(asyncio.run(written(Album(sent, coloured, Turns(2), released.append))))
+    images, report = opened(asyncio.run(written(Album(sent, coloured, Turns(2), released.append, failed.append))))
     assert images == {"p.jpg": b"coloured one", "p-3.png": b"coloured png", "p-4.jpg": b"coloured one"}
     assert [photo["name"] for photo in report] == ["p.jpg"] * 4 + ["large"]
     assert [photo["entry"] for photo in report] == ["p.jpg", None, "p-3.png", "p-4.jpg", None]
@@ -74,30 +78,19 @@ def test_each_photo_is_an_entry_or_a_problem() -> None:
     assert report[1]["problem"] == UnreadableImage("it is bad", field="file").body("-")
     assert report[4]["problem"]["limit"] == 7
     assert sorted(released) == [0, 3, 3, 3, 3]
+    assert failed == ["unreadable_image"] * 2
 
 
 def test_a_fault_is_one_photos_own_and_logged_without_its_name(caplog: pytest.LogCaptureFixture) -> None:
     sent = photos(b"fault", b"one", name="secret{}.jpg")
-    images, report = opened(asyncio.run(written(Album(sent, coloured, Turns(1), lambda _: None))))
+    failed: list[str] = []
+    images, report = opened(asyncio.run(written(Album(sent, coloured, Turns(1), ignore, failed.append))))
+    assert failed == ["internal_error"]
     assert images == {"secret1.jpg": b"coloured one"}
     assert report[0]["problem"]["code"] == "internal_error"
     assert "dark" not in report[0]["problem"]["detail"]
     assert "ZeroDivisionError" in caplog.text
     assert "secret" not in caplog.text
-
-
-def test_a_photo_waits_for_a_place() -> None:
-    refusals = [Overloaded("full", retry_after=1)] * 3
-
-    async def colour(data: bytes) -> Answer:
-        if refusals:
-            raise refusals.pop()
-        return answer(data)
-
-    images, report = opened(asyncio.run(written(Album(photos(b"a", b"b"), colour, Turns(1), lambda _: None))))
-    assert images == {"p0.jpg": b"a", "p1.jpg": b"b"}
-    assert refusals == []
-    assert not any("problem" in photo for photo in report)
 
 
 def test_all_albums_together_have_so_many_photos_inside() -> None:
@@ -113,7 +106,7 @@ def test_all_albums_together_have_so_many_photos_inside() -> None:
 
     async def main() -> None:
         turns = Turns(3)
-        await asyncio.gather(*(written(Album(photos(*[b"x"] * 10), colour, turns, lambda _: None)) for _ in range(4)))
+        await asyncio.gather(*(written(Album(photos(*[b"x"] * 10), colour, turns, ignore, ignore)) for _ in range(4)))
 
     asyncio.run(main())
     assert most == 3
@@ -124,7 +117,7 @@ def test_entries_come_in_the_order_they_are_done() -> None:
         await asyncio.sleep(float(data))
         return answer(data)
 
-    album = Album(photos(b"0.2", b"0.1", b"0.001"), colour, Turns(3), lambda _: None)
+    album = Album(photos(b"0.2", b"0.1", b"0.001"), colour, Turns(3), ignore, ignore)
     images, report = opened(asyncio.run(written(album)))
     assert list(images) == ["p2.jpg", "p1.jpg", "p0.jpg"]
     assert [photo["entry"] for photo in report] == ["p0.jpg", "p1.jpg", "p2.jpg"]
@@ -143,7 +136,7 @@ def test_who_reads_slowly_holds_the_work_back() -> None:
         async def write(_: bytes) -> None:
             await may_read.wait()
 
-        album = asyncio.create_task(Album(photos(*[b"x"] * 20), colour, Turns(2), lambda _: None).write(write))
+        album = asyncio.create_task(Album(photos(*[b"x"] * 20), colour, Turns(2), ignore, ignore).write(write))
         await asyncio.sleep(0.1)
         assert len(begun) == 3, "one is being written, two are done and wait"
         may_read.set()
@@ -186,11 +179,11 @@ def play(scene: Callable[[Client, Callable[..., AlbumResponse]], Awaitable[None]
         client = Client()
         open_ends = []
 
-        def response(album: Album, stall_s: float = 5) -> AlbumResponse:
+        def response(album: Album) -> AlbumResponse:
             inside = ExitStack()
             open_ends.append(album)
             inside.callback(open_ends.pop)
-            return AlbumResponse(album, inside, stall_s)
+            return AlbumResponse(album, inside)
 
         await scene(client, response)
         assert open_ends == []
@@ -202,7 +195,7 @@ def play(scene: Callable[[Client, Callable[..., AlbumResponse]], Awaitable[None]
 def test_a_response_is_a_zip_of_unknown_length() -> None:
     async def scene(client: Client, response: Callable[..., AlbumResponse]) -> None:
         sent = photos(b"x" * 3 * PIECE, b"y")
-        await response(Album(sent, coloured, Turns(2), lambda _: None))({}, client.receive, client.send)
+        await response(Album(sent, coloured, Turns(2), ignore, ignore))({}, client.receive, client.send)
         headers = dict(client.start["headers"])
         assert headers[b"content-type"] == b"application/zip"
         assert headers[b"content-disposition"] == b'attachment; filename="coloured.zip"'
@@ -236,7 +229,7 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
 
         with Receiving(Places("uploads", 1), held) as receiving:
             receiving.grow(50)
-            album = Album(photos(b"first", *[b"other"] * 9), colour, Turns(2), receiving.shrink)
+            album = Album(photos(b"first", *[b"other"] * 9), colour, Turns(2), receiving.shrink, ignore)
             task = asyncio.create_task(response(album)({}, client.receive, client.send))
             await asyncio.sleep(0.2)
             assert pool.places.taken == 2
@@ -257,20 +250,6 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
     play(scene)
 
 
-def test_a_client_that_stops_reading_is_let_go(caplog: pytest.LogCaptureFixture) -> None:
-    async def scene(client: Client, response: Callable[..., AlbumResponse]) -> None:
-        album = Album(photos(*[b"x"] * 9), coloured, Turns(2), lambda _: None)
-        task = asyncio.create_task(response(album, stall_s=0.05)({}, client.receive, client.send))
-        await client.came.wait()
-        client.reads.clear()
-        await asyncio.wait_for(task, 5)
-        assert not client.is_complete
-
-    with caplog.at_level("INFO"):
-        play(scene)
-    assert "stopped reading" in caplog.text
-
-
 def test_a_fault_in_sending_is_no_hang_up() -> None:
     async def scene(client: Client, response: Callable[..., AlbumResponse]) -> None:
         async def send(message: dict[str, Any]) -> None:
@@ -278,6 +257,6 @@ def test_a_fault_in_sending_is_no_hang_up() -> None:
                 raise RuntimeError("no wire")
 
         with pytest.raises(ExceptionGroup):
-            await response(Album(photos(b"x"), coloured, Turns(2), lambda _: None))({}, client.receive, send)
+            await response(Album(photos(b"x"), coloured, Turns(2), ignore, ignore))({}, client.receive, send)
 
     play(scene)

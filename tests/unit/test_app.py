@@ -1,6 +1,7 @@
 import asyncio
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
 
@@ -75,3 +76,10 @@ def test_a_batch_has_longer_to_finish_than_a_photo(
     state.batches.take(batches)
     asyncio.run(server.shutdown())
     assert given == [seconds]
+
+
+def test_a_sigterm_before_it_serves_ends_it_at_once(models: Path) -> None:
+    settings = Settings(models=models, device="cpu", drain_delay_s=5)
+    server = Server(app.create_app(settings), settings)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit

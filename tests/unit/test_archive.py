@@ -3,6 +3,7 @@ import io
 import shutil
 import struct
 import subprocess
+import time
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -61,6 +62,18 @@ def test_names_that_meet_are_numbered_in_order() -> None:
     sent = ["a.jpg", "a.png", "A.JPG", "a-2.jpg", "Caf\u00e9", "CAFE\u0301", "stra\u00dfe", "STRASSE", "", ""]
     stems = ["a", "a-2", "A-3", "a-2-2", "Caf\u00e9", "CAF\u00c9-2", "stra\u00dfe", "STRASSE-2", "photo", "photo-2"]
     assert unique_stems(sent) == stems
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [["\ufdfa" * 60] * 1000, ["a" * 60, *(f"{'a' * 60}-{number}" for number in range(1000))] * 2, ["\u0344" * 160_000]],
+    ids=["the same", "numbered already", "one long one"],
+)
+def test_names_take_no_more_than_linear_time(sent: list[str]) -> None:
+    started = time.process_time()
+    stems = unique_stems(sent)
+    assert time.process_time() - started < 1
+    assert len(set(stems)) == len(sent)
 
 
 NAMES = st.one_of(

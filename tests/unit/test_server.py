@@ -32,7 +32,7 @@ class Service:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.unread = Places("bytes", settings.max_unread_bytes)
         metrics = Metrics([])
-        full = Full(app, settings.max_connections, metrics)
+        full = Full(app, settings, metrics)
         limits = {"settings": settings, "unread": self.unread, "metrics": metrics, "full": full}
         protocol = type("Limited", (Protocol,), limits)
         config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
@@ -339,6 +339,26 @@ def test_a_connection_too_many_is_told_so_and_may_still_ask_for_health() -> None
         again.close()
 
     play(scene, hello, max_connections=1)
+
+
+def test_a_page_may_read_that_there_are_too_many_connections() -> None:
+    origin = b"Origin: https://example.org\r\n\r\n"
+    preflight = b"OPTIONS / HTTP/1.1\r\nHost: x\r\nAccess-Control-Request-Method: POST\r\n" + origin
+
+    async def scene(service: Service) -> None:
+        first = await service.connect()
+        await send(first, GET)
+        await until(first, b"hello")
+        for request, status in ((preflight, b"200"), (GET[:-2] + origin, b"503")):
+            client = await service.connect()
+            await send(client, request)
+            found = await whole(client)
+            assert found.startswith(b"HTTP/1.1 " + status), found
+            assert b"access-control-allow-origin: https://example.org\r\n" in found
+            assert b"x-request-id: " in found
+        first.close()
+
+    play(scene, hello, max_connections=1, cors_origins="https://example.org")
 
 
 @pytest.mark.parametrize("offer", [b"h2c\r\nHTTP2-Settings: AAMAAABk", b"websocket"])

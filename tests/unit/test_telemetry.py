@@ -157,15 +157,32 @@ def test_a_problem_names_its_request_and_not_its_trace(logged: Logged) -> None:
     assert (access["route"], access["path"], access["code"]) == ("other", "/nowhere", "not_found")
 
 
-def test_a_request_that_the_services_end_cuts_off_is_counted_as_that() -> None:
-    async def endless(*_: object) -> None:
-        raise asyncio.CancelledError
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_that_the_services_end_cuts_off_is_told_and_counted(begun: bool) -> None:
+    sent: list[dict] = []
+
+    async def endless(_scope, _receive, send) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    async def main() -> None:
+        task = asyncio.create_task(Telemetry(endless, metrics)(scope, None, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0.01)
+        task.cancel()
+        await task
 
     metrics = Metrics(["/colorize"])
     scope = {"type": "http", "method": "POST", "path": "/colorize", "raw_path": b"/colorize", "headers": []}
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(Telemetry(endless, metrics)(scope, None, None))  # type: ignore[arg-type]
+    asyncio.run(main())
+    status = 200 if begun else 503
+    assert [message.get("status") for message in sent] == ([200] if begun else [503, None])
+    if not begun:
+        assert json.loads(sent[1]["body"])["code"] == "draining"
+        assert (b"retry-after", b"5") in sent[0]["headers"]
     text = metrics.page("")[0].decode()
-    line = 'tomau_requests_total{code="stopped",method="POST",route="/colorize",status="none"} 1.0'
-    assert line in text
-    assert 'tomau_dropped_total{reason="stopped"} 1.0' in text
+    assert f'tomau_requests_total{{code="draining",method="POST",route="/colorize",status="{status}"}} 1.0' in text
+    assert 'tomau_dropped_total{reason="draining"} 1.0' in text

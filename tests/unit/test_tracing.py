@@ -119,7 +119,7 @@ def test_a_trace_that_its_caller_does_not_record_is_not_recorded_here(collector:
 def test_a_collector_that_is_gone_delays_the_end_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracing, "EXPORT_S", 0.5)
     tracer = Tracer(f"http://127.0.0.1:{free_port()}")
-    access = {"method": "GET", "route": "/livez", "status": None, "code": "stopped", "bytes": 1, "request_id": "x"}
+    access = {"method": "GET", "route": "/livez", "status": None, "code": "client_gone", "bytes": 1, "request_id": "x"}
     tracer.start(None).end(0.0, {}, {}, access)
     started = time.monotonic()
     tracer.stop()

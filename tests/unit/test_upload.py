@@ -1,5 +1,6 @@
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import TypeVar
@@ -183,6 +184,42 @@ def test_a_body_that_comes_too_slowly() -> None:
     with pytest.raises(UploadTooSlow) as caught:
         take("image/png", [b"x"], hangs=True, settings=slow)
     assert caught.value.limit == 1000
+
+
+@pytest.mark.parametrize(("trickle", "came"), [(60, 901), (0.1, 905)], ids=["silence", "a trickle"])
+def test_a_burst_buys_no_time(trickle: float, came: int) -> None:
+    """Else megabytes that come at once would be held for hours."""
+    chunks = [b"x" * 900] + [b"x"] * 50
+
+    async def receive_slowly() -> dict[str, object]:
+        if len(chunks) < 50:
+            await asyncio.sleep(trickle)
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": True}
+
+    async def main() -> None:
+        with Receiving(Places("uploads", 1), Places("bytes", 1000)) as receiving:
+            hurried = Settings(max_bytes=1000, min_upload_rate=100, upload_grace_s=0.45)
+            await receive({"content-type": "image/png"}, receive_slowly, receiving, hurried)
+
+    started = time.monotonic()
+    with pytest.raises(UploadTooSlow, match=f"after {came} bytes"):
+        asyncio.run(main())
+    assert time.monotonic() - started < 2
+
+
+def test_a_steady_upload_may_take_longer_than_the_grace() -> None:
+    left = [b"x" * 50] * 18
+
+    async def receive_steadily() -> dict[str, object]:
+        await asyncio.sleep(0.1)
+        return {"type": "http.request", "body": left.pop(), "more_body": bool(left)}
+
+    async def main() -> Upload:
+        with Receiving(Places("uploads", 1), Places("bytes", 1000)) as receiving:
+            steady = Settings(max_bytes=1000, min_upload_rate=250, upload_grace_s=0.6)
+            return await receive({"content-type": "image/png"}, receive_steadily, receiving, steady)
+
+    assert len(asyncio.run(main()).data) == 900
 
 
 def test_places_are_given_back_whatever_happens() -> None:

@@ -196,6 +196,58 @@ def test_a_few_photos_may_wait_however_long() -> None:
     play(scene, places=32, max_wait=1e-6)
 
 
+@pytest.mark.parametrize("max_wait", [math.inf, 0.001])
+def test_who_lines_up_comes_in_among_others_that_try_again_at_once(max_wait: float) -> None:
+    singles, in_line = 0, 10
+
+    async def try_again(pool: Workers) -> None:
+        nonlocal singles
+        while in_line:
+            try:
+                await pool.run(lambda _: time.sleep(0.01), deadline=soon(), gone=never)
+                singles += 1
+            except Overloaded:
+                await asyncio.sleep(0)
+
+    async def scene(pool: Workers) -> None:
+        nonlocal in_line
+        others = [asyncio.create_task(try_again(pool)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        for _ in range(10):
+            await pool.line_up()
+            await pool.run(lambda _: time.sleep(0.01), deadline=soon(), gone=never, has_place=True)
+            in_line -= 1
+        await asyncio.gather(*others)
+        assert 5 <= singles <= 60
+
+    play(scene, places=4, max_wait=max_wait)
+
+
+def test_the_line_is_first_come_first_served_and_may_be_left() -> None:
+    served: list[int] = []
+
+    async def one(pool: Workers, number: int) -> None:
+        await pool.line_up()
+        await pool.run(lambda _: served.append(number), deadline=soon(), gone=never, has_place=True)
+
+    async def scene(pool: Workers) -> None:
+        door = threading.Event()
+        inside = await photos_inside(pool, 2, door)
+        line = [asyncio.create_task(one(pool, number)) for number in range(4)]
+        await asyncio.sleep(0.01)
+        line[1].cancel()
+        door.set()
+        await asyncio.gather(*inside, *line, return_exceptions=True)
+        assert served == [0, 2, 3]
+        # Cancelled in the very moment that its place comes.
+        late = asyncio.create_task(one(pool, 4))
+        await asyncio.sleep(0)
+        late.cancel()
+        await asyncio.wait([late])
+
+    play(scene)
+
+
 def test_a_cancelled_photo_waits_no_more() -> None:
     async def scene(pool: Workers) -> None:
         door = threading.Event()

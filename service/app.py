@@ -54,7 +54,6 @@ async def _watch(state: State) -> None:
         await asyncio.sleep(STUCK_CHECK_S)
         if state.is_stuck():
             log.critical("all %d workers are stuck for %.0f s", state.workers.count, state.settings.stuck_s)
-            await asyncio.sleep(STUCK_CHECK_S)  # Readiness is red for a moment, and the log is written.
             os._exit(EXIT_STUCK)
 
 

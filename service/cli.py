@@ -33,12 +33,13 @@ def _serve(_: argparse.Namespace) -> None:
         # It asks for a reload: one that comes before the models are loaded waits until they are.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from service.app import create_app
-    from service.server import Server
+    from service.server import Server, allow_files
     from service.settings import Settings
     from service.telemetry import set_up_logging
 
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
+    allow_files(settings.max_connections)
     app = create_app(settings)
     _check_address(settings.host, settings.port)
     Server(app, settings).run()

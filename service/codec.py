@@ -12,7 +12,7 @@ import simplejpeg
 from pi_heif.heif import BaseImage
 from PIL import Image
 
-from service import header, profiles, tiff
+from service import header, profiles, segments, tiff
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.header import Limits
 from service.photo import FORMATS, Format, Photo, Pixels, Planes, Source, Tone
@@ -22,7 +22,7 @@ from service.tone import tone_of_rgb
 # Else it writes a line on standard error for every odd tag of an upload.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 65_535}
+SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 32_768}
 # What 16 bits a channel fit into, and transparency.
 DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
 ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
@@ -30,13 +30,18 @@ ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
 SLOW_FORMATS: tuple[Format, ...] = ("avif",)
 QUALITY = 92
 LEAST_QUALITY = 85
-AVIF_SPEED = 8
+# From 0 to 10. At 8, noise takes three times as long as at 9.
+AVIF_SPEED = 9
+# Pixels of an answer, of formats whose encoders take up to 0.3 s a megapixel: within the deadline on slow cores too.
+PIXEL_LIMITS: dict[Format, int] = {"webp": 40_000_000, "avif": 40_000_000}
 TIFF_LZW = 5
 ORIENTATION_TAG = 0x0112
 # Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others, and of HEIC.
 AS_IT_IS = 1
 # IHDR's colour type.
 PNG_GRAY_ALPHA = 4
+# cICP's transfer characteristics, as ITU-T H.273 numbers them.
+SRGB_TRANSFER = bytes([13])
 # What a TIFF says of a fourth channel that is no alpha.
 UNSPECIFIED = 0
 # The tone of a JPEG is looked at in a picture of about so many pixels a side.
@@ -113,6 +118,7 @@ class _Raster:
     picture: Levels
     alpha: Levels | None
     orientation: int
+    quality: int | None = None
 
 
 def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None, look: bool = False) -> Photo:
@@ -128,7 +134,7 @@ def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = N
     raster = _raster(data, source, limits, icc)
     tone = _tone(raster.picture) if look else None
     luma = raster.picture if raster.picture.ndim == 2 else luma_of_rgb(raster.picture)
-    return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), None, tone)
+    return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), raster.quality, tone)
 
 
 def decode_pixels(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None) -> Pixels:
@@ -179,13 +185,12 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             picture, alpha = _of_ink(image, icc), None
         else:
             is_deep = source == "png" and data[24] == 16
-            stored, alpha = _deep_png(image, data) if is_deep else _shallow(image)
-            gamma = image.info.get("gamma") if source == "png" and "srgb" not in image.info else None
-            picture = _managed(stored, icc, gamma)
+            stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
+            picture = _managed(stored, icc, _gamma(image, data) if source == "png" else None)
         if picture.shape[0] * picture.shape[1] != width * height:
             raise ValueError("its header says another size")
         # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
-        return _Raster(picture, alpha, _orientation(image))
+        return _Raster(picture, alpha, _orientation(image), _jpeg_quality(image) if source == "jpeg" else None)
 
 
 def _jpeg_luma(image: Image.Image, data: bytes, icc: bytes | None) -> Bytes | None:
@@ -222,6 +227,15 @@ def _tone(picture: Levels) -> Tone:
 def _of_ink(image: Image.Image, icc: bytes | None) -> Bytes:
     conversion = profiles.conversion_of(icc, channels=4)
     return np.asarray(image.convert("RGB") if conversion is None else conversion.apply(np.asarray(image)), np.uint8)
+
+
+def _gamma(image: Image.Image, data: bytes) -> float | None:
+    """A PNG's, where nothing else says that it is sRGB. Pillow does not show what cICP says."""
+    gamma: float | None = image.info.get("gamma")
+    if gamma is None or "srgb" in image.info:
+        return None
+    _, cicp = next(segments.png_bodies(data, (b"cICP",)), (b"", b""))
+    return None if cicp[1:2] == SRGB_TRANSFER else gamma
 
 
 def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> Levels:
@@ -267,7 +281,8 @@ def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
 def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     """Pixels of 8 bits, or of 10 and 12 enlarged to 16."""
     size = image.size
-    pixels: Levels = np.asarray(image)
+    # A copy: what pi-heif shows of its own memory is gone with it.
+    pixels: Levels = np.array(image)
     if pixels.shape[1::-1] != tuple(size):
         raise ValueError("its header says another size")
     if pixels.ndim == 2:
@@ -277,18 +292,23 @@ def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     return np.ascontiguousarray(picture), alpha
 
 
-def _shallow(image: Image.Image) -> tuple[Levels, Levels | None]:
-    if image.has_transparency_data:
-        is_gray = image.mode == "LA"
-        pixels = np.asarray(image if is_gray else image.convert("RGBA"))
+def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, Levels | None]:
+    if source == "png" and data[24] in (2, 4) and image.mode == "L" and "transparency" in image.info:
+        # Pillow enlarges the pixels to 8 bits, and not the one that is clear.
+        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
+    if image.mode == "La" or image.has_transparency_data:
+        is_gray = image.mode in ("LA", "La")
+        pixels = np.asarray(image.convert("LA" if is_gray else "RGBA"))
         picture = pixels[..., 0] if is_gray else pixels[..., :3]
         return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., -1])
     return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), None
 
 
-def default_format(source: Source, *, has_alpha: bool) -> Format:
-    """What an upload is answered in when nothing is asked for: its own format, or JPEG, or PNG where it has alpha."""
-    if source in FORMATS and source not in SLOW_FORMATS:
+def default_format(source: Source, *, has_alpha: bool, pixels: int = 0) -> Format:
+    """What an upload is answered in when nothing is asked for: its own format where that is not slow nor too small for
+    so many pixels, else JPEG, or PNG where it has alpha.
+    """
+    if source in FORMATS and source not in SLOW_FORMATS and pixels <= PIXEL_LIMITS.get(source, pixels):
         return source
     return "png" if has_alpha else "jpeg"
 
@@ -305,6 +325,13 @@ def check_size(height: int, width: int, format_: Format) -> None:
             f"a side of {max(height, width)} pixels does not fit into {format_}",
             field="format",
             limit=SIDE_LIMITS[format_],
+        )
+    most = PIXEL_LIMITS.get(format_)
+    if most is not None and height * width > most:
+        raise InvalidOption(
+            f"{width} x {height} pixels take too long to encode as {format_}: at most {most:,}, see `max_side`",
+            field="format",
+            limit=most,
         )
 
 
@@ -337,9 +364,9 @@ def encode_pixels(
         return bytes(simplejpeg.encode_jpeg(pixels.rgb, quality, "RGB", "420"))
     if format_ == "avif":
         return _avif(pixels, quality, avif_options or {})
-    bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR)
+    bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR if pixels.alpha is None else cv2.COLOR_RGB2BGRA)
     if pixels.alpha is not None:
-        bgr = np.dstack([bgr, pixels.alpha])
+        cv2.insertChannel(pixels.alpha, bgr, 3)
     parameters = {"webp": [cv2.IMWRITE_WEBP_QUALITY, quality], "tiff": [cv2.IMWRITE_TIFF_COMPRESSION, TIFF_LZW]}
     done, data = cv2.imencode(f".{format_}", bgr, parameters.get(format_, []))
     if not done:
@@ -357,35 +384,52 @@ def _avif(pixels: Pixels, quality: int, blocks: Mapping[str, bytes]) -> bytes:
 
 def fit(photo: Photo, format_: Format, max_side: int | None) -> Photo:
     """The photo as a format can hold it: its longer side at most `max_side` pixels, never enlarged."""
-    luma = _fit(photo.luma, format_, max_side)
-    alpha = None if photo.alpha is None else _fit(photo.alpha, format_, max_side)
-    if format_ not in ALPHA_FORMATS and alpha is not None:
-        luma, alpha = _on_white(luma, alpha), None
+    luma, alpha = _fit(photo.luma, photo.alpha, format_, max_side)
     return Photo(luma, alpha, photo.quality, photo.tone)
 
 
 def fit_pixels(pixels: Pixels, format_: Format, max_side: int | None) -> Pixels:
     """The same for a picture in colour."""
-    rgb = _fit(pixels.rgb, format_, max_side)
-    alpha = None if pixels.alpha is None else _fit(pixels.alpha, format_, max_side)
-    if format_ not in ALPHA_FORMATS and alpha is not None:
-        rgb, alpha = _on_white(rgb, alpha[..., np.newaxis]), None
-    return Pixels(rgb, alpha)
+    return Pixels(*_fit(pixels.rgb, pixels.alpha, format_, max_side))
 
 
-def _fit(picture: Levels, format_: Format, max_side: int | None) -> Levels:
-    if picture.dtype == np.uint16 and format_ not in DEEP_FORMATS:
-        picture = np.asarray(cv2.convertScaleAbs(picture, alpha=1 / 257), np.uint8)
+def _fit(picture: Levels, alpha: Levels | None, format_: Format, max_side: int | None) -> tuple[Levels, Levels | None]:
+    if format_ not in DEEP_FORMATS:
+        picture, alpha = _shallowed(picture), None if alpha is None else _shallowed(alpha)
     height, width = picture.shape[:2]
     scale = 1.0 if max_side is None else max_side / max(height, width)
-    if scale >= 1:
-        return picture
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return like(picture, cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    if scale < 1:
+        picture, alpha = _shrunk(picture, alpha, (max(1, round(width * scale)), max(1, round(height * scale))))
+    if format_ not in ALPHA_FORMATS and alpha is not None:
+        return _on_white(picture, alpha), None
+    return picture, alpha
+
+
+def _shallowed(picture: Levels) -> Levels:
+    """In 8 bits."""
+    return picture if picture.dtype == np.uint8 else np.asarray(cv2.convertScaleAbs(picture, alpha=1 / 257), np.uint8)
+
+
+def _shrunk(picture: Levels, alpha: Levels | None, size: tuple[int, int]) -> tuple[Levels, Levels | None]:
+    """Picture and alpha at a smaller size, columns and rows. A pixel counts for the colour as much as it is opaque:
+    what lies under transparent ones would show at the edges.
+    """
+    plain = like(picture, cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
+    if alpha is None:
+        return plain, None
+    opacity = np.asarray(cv2.resize(alpha.astype(np.float32), size, interpolation=cv2.INTER_AREA))
+    is_seen = opacity > 0
+    colors = np.atleast_3d(plain)
+    # A channel at a time: of a large photo, each takes more than the whole picture in 8 bits.
+    for channel in range(colors.shape[2]):
+        light = cv2.multiply(cv2.extractChannel(picture, channel), alpha, dtype=cv2.CV_32F)
+        light = cv2.resize(light, size, interpolation=cv2.INTER_AREA)[is_seen]
+        colors[is_seen, channel] = np.minimum(np.rint(light / opacity[is_seen]), white(picture))
+    return plain, like(alpha, cv2.resize(alpha, size, interpolation=cv2.INTER_AREA))
 
 
 def _on_white(picture: Levels, alpha: Levels) -> Levels:
     """The picture laid on white where it is transparent."""
     most = white(picture)
-    share = alpha.astype(np.float32) / most
+    share = alpha.astype(np.float32).reshape(*alpha.shape, *[1] * (picture.ndim - 2)) / most
     return like(picture, np.rint(most + (picture.astype(np.float32) - most) * share))

@@ -46,6 +46,8 @@ REMAP_SIDE = 32_766
 
 # Temporaries of a merge stay in the processor's cache when it goes through the photo in strips.
 STRIP_PIXELS = 16_384
+# OpenCV enlarges a whole plane quicker than strips can be; for larger ones, the memory's pace costs more than that.
+WHOLE_PIXELS = 1 << 20
 
 
 def _lightness_of_luma(levels: int) -> Floats:
@@ -251,6 +253,29 @@ def enlarge(chroma: Floats, height: int, width: int) -> tuple[Floats, Floats]:
     return x, y
 
 
+def enlarged(chroma: Floats, height: int, width: int) -> Iterator[tuple[slice, Floats, Floats]]:
+    """What `enlarge` gives, strip by strip, so that a large photo's planes are never there as a whole: the rows, and
+    both channels in these rows.
+    """
+    if height * width <= WHOLE_PIXELS:
+        x, y = enlarge(chroma, height, width)
+        yield from ((rows, x[rows], y[rows]) for rows in _strips(height, width))
+        return
+    side = chroma.shape[1]
+    wide = np.stack([cv2.resize(c, (width, side), interpolation=cv2.INTER_LINEAR) for c in chroma], axis=1)
+    further = np.zeros_like(wide)
+    np.subtract(wide[1:], wide[:-1], out=further[:-1])
+    # Centres of pixels on centres of cells; beyond the outer ones, nothing changes any more.
+    at = np.clip((np.arange(height) + 0.5) * (side / height) - 0.5, 0, side - 1)
+    above = at.astype(np.intp)
+    share = (at - above).astype(np.float32).reshape(-1, 1, 1)
+    for rows in _strips(height, width):
+        strip = further.take(above[rows], axis=0)
+        strip *= share[rows]
+        strip += wide.take(above[rows], axis=0)
+        yield rows, strip[:, 0], strip[:, 1]
+
+
 def merge_planes(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tuple[Bytes, Bytes]:
     """Cb and Cr planes for a luma plane that stays as it is.
 
@@ -260,15 +285,15 @@ def merge_planes(luma: Bytes, chroma: Floats, color_space: ColorSpace) -> tuple[
     Colour difference is looked up for each pixel, in the table of its luma's slice: a hundredth of the work of
     computing it, and 0.5 levels from it on average.
     """
-    across, down = enlarge(_steps_of_table(chroma, color_space), *luma.shape)
     table = _difference_table(color_space)
     cb, cr = np.empty_like(luma), np.empty_like(luma)
-    for rows in _strips(*luma.shape):
+    for rows, across, down in enlarged(_steps_of_table(chroma, color_space), *luma.shape):
         for columns in _parts(luma.shape[1]):
             part = rows, columns
             steps_down = np.asarray(cv2.LUT(luma[part], FIRST_ROW_OF_LUMA), np.float32)
-            steps_down += down[part]
-            found = cv2.remap(table, across[part], steps_down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            steps_down += down[:, columns]
+            steps_across = across[:, columns]
+            found = cv2.remap(table, steps_across, steps_down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             cv2.split(found.astype(np.uint8), [cb[part], cr[part]])
     return cb, cr
 
@@ -321,11 +346,9 @@ def merge_rgb(luma: L, chroma: Floats, color_space: ColorSpace) -> L:
     chroma: float32 [2, s, s]. Computed in float32 and rounded once: the way of 16 bits, and the reference for the
     faster ways.
     """
-    height, width = luma.shape
-    x, y = enlarge(chroma, height, width)
-    rgb = like(luma, np.empty((height, width, 3), luma.dtype))
-    for rows in _strips(height, width):
-        rgb[rows] = rgb_at(luma[rows], x[rows], y[rows], color_space)
+    rgb = like(luma, np.empty((*luma.shape, 3), luma.dtype))
+    for rows, x, y in enlarged(chroma, *luma.shape):
+        rgb[rows] = rgb_at(luma[rows], x, y, color_space)
     return rgb
 
 
@@ -335,15 +358,13 @@ def merge_literal(luma: L, chroma: Floats, color_space: ColorSpace) -> L:
     The photo's gray value is taken for V (`hsv`) or turned into L* (`lab`); the luma of the answer differs
     from it wherever there is colour (`hsv`) or clipping (`lab`).
     """
-    height, width = luma.shape
-    x, y = enlarge(chroma, height, width)
-    rgb = like(luma, np.empty((height, width, 3), luma.dtype))
-    for rows in _strips(height, width):
+    rgb = like(luma, np.empty((*luma.shape, 3), luma.dtype))
+    for rows, x, y in enlarged(chroma, *luma.shape):
         lightness = lightness_of_luma(luma[rows], color_space)
         if color_space == "lab":
-            _store(rgb[rows], *_rgb_of_lab(lightness, x[rows], y[rows]))
+            _store(rgb[rows], *_rgb_of_lab(lightness, x, y))
         else:
-            _store(rgb[rows], *(lightness * c for c in _rgb_of_hue(x[rows], y[rows])))
+            _store(rgb[rows], *(lightness * c for c in _rgb_of_hue(x, y)))
     return rgb
 
 

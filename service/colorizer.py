@@ -171,7 +171,7 @@ class Colorizer:
         space = model.contract.color_space
         with self._cores, way.stage("decode"):
             pixels_in = photo.luma.size
-            format_ = options.format or codec.default_format(upload.source, has_alpha=photo.alpha is not None)
+            format_ = _format(upload, photo)
             photo = codec.fit(photo, format_, options.max_side)
             codec.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
@@ -201,17 +201,21 @@ class Colorizer:
         options, source = upload.options, upload.source
         seconds = dict.fromkeys(STAGES, 0.0)
         if not _asks_for_change(options, source, photo):
-            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds | way.seconds, photo.tone, way.begun)
+            seconds |= way.seconds
+            size = photo.luma.size
+            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size)
         with way.stage("decode"):
             pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
-            format_ = options.format or codec.default_format(source, has_alpha=photo.alpha is not None)
+            format_ = _format(upload, photo)
             pixels = codec.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape
             codec.check_size(height, width, format_)
         with way.stage("encode"):
             said = _for_answer(upload, (height, width), None)
             encoded = _encode(pixels, format_, options.quality or codec.default_quality(photo), said)
-        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds | way.seconds, photo.tone, way.begun)
+        seconds |= way.seconds
+        sizes = photo.luma.size, height * width
+        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
 
     def warm(self) -> None:
         """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
@@ -248,6 +252,14 @@ def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metada
     else:
         encoded = codec.encode_pixels(merged, format_, quality, avif_options=metadata.avif_options(said))
     return metadata.write(encoded, format_, said)
+
+
+def _format(upload: _Upload, photo: Photo) -> Format:
+    """The answer's."""
+    options = upload.options
+    pixels = min(photo.luma.size, (options.max_side or max(photo.size)) ** 2)
+    default = codec.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
+    return options.format or default
 
 
 def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:

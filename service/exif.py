@@ -11,7 +11,10 @@ from service import tiff
 from service.tiff import Damaged, Directory, Layout
 
 COLOR_SPACE, EXIF_WIDTH, EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
+FOCAL_PLANE_X, FOCAL_PLANE_Y = 0xA20E, 0xA20F
 SRGB = 1
+# Orientations that lay a picture on its side.
+TURNED = range(5, 9)
 
 
 def _set_whole(block: bytearray, order: str, directory: Directory | None, tag: int, value: int) -> None:
@@ -24,10 +27,27 @@ def _set_whole(block: bytearray, order: str, directory: Directory | None, tag: i
                 struct.pack_into(order + "HHII", block, entry.at, tag, tiff.LONG, 1, value)
 
 
+def _swap(block: bytearray, directory: Directory | None, one: int, other: int) -> None:
+    """Gives each of two tags the value of the other, where both are there."""
+    entries = [directory.find(tag) for tag in (one, other)] if directory else []
+    places = [slice(entry.at + 2, entry.at + 12) for entry in entries if entry]
+    if len(places) == 2:
+        block[places[0]], block[places[1]] = block[places[1]], block[places[0]]
+
+
+def is_turned(block: bytes) -> bool:
+    """Whether an upright picture has the sides of the stored one exchanged, as the block says it."""
+    try:
+        return tiff.Page(block, *_first(block)).number(tiff.ORIENTATION, 1) in TURNED
+    except Damaged:
+        return False
+
+
 def corrected(block: bytes, width: int, height: int) -> bytes | None:
     """The TIFF block for an upright sRGB picture of this size, pixels, without its thumbnail; None if it is damaged.
 
-    Orientation, pixel dimensions and colour space are set where they are present. Damage in any other directory than
+    Orientation, pixel dimensions and colour space are set where they are present, and resolutions across and down
+    are exchanged where the orientation did so with the sides. Damage in any other directory than
     the first takes nothing from what that one says: a caption stays.
     """
     try:
@@ -45,8 +65,13 @@ def _changed(block: bytes, width: int, height: int) -> bytes:
     changed = bytearray(block)
     for tag, value in ((tiff.ORIENTATION, 1), (tiff.WIDTH, width), (tiff.HEIGHT, height)):
         _set_whole(changed, order, first, tag, value)
+    turned = is_turned(block)
+    if turned:
+        _swap(changed, first, tiff.X_RESOLUTION, tiff.Y_RESOLUTION)
     with suppress(Damaged):
         details = tiff.below(block, layout, first, tiff.EXIF_IFD)
+        if turned:
+            _swap(changed, details, FOCAL_PLANE_X, FOCAL_PLANE_Y)
         for tag, value in ((EXIF_WIDTH, width), (EXIF_HEIGHT, height), (COLOR_SPACE, SRGB)):
             _set_whole(changed, order, details, tag, value)
     if first.following:

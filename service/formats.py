@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from service.codec import ALPHA_FORMATS, DEEP_FORMATS, SIDE_LIMITS, default_format
+from service.codec import ALPHA_FORMATS, DEEP_FORMATS, PIXEL_LIMITS, SIDE_LIMITS, default_format
 from service.photo import FORMATS, MEDIA_TYPES, Format, Source
 
 ANIMATED = "animated files"
@@ -25,22 +25,22 @@ UPLOADS: dict[Source, Taken] = {
     ),
     "png": Taken(
         "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced; gAMA counts where there is no"
-        " profile",
+        " profile, sRGB, or cICP of sRGB's transfer; cICP's other transfers, as of HDR, are not applied",
         ANIMATED,
         "EXIF, XMP, IPTC as ImageMagick writes it, texts, density",
     ),
     "webp": Taken("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
     "tiff": Taken(
-        "1 to 16 bits, gray (either end may be white), RGB, alpha; of 8 bits palette, CMYK, YCbCr, planes, tiles too; "
-        "without compression, LZW, Deflate, PackBits, JPEG, Zstandard, LZMA, fax; a thumbnail beside the photo; BigTIFF"
-        " in Intel's byte order",
+        "1 to 16 bits, gray (either end may be white), RGB, alpha, tiles; without compression, LZW, Deflate, PackBits;"
+        " of 8 bits also palette, CMYK, YCbCr, planes, JPEG, Zstandard, LZMA, fax; a thumbnail behind the photo;"
+        " BigTIFF in Intel's byte order",
         "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits"
         " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
     ),
     "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),
-    "heic": Taken("8 to 12 bits (of which the upper 8 are used), alpha", "several images in one file", "EXIF, XMP"),
-    "bmp": Taken("1 to 32 bits", "OS/2's arrays", "density"),
+    "heic": Taken("8 to 12 bits (as PNG or TIFF in 16), alpha", "several images in one file", "EXIF, XMP"),
+    "bmp": Taken("1 to 32 bits", "run-length compression, OS/2's arrays", "density"),
     "gif": Taken("a single image, transparency", ANIMATED, "comments"),
 }
 ANSWERS: dict[Format, str] = {
@@ -48,7 +48,7 @@ ANSWERS: dict[Format, str] = {
     "png": "lossless",
     "webp": "lossy; `quality`",
     "tiff": "lossless (LZW)",
-    "avif": "lossy; `quality`; takes ten times as long as a JPEG, so it is never a default",
+    "avif": "lossy, alpha too; `quality`; takes ten times as long as a JPEG, so it is never a default",
 }
 
 
@@ -70,10 +70,15 @@ def _uploads() -> str:
 
 
 def _answers() -> str:
-    lines = ["| answer | type | bits | alpha | longest side, pixels | |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| answer | type | bits | alpha | longest side | megapixels | |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for format_ in FORMATS:
         bits = "8, 16 of a 16-bit photo" if format_ in DEEP_FORMATS else "8"
         alpha = "yes" if format_ in ALPHA_FORMATS else "no"
-        side = f"{SIDE_LIMITS[format_]:,}"
-        lines.append(f"| {format_} | `{MEDIA_TYPES[format_]}` | {bits} | {alpha} | {side} | {ANSWERS[format_]} |")
+        side = f"{SIDE_LIMITS[format_]:,}" if format_ in ("jpeg", "webp", "avif") else ""
+        most = f"{PIXEL_LIMITS[format_] / 1e6:.0f}" if format_ in PIXEL_LIMITS else ""
+        what = f"`{MEDIA_TYPES[format_]}` | {bits} | {alpha} | {side} | {most} | {ANSWERS[format_]}"
+        lines.append(f"| {format_} | {what} |")
     return "\n".join(lines) + "\n"

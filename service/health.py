@@ -9,12 +9,12 @@ from http.client import HTTPConnection, HTTPException
 
 TIMEOUT_S = 5.0
 # Who listens on all addresses is asked on this machine's own.
-LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104
+LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def address() -> tuple[str, int]:
     """Where the service listens, by its settings; raises ValueError when the port is no number."""
-    given = {name.upper(): value for name, value in os.environ.items()}
+    given = {name.upper(): value for name, value in os.environ.items() if value}
     host = given.get("TOMAU_HOST", "127.0.0.1")
     return LOOPBACK.get(host, host), int(given.get("TOMAU_PORT", "8000"))
 

@@ -23,12 +23,12 @@ def for_answer(
     height: int,
     model: str | None,
     version: str | None = None,
-    software: str | None = None,
 ) -> Metadata:
     """The metadata of an upright sRGB answer, width x height pixels, whose colours are a model's.
 
-    software: what EXIF names where it names none. Without a model the answer was not coloured, and there is no note.
+    Without a model the answer was not coloured, and there is no note.
     """
+    density = _upright_density(metadata)
     block = exif.corrected(metadata.exif, width, height) if metadata.exif else None
     if metadata.exif and block is None:
         log.debug("a damaged EXIF block is left out")
@@ -36,10 +36,10 @@ def for_answer(
     if metadata.xmp and packet is None:
         log.debug("an XMP packet that is not well-formed is left out")
     if model is None:
-        return replace(metadata, exif=block, xmp=packet, icc=None)
+        return replace(metadata, exif=block, xmp=packet, density=density, icc=None)
     note = xmp.fresh(model, version or "")
-    block = exif.with_software(block, software or f"tomau, synthetic colours by {model} {version or ''}".rstrip())
-    return replace(metadata, exif=block, xmp=packet or note, spare_xmp=note, icc=None)
+    block = exif.with_software(block, f"tomau, synthetic colours by {model} {version or ''}".rstrip())
+    return replace(metadata, exif=block, xmp=packet or note, spare_xmp=note, density=density, icc=None)
 
 
 def strip(metadata: Metadata) -> Metadata:
@@ -47,4 +47,12 @@ def strip(metadata: Metadata) -> Metadata:
 
     Called before `for_answer`: what that adds is said by the answer, not by the upload, and so is there all the same.
     """
-    return Metadata(density=metadata.density)
+    return Metadata(density=_upright_density(metadata))
+
+
+def _upright_density(metadata: Metadata) -> Density | None:
+    """The density of the upright picture, by the orientation in EXIF alone."""
+    density = metadata.density
+    if density is None or metadata.exif is None or not exif.is_turned(metadata.exif):
+        return density
+    return replace(density, x=density.y, y=density.x)

@@ -233,9 +233,13 @@ class Metrics:
         self.registry.register(_Watch(state))
 
     def page(self, accept: str) -> tuple[bytes, str]:
-        """Everything, as text of the kind that an Accept header asks for, and its media type."""
-        encode, media_type = choose_encoder(accept)
-        return encode(self.registry), media_type
+        """Everything, as text of the kind that an Accept header asks for, else plain text, and its media type."""
+        try:
+            encode, media_type = choose_encoder(accept)
+            return encode(self.registry), media_type
+        except (TypeError, ValueError):  # what the library makes of a version that is none, as `text/plain;version=x`
+            encode, media_type = choose_encoder("")
+            return encode(self.registry), media_type
 
 
 class _Watch(Collector):

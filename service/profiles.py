@@ -118,7 +118,7 @@ def conversion_of(icc: bytes | None, *, channels: Literal[3, 4]) -> Conversion |
 
 
 def curve_of_gamma(gamma: int, *, bits: Bits = 8) -> Curve | None:
-    """The curve of a PNG's gAMA chunk, in 1/100,000, which counts where there is no cICP, iCCP or sRGB.
+    """The curve of a PNG's gAMA chunk, in 1/100,000, which counts where there is no iCCP, sRGB, or cICP of sRGB.
 
     None for sRGB's own, and for one that can't be meant.
     """

@@ -55,10 +55,11 @@ class State:
         """Why it is not ready to take a photo, if it is not."""
         if self.draining:
             return "the service is about to stop"
-        return "all workers are stuck; the service is about to end" if self.is_stuck() else None
+        busy = self.workers.stuck_for()
+        return "no worker has finished its photo in time" if busy > self.settings.deadline_s else None
 
     def is_stuck(self) -> bool:
-        """No worker has taken a photo for too long, because each still has one."""
+        """No worker has taken a photo for so long, because each still has one, that none will come back."""
         return self.workers.stuck_for() > self.settings.stuck_s
 
 
@@ -129,7 +130,8 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
 
 def _accepted(accept: str) -> Format | None:
     """The one format that an Accept header asks for, when it asks for just one and nothing more."""
-    types = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    parts = [part.lower().replace(" ", "").split(";") for part in accept.split(",")]
+    types = {kind for kind, *parameters in parts if not {"q=0", "q=0.0", "q=0.00", "q=0.000"} & set(parameters)}
     wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
     return wanted[0] if wanted else None
 
@@ -176,7 +178,8 @@ async def colorize(request: Request, state: Shared) -> Response:
         options = options_of(request.query_params.multi_items(), upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
-    state.metrics.stage("receive", seconds["receive"])
+    if answer.model is not None:
+        state.metrics.stage("receive", seconds["receive"])
     telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
@@ -241,7 +244,9 @@ async def _coloured(
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
     call = partial(_colorize, state, data, options, model, received, deadline)
-    return await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
+    answer = await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
+    state.metrics.photo(answer, len(data))
+    return answer
 
 
 def _colorize(
@@ -256,9 +261,7 @@ def _colorize(
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
     answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
-    answer = replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
-    state.metrics.photo(answer, len(data))
-    return answer
+    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
 
 
 @router.get(

@@ -29,13 +29,17 @@ from service.telemetry import LAST_DRAIN_S, REFUSED, Telemetry
 if sys.platform == "linux":
     import fcntl
     import termios
+if sys.platform != "win32":
+    import resource
 
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
 # How long a client may still send after its last answer.
 LINGER_S = 2.0
-# However many connections there are.
+# For the connections that are too many, and for what the process itself has open.
+SPARE_FILES = 1024
+# With too many connections, too, as long as there is a file left for one.
 ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 
 
@@ -258,6 +262,26 @@ def _in_the_kernel(transport: asyncio.Transport) -> int:
     return 0
 
 
+def allow_files(connections: int) -> None:
+    """Raises the process's limit of open files, of which each connection is one; the usual 1,024 are too few.
+
+    When the system allows no more, the connections that find none are reset: then there is a warning.
+    """
+    if sys.platform == "win32":
+        return
+    wanted = connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    allowed = wanted if hard == unlimited else min(wanted, hard)
+    if soft != unlimited and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        log.warning(
+            "this process may open %d files, and TOMAU_MAX_CONNECTIONS=%d needs %d: raise the limit (ulimit -Hn)",
+            *(hard, connections, wanted),
+        )
+
+
 class Server(uvicorn.Server):
     """Turns readiness red on SIGTERM, and still takes requests for a moment before it drains."""
 
@@ -288,7 +312,9 @@ class Server(uvicorn.Server):
         """Starts to serve; the event loop is there now."""
         self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP"):
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, has_terminal())
+            # Whoever had the signal ignored, as nohup does, wants it to outlive its terminal.
+            ends_with_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, ends_with_terminal)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
@@ -302,9 +328,9 @@ class Server(uvicorn.Server):
         if self.server_state.tasks and not self.force_exit:
             await asyncio.wait(self.server_state.tasks, timeout=2 * LAST_DRAIN_S)
 
-    def _hang_up(self, had_terminal: bool) -> None:
+    def _hang_up(self, ends_with_terminal: bool) -> None:
         """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
-        if had_terminal and not has_terminal():
+        if ends_with_terminal and not has_terminal():
             self.handle_exit(signal.SIGTERM, None)
         else:
             self._state.reloader.request()

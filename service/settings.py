@@ -6,14 +6,19 @@ import os
 import textwrap
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 MIB = 1 << 20
+# What a form may have beside its photos: boundaries, part headers, options.
+FORM_OVERHEAD = 64 * 1024
 SHIPPED_MODELS = Path(__file__).parent / "models"
 CGROUPS = Path("/sys/fs/cgroup")
+# Empty, they are a mistake that would let everyone call.
+KEYS = frozenset({"api_keys", "api_keys_file"})
 
 
 def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
@@ -34,10 +39,20 @@ def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
     return found if found > 0 else None
 
 
+class Environment(EnvSettingsSource):
+    """An empty variable is none, but for keys: compose passes on so what is not set."""
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        """The value of a field; None where there is none."""
+        if value == "" and field_name not in KEYS:
+            return None
+        return super().prepare_field_value(field_name, field, value, value_is_complex)
+
+
 class Settings(BaseSettings):
     """The service's settings; the variable of a field is `TOMAU_` and its name in capitals."""
 
-    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -102,7 +117,9 @@ class Settings(BaseSettings):
         0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
     )
     max_uploads: int = Field(256, ge=1, description="uploads being received at once")
-    max_upload_bytes: int = Field(512 * MIB, ge=1, description="bytes of all uploads being received")
+    max_upload_bytes: int = Field(
+        576 * MIB, ge=1, description="bytes of all uploads being received; batches leave those of a photo to others"
+    )
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
     upload_grace_s: float = Field(5.0, ge=0, description="seconds that an upload may be silent, or behind its rate")
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
@@ -120,7 +137,45 @@ class Settings(BaseSettings):
     drain_batch_s: float = Field(
         300.0, ge=0, description="seconds that batch uploads inside may take to finish when the service stops"
     )
-    stuck_s: float = Field(60.0, gt=0, description="all workers busy with one photo each for so long: the process ends")
+    stuck_s: float = Field(
+        60.0,
+        gt=0,
+        description="all workers busy with one photo each for so long: the process ends; more than deadline_s, after"
+        " which it is not ready any more",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """pydantic: the environment is read in our way."""
+        return init_settings, Environment(settings_cls), dotenv_settings, file_secret_settings
+
+    @field_validator("max_upload_bytes")
+    @classmethod
+    def _room_for_a_photo(cls, max_upload_bytes: int, given: ValidationInfo) -> int:
+        least = given.data.get("max_bytes", 0) + FORM_OVERHEAD
+        if max_upload_bytes < least:
+            raise ValueError(f"{max_upload_bytes:,} are too few for one photo: TOMAU_MAX_BYTES needs {least:,}")
+        return max_upload_bytes
+
+    @field_validator("stuck_s")
+    @classmethod
+    def _after_deadline(cls, stuck_s: float, given: ValidationInfo) -> float:
+        deadline_s = given.data.get("deadline_s", 0.0)
+        if stuck_s <= deadline_s:
+            raise ValueError(f"{stuck_s:g} is not more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
+        return stuck_s
+
+    @property
+    def max_form_bytes(self) -> int:
+        """Bytes of a photo's whole upload."""
+        return self.max_bytes + FORM_OVERHEAD
 
     @cached_property
     def gpu_ids(self) -> list[int]:

@@ -21,11 +21,9 @@ from service.problems import (
     UnsupportedType,
     UploadTooSlow,
 )
-from service.settings import Settings
+from service.settings import FORM_OVERHEAD, Settings
 
 FORM = b"multipart/form-data"
-# What a form may have beside its photos: boundaries, part headers, options.
-FORM_OVERHEAD = 64 * 1024
 PHOTO_OVERHEAD = 1024
 MAX_FIELD_BYTES = 1024
 MAX_FIELDS = 32
@@ -79,14 +77,16 @@ def _photo_limits(settings: Settings, overhead: int = 0) -> _Limits:
 
 
 def _batch_limits(settings: Settings) -> _Limits:
+    """Whatever a batch has, there is room for a whole photo beside it."""
     photos = settings.max_batch_photos
-    most = min(settings.max_batch_bytes, settings.max_upload_bytes)
-    return _Limits(photos, most, FORM_OVERHEAD + PHOTO_OVERHEAD * photos, is_batch=True)
+    overhead = FORM_OVERHEAD + PHOTO_OVERHEAD * photos
+    room = settings.max_upload_bytes - settings.max_form_bytes - overhead
+    return _Limits(photos, max(0, min(settings.max_batch_bytes, room)), overhead, is_batch=True)
 
 
 def left_by_batches(settings: Settings) -> int:
     """How many of the bytes of all uploads no batch takes, so that single photos find some."""
-    return max(0, settings.max_upload_bytes - _batch_limits(settings).body)
+    return max(settings.max_form_bytes, settings.max_upload_bytes - _batch_limits(settings).body)
 
 
 class _Body:

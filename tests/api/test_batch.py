@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import http.client
 import io
 import json
@@ -17,6 +18,7 @@ import pytest
 from service.app import create_app
 from service.colorizer import Answer, Colorizer
 from service.settings import Settings
+from tests.api.test_metrics import scrape, total
 from tests.api.test_problems import is_problem
 from tests.conftest import Serve, Server, encoded
 
@@ -198,7 +200,8 @@ def test_the_zip_is_sent_while_photos_are_coloured(serve: Serve, jpeg: bytes, la
 def test_single_photos_are_served_during_a_batch(serve: Serve, jpeg: bytes, large: bytes) -> None:
     """Even where there are few places, and while a batch takes most of the bytes that uploads may have."""
     photos = [("p.jpg", large)] * 8
-    settings = {"workers": 2, "max_photos": 4, "max_batch_bytes": 8 * len(large), "max_upload_bytes": 10 * len(large)}
+    settings = {"workers": 2, "max_photos": 4, "max_batch_bytes": 8 * len(large)}
+    settings |= {"max_bytes": len(large), "max_upload_bytes": 10 * len(large)}
     with serve(**settings) as server, ThreadPoolExecutor(2) as pool:
         url = f"{server.url}/colorize"
         batches = [
@@ -258,10 +261,16 @@ def test_a_photo_that_takes_too_long_is_its_own_problem(serve: Serve, large: byt
         assert [photo["problem"]["code"] for photo in report] == ["deadline_exceeded"] * 3
 
 
+def room_for_one_batch(photo: bytes, body: bytes) -> dict[str, int]:
+    """The settings that leave a batch of such photos, with this body, no room for a second one."""
+    size = len(photo)
+    return {"max_bytes": size, "max_batch_bytes": len(body), "max_upload_bytes": size + len(body) + 400_000}
+
+
 @pytest.mark.parametrize("when", ["before the first photo", "in the middle"])
 def test_a_client_that_hangs_up_frees_its_places_and_bytes(serve: Serve, jpeg: bytes, large: bytes, when: str) -> None:
     body, kind = encoded_form([("p.jpg", large)] * 30)
-    with serve(workers=1, max_photos=1, max_batch_bytes=len(body), max_upload_bytes=len(body) + 400_000) as server:
+    with serve(workers=1, max_photos=1, **room_for_one_batch(large, body)) as server:
         with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
             connection.sendall(head_of(len(body), kind, SLOWLY) + body)
             came = connection.recv(65536)
@@ -289,7 +298,7 @@ def test_a_client_that_hangs_up_frees_its_places_and_bytes(serve: Serve, jpeg: b
 
 def test_a_client_that_stops_reading_is_let_go(serve: Serve, jpeg: bytes, large: bytes) -> None:
     body, kind = encoded_form([("p.jpg", large)] * 12)
-    with serve(write_s=3, max_batch_bytes=len(body), max_upload_bytes=len(body) + 400_000) as server:
+    with serve(write_s=3, **room_for_one_batch(large, body)) as server:
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             connection.connect(("127.0.0.1", server.port))
@@ -333,3 +342,28 @@ def test_the_document_tells_of_it(client: httpx.Client) -> None:
     assert list(batch["responses"]["200"]["content"]) == ["application/zip"]
     assert "Content-Disposition" in batch["responses"]["200"]["headers"]
     assert {"400", "404", "408", "413", "415", "422", "503"} <= set(batch["responses"])
+
+
+def test_the_largest_photo_finds_room_beside_the_largest_batches(serve: Serve) -> None:
+    size = 1 << 20
+    limits = {"max_bytes": size, "max_upload_bytes": 4 * size}
+    photos = [("p.jpg", bytes(size - 1000))] * 2
+    body, kind = encoded_form(photos)
+    with serve(**limits) as server, contextlib.ExitStack() as stack:
+        url = f"{server.url}/colorize"
+        for _ in range(3):
+            batch = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+            batch.sendall(head_of(len(body) + 1, kind) + body)
+        held = 0.0
+        for _ in range(100):
+            now = total(scrape(server), "tomau_upload_bytes_inflight")
+            if now == held >= size:
+                break
+            held = now
+            time.sleep(0.1)
+        assert held >= len(body)
+        alone = httpx.post(url, content=bytes(size), headers={"content-type": "image/jpeg"}, timeout=30)
+        assert alone.json()["code"] == "unsupported_type", "which was seen in its bytes"
+        too_large = httpx.post(f"{url}/batch", files=[("file", photo) for photo in photos * 2], timeout=30)
+        assert too_large.status_code == 413
+        assert too_large.json()["limit"] < 3 * size

@@ -55,6 +55,8 @@ def test_metadata_is_an_option(client: httpx.Client, gray: np.ndarray) -> None:
         ("image/png", "image/png"),
         ("image/webp", "image/webp"),
         ("image/webp;q=0.9", "image/webp"),
+        ("image/webp;q=0", "image/jpeg"),
+        ("image/png, image/webp; q=0.0", "image/png"),
         ("*/*", "image/jpeg"),
         ("image/avif,image/webp,*/*;q=0.8", "image/jpeg"),
         ("text/html", "image/jpeg"),

@@ -22,9 +22,9 @@ def ask(**settings: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
 
 
-@pytest.mark.parametrize("host", [None, "127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("host", [None, "", "127.0.0.1", "0.0.0.0"])
 def test_a_service_that_is_ready(server: Server, host: str | None) -> None:
-    ended = ask(PORT=server.port, **({"HOST": host} if host else {}))
+    ended = ask(PORT=server.port, **({} if host is None else {"HOST": host}))
     assert ended.returncode == 0, ended
     assert ended.stdout.startswith(f'127.0.0.1:{server.port}: 200 {{"status":"ready"')
     assert ended.stdout.count("\n") == 1
@@ -55,7 +55,11 @@ def test_a_service_that_is_not_ready(grumpy: int) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"PORT": free_port()}, "refused"), ({"PORT": "many"}, "many"), ({"HOST": "no such host"}, "no such host:8000: ")],
+    [
+        ({"PORT": free_port()}, "refused"),
+        ({"PORT": "many"}, "many"),
+        ({"PORT": "", "HOST": "no such host"}, "no such host:8000: "),
+    ],
 )
 def test_no_service(settings: dict[str, object], reason: str) -> None:
     ended = ask(**settings)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import re
 import shutil
 import socket
 import struct
@@ -308,3 +309,24 @@ def test_what_is_inside_is_finished_and_what_comes_later_refused(serve: Serve, l
         assert [one.result().status_code for one in inside] == [200] * 3
         server.process.wait(15)
     assert Path(server.log).read_text().count("POST /colorize 200") == 3
+
+
+def test_its_state_is_told_when_there_are_more_connections_than_it_was_given_files(serve: Serve) -> None:
+    with (
+        serve(shell='ulimit -Sn 128; exec "$@"', max_connections=110) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(150):
+            stack.enter_context(connection(server))
+        for path in ("/livez", "/readyz", "/metrics"):
+            assert httpx.get(server.url + path).status_code == 200
+        is_problem(httpx.get(f"{server.url}/models"), 503, "overloaded")
+
+
+def test_too_few_files_for_the_connections_are_told_at_start(serve: Serve) -> None:
+    with serve(shell='ulimit -n 512; exec "$@"') as server:
+        told = "this process may open 512 files, and TOMAU_MAX_CONNECTIONS=1000 needs 2024"
+        assert told in server.log.read_text()
+        limits = Path(f"/proc/{server.process.pid}/limits")
+        if limits.exists():
+            assert re.search(r"^Max open files +512 +512 ", limits.read_text(), re.MULTILINE)

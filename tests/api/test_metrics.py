@@ -1,17 +1,25 @@
 """The figures of a real service, over HTTP."""
 
+import asyncio
 import random
 import socket
 import string
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.app import create_app
+from service.colorizer import Answer, Colorizer
+from service.metrics import STAGES
+from service.settings import Settings
 from tests.conftest import Serve, Server, encoded
 
 Samples = list[tuple[str, dict[str, str], float]]
@@ -20,7 +28,11 @@ Samples = list[tuple[str, dict[str, str], float]]
 def scrape(server: Server) -> Samples:
     answer = httpx.get(f"{server.url}/metrics", timeout=10)
     assert answer.status_code == 200
-    families = text_string_to_metric_families(answer.text)
+    return samples_of(answer.text)
+
+
+def samples_of(page: str) -> Samples:
+    families = text_string_to_metric_families(page)
     return [(sample.name, sample.labels, sample.value) for family in families for sample in family.samples]
 
 
@@ -121,18 +133,14 @@ def test_everything_is_counted_once(serve: Serve, jpeg: bytes, astronaut: np.nda
         assert total(samples, "tomau_request_seconds_count", route="/colorize") == expected.total()
         assert total(samples, "tomau_dropped_total") == total(samples, "tomau_dropped_total", reason="client_gone") == 7
 
-        coloured = total(samples, "tomau_photos_total")
-        assert 12 <= coloured <= 15, "one whose client was gone may have been done all the same"
+        assert total(samples, "tomau_photos_total") == 12, "those that were answered"
         assert total(samples, "tomau_photos_total", model="warm") == 6
-        assert total(samples, "tomau_stage_seconds_count", stage="receive") == 12, "of those that were answered"
-        for stage in ("decode", "queue", "infer", "merge", "encode"):
-            assert total(samples, "tomau_stage_seconds_count", stage=stage) == coloured
-        whole = coloured - 12
-        assert total(samples, "tomau_photo_bytes_total", direction="in") == 12 * len(jpeg) + whole * len(large)
-        pixels = 12 * 333 * 501 + whole * astronaut[..., 0].size * 64
-        assert total(samples, "tomau_photo_pixels_total", direction="in") == pixels
-        assert total(samples, "tomau_photo_pixels_total", direction="out") == pixels
-        assert total(samples, "tomau_batch_size_count") >= coloured
+        for stage in STAGES:
+            assert total(samples, "tomau_stage_seconds_count", stage=stage) == 12
+        assert total(samples, "tomau_photo_bytes_total", direction="in") == 12 * len(jpeg)
+        for direction in ("in", "out"):
+            assert total(samples, "tomau_photo_pixels_total", direction=direction) == 12 * 333 * 501
+        assert total(samples, "tomau_batch_size_count") >= 12
         for gauge in ("tomau_photos_waiting", "tomau_queue_depth", "tomau_uploads", "tomau_upload_bytes_inflight"):
             assert total(samples, gauge) == 0, gauge
         assert total(samples, "tomau_ready") == 1
@@ -175,3 +183,41 @@ def test_openmetrics_is_there_for_who_accepts_it(client: httpx.Client) -> None:
     assert answer.text.endswith("# EOF\n")
     plain = client.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
+
+
+def test_a_photo_that_nobody_waited_for_is_not_counted(
+    models: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread can't be stopped, and is done with it after the deadline."""
+    done = threading.Event()
+    colorize = Colorizer.colorize
+
+    def late(*args: object, deadline: float, **options: object) -> Answer:
+        answer = colorize(*args, **options)
+        time.sleep(max(0.0, deadline - time.monotonic()) + 0.1)
+        done.set()
+        return answer
+
+    app = create_app(Settings(models=models, device="cpu", workers=1, deadline_s=0.5))
+    monkeypatch.setattr(Colorizer, "colorize", late)
+
+    async def send() -> str:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+            assert (await client.post("/colorize", files={"file": jpeg})).status_code == 504
+            assert await asyncio.to_thread(done.wait, 10)
+            await asyncio.sleep(0.2)
+            return (await client.get("/metrics")).text
+
+    samples = samples_of(asyncio.run(send()))
+    assert total(samples, "tomau_dropped_total", reason="deadline_exceeded") == 1
+    assert total(samples, "tomau_photos_total") == 0
+    assert not any(total(samples, "tomau_stage_seconds_count", stage=stage) for stage in STAGES)
+
+
+def test_a_photo_that_is_kept_has_no_stages(serve: Serve, astronaut: np.ndarray) -> None:
+    with serve() as server:
+        photo = encoded(astronaut, "JPEG")
+        kept = httpx.post(f"{server.url}/colorize?if_color=keep", files={"file": photo}, timeout=30)
+        assert kept.content == photo
+        samples = settled(server, lambda now: total(now, "tomau_photos_total", model="") == 1)
+        assert not any(total(samples, "tomau_stage_seconds_count", stage=stage) for stage in STAGES)

@@ -15,6 +15,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -194,17 +195,17 @@ def test_a_sighup_while_it_starts_waits_until_it_has(folder: Path, tmp_path: Pat
         process.wait(15)
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
-def test_a_closed_terminal_ends_the_service_and_an_open_one_reloads(folder: Path, tmp_path: Path) -> None:
+@contextmanager
+def in_a_terminal(folder: Path, log: Path, *, ignores_sighup: bool = False) -> Iterator[tuple[Server, int]]:
+    """A server that leads a session which a terminal controls, as after `login`, and the terminal's other end."""
     port = free_port()
     environment = os.environ | {"TOMAU_MODELS": str(folder), "TOMAU_PORT": str(port)}
     outside, inside = os.openpty()
-    # `login` would do the same: the process leads a session that the terminal controls.
     code = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from service.cli import main; main(['serve'])"
-    log = tmp_path / "log"
+    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"] if ignores_sighup else []
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", code],
+            [*nohup, sys.executable, "-c", code],
             env=environment,
             stdin=inside,
             stdout=output,
@@ -215,15 +216,33 @@ def test_a_closed_terminal_ends_the_service_and_an_open_one_reloads(folder: Path
     try:
         server = Server(process, port, log)
         server.wait_until_ready()
-        reload(server)
-        assert process.poll() is None
-        os.close(outside)
-        process.wait(WAIT)
-        assert "SIGTERM: not ready any more" in log.read_text()
+        yield server, outside
     finally:
         if process.poll() is None:
             process.kill()
             process.wait(15)
+
+
+needs_terminals = pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
+
+
+@needs_terminals
+def test_a_closed_terminal_ends_the_service_and_an_open_one_reloads(folder: Path, tmp_path: Path) -> None:
+    with in_a_terminal(folder, tmp_path / "log") as (server, terminal):
+        reload(server)
+        assert server.process.poll() is None
+        os.close(terminal)
+        server.process.wait(WAIT)
+        assert "SIGTERM: not ready any more" in server.log.read_text()
+
+
+@needs_terminals
+def test_with_nohup_it_outlives_its_terminal(folder: Path, tmp_path: Path) -> None:
+    with in_a_terminal(folder, tmp_path / "log", ignores_sighup=True) as (server, terminal):
+        os.close(terminal)
+        settled(server, lambda now: total(now, "tomau_reloads_total", result="success") >= 1)
+        reload(server)
+        assert "SIGTERM" not in server.log.read_text()
 
 
 @pytest.fixture

@@ -198,10 +198,10 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 
 def package_index() -> tuple[str, str]:
-    """Host and port of where pip gets packages here: what every machine that ran `make` reaches."""
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    configured = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    url = urlsplit(os.environ.get("PIP_INDEX_URL") or configured)
+    """Host and port of where pip gets packages: what every machine that ran `make` reaches."""
+    ask = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    default = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    url = urlsplit(os.environ.get("PIP_INDEX_URL") or default)
     return url.hostname or "", str(url.port or {"http": 80}.get(url.scheme, 443))
 
 

@@ -32,6 +32,8 @@ WARM = 0.3
 MOST_GROWTH = 20.0
 # The event loop's own threads, which come one by one: for zips, figures and pages.
 POOL = min(32, (os.cpu_count() or 1) + 4)
+# A share of the requests: eight clients are no load for the default limits.
+MOST_REFUSED = 0.01
 BOUNDARY = "soak"
 LIMIT = 1_000_000
 
@@ -104,6 +106,8 @@ class Client(threading.Thread):
         content = answer.read()
         with self.tally.lock:
             self.tally.waited.add(name)
+        with self.tally.lock:
+            self.tally.kinds[f"{answer.status}"] += 1
         if answer.status not in expected | {503} or answer.headers["X-Request-ID"] != name:
             raise AssertionError(f"{path}: {answer.status} {answer.headers['X-Request-ID']} {content[:200]!r}")
         return content
@@ -183,6 +187,12 @@ def logged_ids(log: Path) -> Counter[str]:
     return Counter(line["request_id"] for line in lines if "status" in line)
 
 
+def faults(log: Path) -> list[str]:
+    """Lines of the log that tell of a fault of the service, or that are no lines of it."""
+    lines = log.read_text().splitlines()
+    return [line for line in lines if not line.startswith("{") or json.loads(line)["level"] in ("error", "critical")]
+
+
 def settle(process: psutil.Process, threads: int, files: int) -> bool:
     """Waits until there are no more threads and files than at the start."""
     for _ in range(100):
@@ -219,6 +229,8 @@ def soak(server: Server, requests: int) -> list[str]:
     grown = growth(looks)
     print(f"{tally.sent} requests in {seconds:.0f} s: {dict(tally.kinds)}")
     print(f"memory {looks[0][1]:.0f} to {looks[-1][1]:.0f} MB, along a line {grown:+.1f} MB")
+    if tally.kinds["503"] > MOST_REFUSED * tally.sent:
+        wrong.append(f"{tally.kinds['503']} requests are refused as too many")
     if grown > MOST_GROWTH:
         wrong.append(f"memory grows by {grown:.1f} MB")
     times = logged_ids(server.log)
@@ -234,7 +246,13 @@ def main() -> int:
         folder = Path(name)
         (folder / "compact.onnx").write_bytes(tint_model(contract(name="compact"), (20.0, 30.0)))
         port, log = free_port(), folder / "log"
-        settings = {"MODELS": name, "PORT": str(port), "MAX_BYTES": str(LIMIT), "LOG_FORMAT": "json"}
+        settings = {
+            "MODELS": name,
+            "PORT": str(port),
+            "MAX_BYTES": str(LIMIT),
+            "LOG_FORMAT": "json",
+            "LOG_LEVEL": "debug",
+        }
         environment = os.environ | {f"TOMAU_{key}": value for key, value in settings.items()}
         with log.open("wb") as output:
             command = [str(Path(sys.executable).with_name("tomau")), "serve"]
@@ -248,7 +266,7 @@ def main() -> int:
             code = process.wait(60)
         if code != -15:
             wrong.append(f"the service ended with {code}")
-        wrong += [line for line in log.read_text().splitlines() if '"level": "ERROR"' in line or "CRITICAL" in line]
+        wrong += faults(log)
         print(*wrong[:20], sep="\n")
         print("nothing went wrong" if not wrong else f"{len(wrong)} things went wrong")
         return bool(wrong)

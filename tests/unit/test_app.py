@@ -31,11 +31,11 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(app, "STUCK_CHECK_S", 0.02)
     door = threading.Event()
-    settings = Settings(models=models, device="cpu", workers=2, stuck_s=0.1)
+    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.1, stuck_s=0.3)
     state: State = app.create_app(settings).state.tomau
 
     async def gone() -> None:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
 
     async def scene() -> None:
         jobs = [
@@ -43,6 +43,9 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
             for _ in range(2)
         ]
         await asyncio.sleep(0.05)
+        assert state.obstacle() is None
+        await asyncio.sleep(0.1)
+        assert state.obstacle() == "no worker has finished its photo in time"
         assert not state.is_stuck()
         with pytest.raises(Ended):
             await asyncio.wait_for(app._watch(state), 5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service import codec, color, header
-from service.photo import Photo, Pixels, Planes
+from service import codec, color, header, segments
+from service.photo import Format, Photo, Pixels, Planes
 from service.problems import (
     EmptyUpload,
     InvalidOption,
@@ -296,6 +296,16 @@ def test_pixels_of_every_format(astronaut: np.ndarray, format_: str, with_alpha:
         assert np.abs(decoded(data).astype(int) - astronaut).mean() < 6
 
 
+@pytest.mark.parametrize("format_", ["webp", "avif"])
+def test_what_would_take_too_long_is_refused_or_no_default(format_: Format) -> None:
+    codec.check_size(5000, 8000, format_)
+    with pytest.raises(InvalidOption) as caught:
+        codec.check_size(5001, 8000, format_)
+    assert (caught.value.field, caught.value.limit) == ("format", 40_000_000)
+    assert codec.default_format("webp", has_alpha=False, pixels=40_000_000) == "webp"
+    assert codec.default_format("webp", has_alpha=True, pixels=40_000_001) == "png"
+
+
 def test_a_webp_has_room_for_16383_pixels() -> None:
     codec.check_size(1, 16_383, "webp")
     with pytest.raises(InvalidOption) as caught:
@@ -318,3 +328,48 @@ def test_a_jpeg_has_no_alpha_so_the_photo_is_laid_on_white() -> None:
     assert flat.luma.tolist() == [[255, 0, 177]]
     rgb = codec.fit_pixels(codec.decode_pixels(encoded(pixels, "PNG"), "png", LIMITS), "jpeg", None).rgb
     assert rgb.tolist() == [[[255] * 3, [0] * 3, [177] * 3]]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
+def test_what_lies_under_transparent_pixels_does_not_show_at_the_edges(dtype: type, format_: Format) -> None:
+    down, across = np.indices((301, 301)) - 150
+    disc = (np.hypot(down, across) < 100).astype(dtype) * np.iinfo(dtype).max
+    colored = np.dstack([disc, disc // 2, disc // 4])
+    gray = codec.fit(Photo(disc, disc), format_, 100)
+    fitted = codec.fit_pixels(Pixels(colored, disc), format_, 100)
+    most = np.iinfo(gray.luma.dtype).max
+    if format_ == "jpeg":
+        assert gray.alpha is None
+        assert (gray.luma == most).all()
+        return
+    assert gray.alpha is not None
+    assert set(np.unique(gray.luma)) <= {0, most}
+    assert ((gray.alpha > 0) & (gray.alpha < most)).sum() > 100
+    shown = gray.alpha > 0
+    assert (gray.luma[shown] == most).all()
+    assert np.abs(fitted.rgb[shown].astype(int) - (most, most // 2, most // 4)).max() <= 1
+
+
+def test_fully_transparent_parts_keep_their_colors_and_opaque_ones_are_shrunk_by_area(astronaut: np.ndarray) -> None:
+    by_area = codec.fit_pixels(Pixels(astronaut, None), "png", 128).rgb
+    for level in (0, 1, 255):
+        alpha = np.full(astronaut.shape[:2], level, np.uint8)
+        fitted = codec.fit_pixels(Pixels(astronaut, alpha), "png", 128)
+        assert np.abs(fitted.rgb.astype(int) - by_area).max() <= 1
+        assert (fitted.alpha == level).all()
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize(("transfer", "counts"), [(None, True), (13, False), (1, True), (16, True)])
+def test_a_cicp_of_srgb_counts_before_a_pngs_gamma(
+    gray: np.ndarray, bits: int, transfer: int | None, counts: bool
+) -> None:
+    """Of other transfer characteristics, which are not applied, the gamma is what the writer gives in their place."""
+    levels = gray if bits == 8 else gray.astype(np.uint16) * 257
+    chunks = [(b"gAMA", struct.pack(">I", 100_000))]
+    if transfer is not None:
+        chunks.append((b"cICP", bytes([1, transfer, 0, 1])))
+    found = decode(segments.png_with(encoded(levels, "PNG"), chunks)).luma
+    assert found.dtype == levels.dtype
+    assert np.array_equal(found, levels) == (not counts)

@@ -1,4 +1,6 @@
 import colorsys
+import tracemalloc
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -228,3 +230,33 @@ def test_strips_make_no_difference(gray: np.ndarray, monkeypatch: pytest.MonkeyP
     whole = color.merge_rgb(gray, grid, "lab")
     monkeypatch.setattr(color, "STRIP_PIXELS", 1000)
     np.testing.assert_array_equal(color.merge_rgb(gray, grid, "lab"), whole)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 500), (500, 1), (97, 201), (333, 501), (4, 4), (20, 3)])
+@pytest.mark.parametrize("side", [1, 2, 7, 56])
+def test_strips_of_large_photos_are_enlarged_as_whole_planes_are(
+    shape: tuple[int, int], side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = np.random.default_rng(side).uniform(-1, 1, (2, side, side)).astype(np.float32)
+    whole = np.stack(color.enlarge(grid, *shape))
+    monkeypatch.setattr(color, "WHOLE_PIXELS", 0)
+    monkeypatch.setattr(color, "STRIP_PIXELS", 1000)
+    strips = list(color.enlarged(grid, *shape))
+    assert [rows.start for rows, _, _ in strips[1:]] == [rows.stop for rows, _, _ in strips[:-1]]
+    found = np.concatenate([np.stack([x, y]) for _, x, y in strips], axis=1)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("merge", [color.merge_rgb, color.merge_literal, color.merge_planes])
+def test_a_merge_holds_little_more_than_its_answer(merge: Callable[..., object]) -> None:
+    luma, grid = np.full((2000, 3000), 99, np.uint8), np.full((2, 56, 56), 20, np.float32)
+    merge(luma[:9], grid, "lab")
+    tracemalloc.start()
+    try:
+        merge(luma, grid, "lab")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    answer = 2 if merge is color.merge_planes else 3
+    assert peak < answer * luma.size + 16 * 2**20

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from service import memory, metrics, problems
+from service.app import LAST_PHOTOS_S
 from service.settings import SHIPPED_MODELS, Settings, environment
 
 ROOT = Path(__file__).parents[2]
@@ -69,9 +70,17 @@ def test_every_container_is_hardened(name: str) -> None:
         assert port.startswith(("127.0.0.1:", "${GATEWAY_ADDRESS:-127.0.0.1}:"))
 
 
+def test_a_service_that_is_stuck_is_told_before_it_ends() -> None:
+    prometheus = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text("utf-8"))
+    rules = yaml.safe_load((DOCKER / "prometheus" / "alerts.yml").read_text("utf-8"))["groups"][0]["rules"]
+    lasts = next(rule["for"] for rule in rules if rule["alert"] == "TomauNotReady")
+    seen = sum(float(time.removesuffix("s")) for time in (lasts, prometheus["global"]["scrape_interval"]))
+    assert seen <= Settings().stuck_s - Settings().deadline_s
+
+
 def test_times_fit_the_services() -> None:
     default = Settings()
-    longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s)
+    longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s) + LAST_PHOTOS_S
     assert float(VARIABLES["COLORIZE_STOP_GRACE"].removesuffix("s")) > longest
     assert float(VARIABLES["GATEWAY_READ_TIMEOUT"].removesuffix("s")) > default.deadline_s
     assert int(VARIABLES["GATEWAY_MAX_BODY"].removesuffix("m")) == default.max_bytes // memory.MIB + 1

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -176,6 +177,79 @@ def test_tiffs_that_are_refused_with_the_reason(
         decode(make(picture))
 
 
+def patched(data: bytes, tag: int, value: int) -> bytes:
+    """The little-endian TIFF with another short value of a tag."""
+    start = struct.unpack_from("<I", data, 4)[0]
+    for at in range(start + 2, start + 2 + 12 * struct.unpack_from("<H", data, start)[0], 12):
+        if struct.unpack_from("<H", data, at)[0] == tag:
+            return data[: at + 8] + struct.pack("<HH", value, 0) + data[at + 12 :]
+    raise AssertionError(tag)
+
+
+@pytest.mark.parametrize(("bits", "compression"), [(8, 34887), (8, 50001), (16, 50000), (16, 34925), (16, 7)])
+def test_compressions_that_can_not_be_read_are_named(
+    picture: np.ndarray, deep: np.ndarray, bits: int, compression: int
+) -> None:
+    data = tiff(picture if bits == 8 else deep, photometric="rgb")
+    with pytest.raises(UnsupportedType, match=rf"\({compression}\)"):
+        decode(patched(data, 259, compression))
+
+
+def test_a_tile_much_larger_than_the_picture_is_refused(picture: np.ndarray) -> None:
+    data = tiff(picture, photometric="rgb", tile=(64, 64))
+    with pytest.raises(UnreadableImage, match="tiles"):
+        decode(patched(data, 322, 46_336))
+
+
+def test_alpha_that_gray_was_multiplied_with(picture: np.ndarray) -> None:
+    alpha = np.full(picture.shape[:2], 128, np.uint8)
+    gray = color.luma_of_rgb(picture) // 2
+    data = tiff(np.dstack([gray, alpha]), photometric="minisblack", extrasamples=["assocalpha"], planarconfig="contig")
+    photo = decode(data)
+    assert np.abs(photo.luma.astype(int) - color.luma_of_rgb(picture)).max() <= 3
+    np.testing.assert_array_equal(photo.alpha, alpha)
+
+
+def test_a_thumbnail_in_front_is_no_photo(picture: np.ndarray) -> None:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(picture[::8, ::8].copy(), photometric="rgb", subfiletype=1)
+        writer.write(picture, photometric="rgb")
+    with pytest.raises(UnsupportedType, match="thumbnail"):
+        decode(stream.getvalue())
+
+
+def test_run_lengths_of_bmp_are_refused() -> None:
+    header = (
+        b"BM" + struct.pack("<IHHI", 1100, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 9, 9, 1, 8, 1, 0, 0, 0, 0, 0)
+    )
+    with pytest.raises(UnsupportedType, match="run-length"):
+        decode(header + bytes(1024) + b"\0\1")
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_clear_value_of_a_png_of_few_bits(bits: int) -> None:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    row = {2: bytes([0b00011011]), 4: bytes([0x02, 0x5F])}[bits]
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)), (b"tRNS", struct.pack(">H", 2))]
+    parts += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    photo = decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    assert photo.alpha is not None
+    assert photo.alpha.tolist() == {2: [[255, 255, 0, 255]], 4: [[255, 0, 255, 255]]}[bits]
+
+
+def test_pixels_of_heic_are_the_photos_own() -> None:
+    """They were taken from memory that had gone with the file: so from another photo, or from nowhere."""
+    shades = [np.full((1200, 1600, 3), shade, np.uint8) for shade in (20, 90, 160, 230)]
+    files = [heic(shade) for shade in shades]
+    with ThreadPoolExecutor(8) as pool:
+        lumas = list(pool.map(lambda number: decode(files[number % 4]).luma, range(64)))
+    for number, luma in enumerate(lumas):
+        assert np.abs(luma.astype(int) - shades[number % 4][..., 0]).max() <= 2
+
+
 def test_a_tiff_with_a_thumbnail_has_one_page(picture: np.ndarray) -> None:
     stream = io.BytesIO()
     with tifffile.TiffWriter(stream) as writer:
@@ -335,6 +409,12 @@ def test_jpegs_that_are_refused_with_the_reason(jpeg: bytes) -> None:
     for marker in (0xC3, 0xC7, 0xF7):
         with pytest.raises(UnsupportedType, match="lossless"):
             decode(frame(jpeg, marker))
+
+
+def test_the_quality_of_a_cmyk_jpeg_is_its_own(picture: np.ndarray) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(picture).convert("CMYK").save(stream, "JPEG", quality=97)
+    assert decode(stream.getvalue()).quality == 97
 
 
 def test_cmyk_with_and_without_adobes_marker(picture: np.ndarray) -> None:

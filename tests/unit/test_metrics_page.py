@@ -1,9 +1,13 @@
 """The metrics of one app, without HTTP."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
@@ -13,6 +17,7 @@ from service.routes import State
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[2]
+METRICS = Metrics()
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -49,6 +54,52 @@ def test_every_metric_that_is_named_somewhere_exists() -> None:
     for page in (ROOT / "docs" / "operations.md", *files):
         named = set(re.findall(r"\btomau_[a-z_]+\b", page.read_text("utf-8")))
         assert named <= known, f"{page.name}: {named - known}"
+
+
+def queries() -> list[str]:
+    """Those of the operations page, of the alerts and of the dashboard, each in one line."""
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    alerts = yaml.safe_load((ROOT / "docker" / "prometheus" / "alerts.yml").read_text("utf-8"))
+    dashboard = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "tomau.json").read_text("utf-8"))
+    found = re.findall(r"```promql\n(.*?)```", page, re.DOTALL)
+    found += re.findall(r"`([^`\n]*\b(?:tomau|process)_[^`\n]*)`", page)
+    found += [rule["expr"] for group in alerts["groups"] for rule in group["rules"]]
+    found += [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    return [" ".join(query.split()) for query in found]
+
+
+# What Prometheus adds to each series.
+SCRAPED = {"job", "instance"}
+
+
+def labels_of(query: str, known: dict[str, set[str]]) -> set[str]:
+    """The labels that a query's result has, where it is a sum or a series."""
+    if summed := re.match(r"sum(?: by \(([^)]*)\))? ?\(", query):
+        return set((summed[1] or "").split(", ")) - {""}
+    return SCRAPED.union(*(known[name] for name in re.findall(r"\b(?:tomau|process)_\w+", query)))
+
+
+@pytest.mark.parametrize("query", queries())
+def test_queries_ask_for_labels_that_there_are(query: str, state: State) -> None:
+    state.metrics.request("/colorize", "POST", 503, "overloaded", 0.1)
+    state.metrics.request("/colorize", "POST", 504, "deadline_exceeded", 0.1)
+    state.metrics._photos.labels("compact").inc()
+    page = samples(state.metrics)
+    values = [(name, dict(labels)) for name, labels in page]
+    known = {name: set(labels) for name, labels in values}
+    for name, matchers in re.findall(r"\b((?:tomau|process)_\w+)\{([^}]*)\}", query):
+        for label, how, value in re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', matchers):
+            assert label in known[name] | SCRAPED, label
+            there = [labels[label] for one, labels in values if one == name and label in labels]
+            pattern = value if how == "=~" else re.escape(value)
+            matches = [bool(re.fullmatch(pattern, one)) is (how != "!=") for one in there]
+            assert label in SCRAPED or any(matches), f"{label}{how}{value}"
+    for summed in re.findall(r"by \(([^)]*)\)", query):
+        there = set().union(*(known[name] for name in re.findall(r"\b(?:tomau|process)_\w+", query)))
+        assert set(summed.split(", ")) <= there | SCRAPED
+    left, divided, right = query.partition(" / ")
+    if divided and not right.startswith("on "):
+        assert labels_of(left, known) == labels_of(right.lstrip("("), known), "else no two series meet"
 
 
 def test_every_alert_has_its_chapter() -> None:
@@ -171,3 +222,18 @@ def test_openmetrics_for_who_asks_for_it() -> None:
     text, media_type = Metrics().page("application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
+
+
+TYPES = st.sampled_from(["text/plain", "application/openmetrics-text", "*/*", "x", ""])
+NUMBERS = st.lists(st.sampled_from(["0", "1", "2", "x", "-1", "1e9", ""]), max_size=4).map(".".join)
+PARAMETERS = st.sampled_from(["escaping=dots", "escaping=x", "q=0.5", "=", "x", ""]) | NUMBERS.map("version={}".format)
+ACCEPTS = st.tuples(TYPES, PARAMETERS, PARAMETERS).map(";".join)
+
+
+@given(st.lists(ACCEPTS, max_size=3).map(",".join))
+@example("text/plain;version=x")
+@example("application/openmetrics-text; version=2.x")
+def test_whatever_is_accepted_gets_a_page(accept: str) -> None:
+    text, media_type = METRICS.page(accept)
+    assert b"tomau_requests" in text
+    assert media_type.startswith(("text/plain", "application/openmetrics-text"))

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from service import settings
-from service.settings import Settings, cpu_quota
+from service.access import AccessError, key_digests
+from service.settings import KEYS, Settings, cpu_quota
 
 
 @pytest.mark.parametrize(
@@ -35,3 +37,49 @@ def test_cores_are_whole_and_never_more_than_there_are(
     monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(settings, "cpu_quota", lambda: quota)
     assert Settings().cores == expected
+
+
+@pytest.mark.parametrize("given", [{"stuck_s": "30"}, {"deadline_s": "90"}])
+def test_readiness_has_to_turn_red_before_the_process_ends(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=r"(?s)stuck_s.* is not more than TOMAU_DEADLINE_S, which is [39]0"):
+        Settings()
+
+
+@pytest.mark.parametrize("given", [{"max_upload_bytes": "10000"}, {"max_bytes": str(600 << 20)}])
+def test_all_uploads_together_have_room_for_a_photo(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=r"(?s)max_upload_bytes.* too few for one photo: TOMAU_MAX_BYTES"):
+        Settings()
+
+
+FLOATS = [name for name, field in Settings.model_fields.items() if field.annotation is float]
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_a_time_is_finite(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=rf"{name}\n.* finite number"):
+        Settings()
+
+
+def test_an_empty_variable_is_none_except_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TOMAU_{name.upper()}", raising=False)
+    default = Settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"TOMAU_{name.upper()}", "")
+    empty = Settings()
+    for name in Settings.model_fields:
+        if name not in KEYS:
+            assert getattr(empty, name) == getattr(default, name), name
+    with pytest.raises(AccessError, match="TOMAU_API_KEYS: there is no key"):
+        key_digests(empty)
+    monkeypatch.delenv("TOMAU_API_KEYS")
+    with pytest.raises(AccessError, match="TOMAU_API_KEYS_FILE: "):
+        key_digests(Settings())

@@ -1,13 +1,17 @@
+import io
+
 import cv2
 import numpy as np
 import pytest
 import skimage.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from service.tone import tone_of_rgb
 from tests.bench.tone import KINDS, made
+from tests.conftest import encoded
 
 SEPIA = np.array([1.1, 0.98, 0.76])
 CYANOTYPE = ((8, 28, 60), (225, 240, 250))
@@ -166,3 +170,26 @@ def test_pictures_are_left_as_they_are(astronaut: np.ndarray) -> None:
     picture.flags.writeable = False
     tone_of_rgb(picture)
     np.testing.assert_array_equal(picture, astronaut)
+
+
+def small(photograph: np.ndarray, width: int) -> np.ndarray:
+    height = round(width * photograph.shape[0] / photograph.shape[1])
+    return cv2.resize(photograph, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def saved(picture: np.ndarray, format_: str, quality: int) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(encoded(picture, format_, quality=quality))).convert("RGB"))
+
+
+@pytest.mark.parametrize("width", [61, 80, 96, 120])
+@pytest.mark.parametrize(("format_", "quality"), [("JPEG", 75), ("JPEG", 95), ("WEBP", 80)])
+def test_small_photos_in_one_tone_are_toned_and_those_in_color_in_color(
+    photographs: list[np.ndarray], width: int, format_: str, quality: int
+) -> None:
+    """Where few pixels make a cell, the noise of their encoding is left in it."""
+    for photograph in photographs:
+        picture = small(photograph, width)
+        assert tone_of_rgb(saved(picture, format_, quality)) == "color"
+        for strength in (0.5, 1.0):
+            sepia = levels(as_gray(picture) * (1 + strength * (SEPIA - 1)))
+            assert tone_of_rgb(saved(sepia, format_, quality)) == "toned"

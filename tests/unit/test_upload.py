@@ -22,13 +22,13 @@ from service.problems import (
     UnsupportedType,
     UploadTooSlow,
 )
-from service.settings import Settings
+from service.settings import FORM_OVERHEAD, Settings
 from service.upload import (
-    FORM_OVERHEAD,
     PHOTO_OVERHEAD,
     BatchUpload,
     SentPhoto,
     Upload,
+    _batch_limits,
     left_by_batches,
     receive,
     receive_batch,
@@ -339,9 +339,19 @@ def test_a_batch_is_a_form(content_type: str) -> None:
         take(content_type, [b"x"], receive=receive_batch)
 
 
+def test_a_batch_may_have_what_a_photo_leaves() -> None:
+    """As many bytes as a batch may have by default, and few where there is hardly room for one photo."""
+    assert _batch_limits(Settings()).bytes == Settings().max_batch_bytes
+    least = Settings(max_bytes=1000, max_upload_bytes=1000 + FORM_OVERHEAD)
+    with pytest.raises(TooManyBytes) as caught:
+        take_batch([form(part("file", b"x", "a"))], settings=least)
+    assert caught.value.limit == 0
+
+
 def test_batches_leave_some_bytes_to_single_photos() -> None:
-    assert left_by_batches(Settings()) >= 10 << 20
-    assert left_by_batches(Settings(max_upload_bytes=1000)) == 0
+    for bytes_ in ({}, {"max_bytes": 1000, "max_upload_bytes": 66_536}, {"max_upload_bytes": 1 << 27}):
+        chosen = Settings(**bytes_)
+        assert left_by_batches(chosen) >= chosen.max_bytes + FORM_OVERHEAD
     held = Places("bytes", 10)
     with Receiving(Places("uploads", 1), held, leave=4) as batch, Receiving(Places("uploads", 1), held) as single:
         batch.grow(6)

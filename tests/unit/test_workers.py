@@ -239,11 +239,22 @@ def test_the_line_is_first_come_first_served_and_may_be_left() -> None:
         door.set()
         await asyncio.gather(*inside, *line, return_exceptions=True)
         assert served == [0, 2, 3]
-        # Cancelled in the very moment that its place comes.
-        late = asyncio.create_task(one(pool, 4))
-        await asyncio.sleep(0)
+
+    play(scene)
+
+
+def test_a_place_that_comes_in_the_moment_of_a_cancellation_is_given_back() -> None:
+    async def scene(pool: Workers) -> None:
+        pool.places.take(2)
+        late = asyncio.create_task(pool.line_up())
+        await asyncio.sleep(0.01)
+        pool._give_back()
+        assert pool.places.taken == 2, "it has the place, and does not know yet"
         late.cancel()
         await asyncio.wait([late])
+        assert late.cancelled()
+        assert pool.places.taken == 1
+        pool.places.give_back()
 
     play(scene)
 

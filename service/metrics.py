@@ -8,7 +8,7 @@ no addresses.
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from platform import python_version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import onnxruntime as ort
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
@@ -17,11 +17,12 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from service import memory
+from service.admission import Places
 from service.problems import ClientGone, Problem, UploadTooSlow
 
 if TYPE_CHECKING:
-    from service.colorizer import Answer
-    from service.routes import State
+    from service.colorizer import Answer, Colorizer
+    from service.workers import Workers
 
 STAGES = ("receive", "decode", "queue", "infer", "merge", "encode")
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -142,6 +143,18 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+class Watched(Protocol):
+    """What merely is: the part of the routes' state that the figures are read from."""
+
+    colorizer: "Colorizer"
+    uploads: Places
+    upload_bytes: Places
+    workers: "Workers"
+
+    def obstacle(self) -> str | None:
+        """Why the service is not ready, if it is not."""
+
+
 class Metrics:
     """The counters and histograms of one app, in a registry of its own. Safe to use from many threads at once."""
 
@@ -228,7 +241,7 @@ class Metrics:
         """Counts a reload."""
         self._reloads[success].inc()
 
-    def watch(self, state: "State") -> None:
+    def watch(self, state: "Watched") -> None:
         """Has what merely is read from there."""
         self.registry.register(_Watch(state))
 
@@ -245,7 +258,7 @@ class Metrics:
 class _Watch(Collector):
     """Reads what the service's parts know about themselves."""
 
-    def __init__(self, state: "State") -> None:
+    def __init__(self, state: "Watched") -> None:
         self._state = state
         self._build = {"version": version("tomau"), "python": python_version(), "onnxruntime": ort.__version__}
 

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
         576 * MIB, ge=1, description="bytes of all uploads being received; batches leave those of a photo to others"
     )
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
-    upload_grace_s: float = Field(5.0, ge=0, description="seconds that an upload may be silent, or behind its rate")
+    upload_grace_s: float = Field(15.0, ge=0, description="seconds that an upload may be silent, or behind its rate")
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
     max_connections: int = Field(
         1000, ge=1, description="connections at once; on more only /livez, /readyz and /metrics are answered"

@@ -201,11 +201,15 @@ def in_a_terminal(folder: Path, log: Path, *, ignores_sighup: bool = False) -> I
     port = free_port()
     environment = os.environ | {"TOMAU_MODELS": str(folder), "TOMAU_PORT": str(port)}
     outside, inside = os.openpty()
-    code = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from service.cli import main; main(['serve'])"
-    nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"] if ignores_sighup else []
+    # Said outright, for the tests may have been started with nohup.
+    handler = "SIG_IGN" if ignores_sighup else "SIG_DFL"
+    code = (
+        f"import fcntl, signal, termios; signal.signal(signal.SIGHUP, signal.{handler});"
+        " fcntl.ioctl(0, termios.TIOCSCTTY, 0); from service.cli import main; main(['serve'])"
+    )
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*nohup, sys.executable, "-c", code],
+            [sys.executable, "-c", code],
             env=environment,
             stdin=inside,
             stdout=output,

@@ -42,7 +42,8 @@ def main() -> int:
                 "--continue-on-failure",
             ]
             command += ["--max-time", str(arguments.seconds), f"http://127.0.0.1:{port}/openapi.json"]
-            code = subprocess.run(command, check=False).returncode
+            # It leaves a folder where it is run.
+            code = subprocess.run(command, cwd=folder, check=False).returncode
         finally:
             process.terminate()
             process.wait(60)

@@ -14,7 +14,7 @@ RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast test-containers lint train export bench bench-gpu bench-data fuzz soak audit lock clean
+.PHONY: serve test test-fast test-containers test-all lint train export bench bench-gpu bench-data fuzz soak audit lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -29,6 +29,11 @@ test-fast: $(VENV)/.dev
 # The image and the compose project, gateway and monitoring included. Skips, loudly, where no engine can run.
 test-containers: $(VENV)/.dev
 	PYTHON=$(BIN)/python tests/containers/run.sh $(ARGS)
+
+# With what is slow: containers, fuzzers and the soak at length.
+test-all: test test-containers audit
+	$(MAKE) fuzz ARGS="--seconds 600"
+	$(MAKE) soak
 
 lint: $(VENV)/.dev
 	$(BIN)/hadolint docker/Dockerfile

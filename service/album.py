@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.archive import Archive, unique_stems
 from service.colorizer import Answer
+from service.photo import SUFFIXES
 from service.problems import ClientGone, InternalError, Problem
 from service.telemetry import request_id
 from service.upload import SentPhoto
@@ -20,7 +21,6 @@ from service.upload import SentPhoto
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
-SUFFIXES = {"image/jpeg": "jpg"}
 # Bytes that are sent at once.
 PIECE = 64 * 1024
 
@@ -89,8 +89,7 @@ class Album:
                 self._failed(outcome.code)
                 self._report[number]["problem"] = outcome.body(request_id.get())
                 continue
-            media_type = outcome.media_type
-            entry = f"{stem}.{SUFFIXES.get(media_type, media_type.removeprefix('image/'))}"
+            entry = stem + SUFFIXES[outcome.media_type]
             self._report[number] |= {
                 "entry": entry,
                 "model": outcome.model,

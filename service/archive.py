@@ -5,15 +5,14 @@ import unicodedata
 import zipfile
 from collections.abc import Iterable
 
+from service.photo import PHOTO_SUFFIXES
+
 # What Windows takes in no file name; `/` and `\` part paths, `:` names a stream of a file.
 FORBIDDEN = frozenset('/\\:*?"<>|')
 # Devices in every folder of Windows, with any extension.
 DEVICES = frozenset(
     ["con", "prn", "aux", "nul", "clock$", "conin$", "conout$"]
     + [f"{port}{number}" for port in ("com", "lpt") for number in range(10)]
-)
-IMAGE_SUFFIXES = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "tif", "tiff", "bmp", "gif", "avif", "heic", "heif"]
 )
 # A file's name has 255 bytes on most systems; a number and an extension still come.
 MAX_STEM_BYTES = 180
@@ -27,7 +26,7 @@ def safe_stem(name: str) -> str:
     base = name.replace("\\", "/").rpartition("/")[2][:MAX_NAME]
     base = " ".join(unicodedata.normalize("NFC", "".join(map(_safe_character, base))).split())
     stem, dot, suffix = base.rpartition(".")
-    if dot and suffix.strip().lower() in IMAGE_SUFFIXES:
+    if dot + suffix.strip().lower() in PHOTO_SUFFIXES:
         base = stem
     # A leading dot hides a file, a leading dash makes it an option; Windows drops dots and spaces at the end.
     base = _shortened(base.lstrip(" .-")).rstrip(" .")

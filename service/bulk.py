@@ -7,12 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.colorizer import Colorizer, Options
-from service.photo import MEDIA_TYPES
+from service.photo import PHOTO_SUFFIXES, SUFFIXES
 from service.problems import Problem
-
-SUFFIXES = {media_type: f".{source}" for source, media_type in MEDIA_TYPES.items()} | {"image/jpeg": ".jpg"}
-# By which photos in a folder are told from its other files; what is named by the user is taken whatever its name.
-PHOTO_SUFFIXES = frozenset({*SUFFIXES.values(), ".jpeg", ".jpe", ".jfif", ".tif", ".heif"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +52,7 @@ def _photos(path: Path) -> Iterator[tuple[Path, Path]]:
     if not path.is_dir():
         yield path, Path(path.name)
         return
+    # In a folder there may be other files; what is named by the user is taken whatever its name.
     for photo in sorted(path.rglob("*")):
         if photo.suffix.lower() in PHOTO_SUFFIXES and photo.is_file():
             yield photo, photo.relative_to(path)

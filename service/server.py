@@ -39,6 +39,10 @@ MAX_HEAD_BYTES = 64 * 1024
 LINGER_S = 2.0
 # For the connections that are too many, and for what the process itself has open.
 SPARE_FILES = 1024
+# A worker that comes back from a C call waits so long for Python's lock before the event loop has to let go of it.
+# Python's own 5 ms begin anew whenever the loop lets go for a moment, which it does with every socket: clients that try
+# again as soon as they are refused kept the workers from their photos (tests/bench/storm.py).
+SWITCH_INTERVAL_S = 100e-6
 # With too many connections, too, as long as there is a file left for one.
 ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
 
@@ -307,6 +311,15 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._delay = settings.drain_delay_s
         self._batch_s = settings.drain_batch_s
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serves until it is told to end; raises SystemExit when it can't start."""
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
+        try:
+            super().run(sockets)
+        finally:
+            sys.setswitchinterval(before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts to serve; the event loop is there now."""

@@ -1,0 +1,92 @@
+"""What is left of the service when many clients don't wait: python -m tests.bench.storm
+
+Clients that are refused and try again at once cost the event loop a refusal each time, and the more of them there are
+the less is left for the photos. Prints, for each size, images a second and CPU milliseconds an image with as many
+patient clients as the machine serves best, with many impatient ones, and the share that is left, medians of rounds.
+The clients are on the same machine, and take their part of it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import model, photos, tree
+from tests.bench.photos import Size
+from tests.bench.results import name_of
+from tests.bench.servers import CORES, ROOT, Server, running
+
+SIZES = ((512, 384), (4000, 3000))
+PATIENT = 4 * CORES
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server did under one load: images and refusals a second, CPU milliseconds an image."""
+
+    rate: float
+    refusals: float
+    cpu_ms: float
+
+
+def _load(server: Server, paths: Sequence[Path], seconds: float, clients: int, *options: str) -> Load:
+    command = [sys.executable, "-m", "tests.bench.load", server.port, *paths, "--seconds", seconds]
+    command += ["--clients", clients, *options]
+    before = tree.cpu_seconds(server.pid)
+    ended = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    cpu = tree.cpu_seconds(server.pid) - before
+    seen = json.loads(ended.stdout)
+    if seen["errors"] or not seen["answered"]:
+        raise RuntimeError(f"answered {len(seen['answered'])}, errors: {seen['errors']}")
+    answered = len(seen["answered"])
+    return Load(answered / seen["last_answer"], len(seen["refused"]) / seconds, 1000 * cpu / answered)
+
+
+def measure(size: Size, impatient: int, seconds: float, rounds: int) -> list[tuple[Load, Load]]:
+    """For each round: with the patient clients, and with so many impatient ones."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "models" / f"{model.NAME}.onnx"
+        file.parent.mkdir()
+        file.write_bytes(model.build())
+        paths = photos.write(folder, size)
+        with running("tomau", file, folder / "log") as server:
+            _load(server, paths, min(1.0, seconds), PATIENT)
+            return [
+                (_load(server, paths, seconds, PATIENT), _load(server, paths, seconds, impatient, "--impatient"))
+                for _ in range(rounds)
+            ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=6.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clients", type=int, default=256, help="impatient ones")
+    arguments = parser.parse_args(argv)
+    print(f"| photo | images/s, {PATIENT} patient | {arguments.clients} impatient | left | refusals/s | CPU ms |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for size in SIZES:
+        seen = measure(size, arguments.clients, arguments.seconds, arguments.rounds)
+        patient, impatient, refusals, cpu = (
+            statistics.median(figures)
+            for figures in (
+                [first.rate for first, _ in seen],
+                [second.rate for _, second in seen],
+                [second.refusals for _, second in seen],
+                [second.cpu_ms for _, second in seen],
+            )
+        )
+        left = statistics.median(second.rate / first.rate for first, second in seen)
+        row = f"{patient:.1f} | {impatient:.1f} | {left:.0%} | {refusals:.0f} | {cpu:.1f}"
+        print(f"| {name_of(size)} | {row} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -9,12 +9,13 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
 
 from service.admission import Places
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
+from service.threads import Threads
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ class Workers:
         self.max_wait = max_wait
         self._waiting: dict[int, float] = {}
         self._line: deque[asyncio.Future[None]] = deque()
-        self._pool = _started(count)
+        self._threads = Threads(count, "photo")
         self._started: dict[int, float] = {}
         self._numbers = itertools.count()
 
@@ -164,7 +165,7 @@ class Workers:
 
         self._waiting[number] = time.monotonic()
         try:
-            job = self._pool.submit(work)
+            job = self._threads.submit(work)
         except BaseException:
             del self._waiting[number]
             self._give_back()
@@ -184,20 +185,7 @@ class Workers:
 
     def stop(self) -> None:
         """Lets running photos end, drops waiting ones."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _started(count: int) -> ThreadPoolExecutor:
-    """A pool whose threads all run: one that can't be started is a fault now, and not of a photo later."""
-    pool = ThreadPoolExecutor(count, "photo")
-    together = threading.Barrier(count)
-    try:
-        list(pool.map(lambda _: together.wait(), range(count)))
-    except RuntimeError as error:
-        together.abort()
-        pool.shutdown(wait=False)
-        raise OSError(f"{count} worker threads can't be started: {error}") from error
-    return pool
+        self._threads.stop()
 
 
 def _let_go(error: BaseException) -> None:

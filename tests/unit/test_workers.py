@@ -327,7 +327,7 @@ def test_all_threads_run_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("can't start new thread")
 
     def third_fails(self: threading.Thread) -> None:
-        (fails if self.name == "photo_2" else start)(self)
+        (fails if self.name.startswith("photo_2") else start)(self)
 
     async def scene(pool: Workers) -> list[int]:
         monkeypatch.setattr(threading.Thread, "start", fails)
@@ -336,7 +336,7 @@ def test_all_threads_run_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None
 
     assert play(scene, workers=4, places=4) == [42] * 4
     monkeypatch.setattr(threading.Thread, "start", third_fails)
-    with pytest.raises(OSError, match="4 worker threads can't be started: can't start new thread"):
+    with pytest.raises(OSError, match="4 photo threads can't be started: can't start new thread"):
         Workers(4, Places("photos", 4))
     monkeypatch.undo()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("photo_") and not settled(thread)]

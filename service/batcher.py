@@ -33,12 +33,19 @@ class _Waiter:
     A queue, because it is C all through: waiting for an event takes twice the time, and a GPU makes many of them.
     """
 
-    __slots__ = ("arrived", "cancelled", "deadline", "executor", "lightness", "outcome", "wake")
+    __slots__ = ("alone", "arrived", "cancelled", "deadline", "executor", "lightness", "outcome", "wake")
 
     def __init__(
-        self, lightness: Floats, arrived: float, deadline: float | None, cancelled: threading.Event | None
+        self,
+        lightness: Floats,
+        arrived: float,
+        deadline: float | None,
+        cancelled: threading.Event | None,
+        *,
+        alone: bool,
     ) -> None:
         self.lightness = lightness
+        self.alone = alone
         self.arrived = arrived
         self.deadline = deadline
         self.cancelled = cancelled
@@ -60,12 +67,15 @@ class Batcher:
         *,
         max_batch: int,
         capacity: int,
+        spread: Predictor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """executors: each runs one batch at a time, whatever device is behind it; one may be there several times.
 
-        capacity: how many callers may wait for one.
+        capacity: how many callers may wait for one. spread: in place of its executor, runs an item whose caller is
+        alone.
         """
+        self._spread = spread
         self._max_batch = max_batch
         self._capacity = capacity
         self._clock = clock
@@ -83,14 +93,20 @@ class Batcher:
             return len(self._waiting)
 
     def predict(
-        self, lightness: Floats, *, deadline: float | None = None, cancelled: threading.Event | None = None
+        self,
+        lightness: Floats,
+        *,
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+        alone: bool = False,
     ) -> Prediction:
         """Lightness, float32 [1, S, S], to its chroma; blocks until it is there.
 
-        deadline: a time of the clock. Raises Overloaded when too many wait, DeadlineExceeded when the answer is not
-        there in time, ClientGone when `cancelled` is set before the item runs, and whatever the predictor raises.
+        deadline: a time of the clock. alone: nobody else has work for this machine now. Raises Overloaded when too many
+        wait, DeadlineExceeded when the answer is not there in time, ClientGone when `cancelled` is set before the item
+        runs, and whatever the predictor raises.
         """
-        waiter = _Waiter(lightness, self._clock(), deadline, cancelled)
+        waiter = _Waiter(lightness, self._clock(), deadline, cancelled, alone=alone)
         with self._lock:
             if self._free:
                 waiter.executor = self._free.popleft()
@@ -167,6 +183,8 @@ class Batcher:
     def _run(self, executor: Predictor, batch: Sequence[_Waiter]) -> None:
         """Settles every item of the batch, whatever happens. A failed batch is tried again one by one."""
         started = self._clock()
+        if self._spread is not None and batch[0].alone:
+            executor = self._spread
         try:
             chroma = executor.predict([waiter.lightness for waiter in batch])
             if len(chroma) != len(batch):

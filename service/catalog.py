@@ -17,6 +17,8 @@ from service.settings import MIB, Settings
 
 log = logging.getLogger(__name__)
 
+# With more cores an operator of a small model is cut into pieces that are not worth a thread's waking.
+MOST_SPREAD = 4
 # One batch is assembled while the other runs.
 EXECUTORS_A_GPU = 2
 PHOTOS_ON_A_CPU = 32
@@ -130,7 +132,8 @@ class Catalog:
         executors = [
             executor for row in zip(*(engine.executors for engine in engines), strict=True) for executor in row
         ]
-        batcher = Batcher(executors, max_batch=first.max_batch, capacity=_max_photos(settings, self.device))
+        capacity = _max_photos(settings, self.device)
+        batcher = Batcher(executors, max_batch=first.max_batch, capacity=capacity, spread=first.spread)
         contract = first.contract
         log.info("model %s %s of %s is ready on %s", contract.name, contract.version, path.name, self.device)
         return Model(contract, digest, self.device, batcher, first.places)
@@ -138,7 +141,8 @@ class Catalog:
     def _engines(self, path: Path, data: bytes, settings: Settings) -> list[Engine]:
         """One for each device, not warm yet."""
         if self.device == "cpu":
-            return [Engine(path, data, "cpu", executors=settings.cores)]
+            spread = min(settings.cores, MOST_SPREAD) if settings.spread_single else 1
+            return [Engine(path, data, "cpu", executors=settings.cores, spread=spread)]
         return [
             Engine(path, data, "cuda", settings.max_batch, executors=EXECUTORS_A_GPU, gpu=_fit(gpu, path))
             for gpu in _gpus(settings)

@@ -137,6 +137,8 @@ class Colorizer:
         self._limits = header.Limits(settings.max_pixels, settings.max_side)
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
         self._cores = threading.BoundedSemaphore(settings.cores)
+        self._lock = threading.Lock()
+        self._inside = 0  # photos that are being coloured
 
     def colorize(
         self,
@@ -154,6 +156,20 @@ class Colorizer:
         """
         way = _Way(deadline, cancelled)
         model = model or self.catalog.get(options.model)
+        with self._counted():
+            return self._answer(data, options, model, way)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    def _answer(self, data: bytes, options: Options, model: Model, way: _Way) -> Answer:
         with self._cores, way.stage("decode"):
             source = header.source_of(data)
             upload = _Upload(data, source, metadata.read(data, source), options)
@@ -227,7 +243,8 @@ class Colorizer:
 
     def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
         with way.stage("infer"):
-            prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled)
+            alone = self._inside == 1
+            prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled, alone=alone)
         way.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
         way.begun["infer"] += prediction.queued
         return prediction.chroma

@@ -69,11 +69,11 @@ def _preload() -> None:
         ort.preload_dlls()
 
 
-def _options() -> ort.SessionOptions:
+def _options(threads: int = 1) -> ort.SessionOptions:
     """One photo, one core: photos run beside one another, and a spinning thread would only take from the others."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -118,9 +118,9 @@ class Loader:
         self._device = device
         self._gpu = gpu
 
-    def session(self, batch: int | None = None) -> ort.InferenceSession:
+    def session(self, batch: int | None = None, threads: int = 1) -> ort.InferenceSession:
         """A session for batches of that size only, or of any. Raises EngineError."""
-        options = _options()
+        options = _options(threads)
         if batch is not None:
             options.add_free_dimension_override_by_name("batch", batch)
         wanted = providers(self._device, self._gpu)
@@ -171,26 +171,35 @@ class Engine:
         max_batch: int = 1,
         *,
         executors: int = 1,
+        spread: int = 1,
         gpu: Gpu | None = None,
     ) -> None:
         """Loads `model`, the content of the file at `path`.
 
-        Raises ContractError when it breaks the contract, EngineError when it can't run on that device.
+        spread: on a CPU, so many cores run a photo that is alone; with more than one the model is loaded twice. Raises
+        ContractError when it breaks the contract, EngineError when it can't run on that device.
         """
         self.device = device
         self.executors: list[Predictor] = []
+        self.spread: Predictor | None = None
         gpu = gpu or Gpu()
         self._parallel_warming = not gpu.graphs
         with _as_file(model) as file:
-            self._load(Loader(path, file, device, gpu), path, max_batch, executors, gpu)
+            loader = Loader(path, file, device, gpu)
+            if device == "cpu":
+                self._load_on_cpu(loader, executors, spread)
+            else:
+                self._load_on_gpu(loader, path, max_batch, executors, gpu)
 
-    def _load(self, loader: Loader, path: Path, max_batch: int, executors: int, gpu: Gpu) -> None:
-        if self.device == "cpu":
-            session = loader.session()
-            self.contract = loader.contract(session)
-            self.max_batch = 1
-            self.executors += [Plain(session, self.contract.name)] * executors
-            return
+    def _load_on_cpu(self, loader: Loader, executors: int, spread: int) -> None:
+        session = loader.session()
+        self.contract = loader.contract(session)
+        self.max_batch = 1
+        self.executors += [Plain(session, self.contract.name)] * executors
+        if spread > 1:
+            self.spread = Plain(loader.session(threads=spread), self.contract.name)
+
+    def _load_on_gpu(self, loader: Loader, path: Path, max_batch: int, executors: int, gpu: Gpu) -> None:
         self.contract = loader.contract(loader.description())
         self.max_batch = min(max_batch, self.contract.max_batch or max_batch)
         try:
@@ -206,7 +215,7 @@ class Engine:
         Executors run beside one another, as they will: a second stream of a session makes handles of its own. Not so
         with CUDA graphs, which are spoilt by what another thread asks of the GPU while they are being captured.
         """
-        executors = list(dict.fromkeys(self.executors))
+        executors = list(dict.fromkeys(filter(None, [*self.executors, self.spread])))
         with ThreadPoolExecutor(len(executors) if self._parallel_warming else 1) as pool:
             list(pool.map(self._warm, executors))
 

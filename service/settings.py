@@ -113,6 +113,11 @@ class Settings(BaseSettings):
         ge=1,
         description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch for each GPU",
     )
+    spread_single: bool = Field(
+        True,
+        description="on a CPU, the model of a photo that is alone runs on up to four cores; takes each model's memory"
+        " twice",
+    )
     max_wait_s: float = Field(
         0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
     )

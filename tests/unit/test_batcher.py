@@ -98,6 +98,20 @@ def test_one_alone_runs_at_once_in_the_callers_own_thread() -> None:
     assert seen == [threading.get_ident()]
 
 
+def test_one_that_is_alone_is_spread_and_frees_its_executor() -> None:
+    narrow, wide = Doubler(), Doubler()
+    batcher = Batcher([narrow], max_batch=1, capacity=8, spread=wide)
+    assert [value_of(batcher.predict(item(value), alone=value > 1)) for value in (1, 2, 3)] == [2, 4, 6]
+    assert (narrow.batches, wide.batches) == ([[1]], [[2], [3]])
+    assert idle(batcher, 1)
+
+
+def test_without_a_spread_executor_it_is_run_as_any_other() -> None:
+    engine = Doubler()
+    assert value_of(Batcher([engine], max_batch=1, capacity=8).predict(item(1), alone=True)) == 2
+    assert engine.batches == [[1]]
+
+
 def test_what_waits_goes_together_oldest_first(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
     batcher = Batcher([engine], max_batch=3, capacity=16)

@@ -3,6 +3,7 @@ import struct
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -10,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import codec
+from service import codec, color
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.photo import FORMATS
-from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel
+from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel, UnsupportedType
 from service.settings import Settings
 from tests.conftest import decoded, encoded, luma
 
@@ -33,6 +34,38 @@ def test_a_gray_jpeg_comes_back_coloured_with_its_own_luma(colorizer: Colorizer,
     assert np.abs(luma(answer.data) - luma(jpeg)).mean() < 0.5
     rgb = decoded(answer.data).astype(int)
     assert (rgb[..., 0] - rgb[..., 2]).mean() > 20
+
+
+def test_only_a_photo_that_is_alone_is_spread(models: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models=models, device="cpu")
+    colorizer = Colorizer(Catalog(settings), settings)
+    batcher = colorizer.catalog.get(None).batcher
+    predict, alone = batcher.predict, []
+    both = threading.Barrier(2)
+
+    def predicted(*given: object, **options: object) -> object:
+        alone.append(options["alone"])
+        return predict(*given, **options)  # type: ignore[arg-type]
+
+    def together(*given: object) -> np.ndarray:
+        both.wait(10)
+        answer = color_split(*given)  # type: ignore[arg-type]
+        both.wait(10)
+        return answer
+
+    monkeypatch.setattr(batcher, "predict", predicted)
+    single = colorizer.colorize(jpeg, Options()).data
+    assert alone == [True]
+    color_split = color.split
+    monkeypatch.setattr(color, "split", together)
+    with ThreadPoolExecutor(2) as pool:
+        pair = list(pool.map(lambda _: colorizer.colorize(jpeg, Options()).data, range(2)))
+    assert alone[1] is False
+    assert pair == [single, single]
+    monkeypatch.undo()
+    with pytest.raises(UnsupportedType):
+        colorizer.colorize(b"no photo", Options())
+    assert colorizer._inside == 0
 
 
 def test_the_same_photo_gives_the_same_bytes(colorizer: Colorizer, jpeg: bytes) -> None:

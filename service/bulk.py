@@ -1,5 +1,6 @@
 """Colours the photos of files and folders into a folder, on all cores."""
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.colorizer import Colorizer, Options
+from service.executor import EngineError
 from service.photo import PHOTO_SUFFIXES, SUFFIXES
 from service.problems import Problem
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +67,7 @@ def colorize(
 ) -> Iterator[Outcome]:
     """Colours photo after photo, and tells of each in order. Those that have an answer are skipped, unless `force`.
 
-    One that can't be coloured, read or written is an outcome, and nothing to the others.
+    One that can't be coloured, read or written, for whatever reason, is an outcome, and nothing to the others.
     """
     with ThreadPoolExecutor(threads) as pool:
         try:
@@ -82,8 +86,12 @@ def _colored(colorizer: Colorizer, job: Job, options: Options, *, force: bool) -
         if written.exists() and written.samefile(job.photo):
             return Outcome(job.photo, reason="it would be overwritten by its own answer")
         _write(written, answer.data)
-    except (Problem, OSError) as error:
+    except (Problem, OSError, EngineError) as error:
         return Outcome(job.photo, reason=str(error))
+    except Exception as error:
+        # A night's work must not end with one photo that nobody thought of.
+        log.exception("%s", job.photo)
+        return Outcome(job.photo, reason=f"a fault of tomau's own: {error!r}")
     return Outcome(job.photo, written)
 
 

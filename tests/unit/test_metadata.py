@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from service import decoding, embedded, encoding, exif, header, metadata, segments, xmp
-from service import tiff as service_tiff
+from service import decoding, embedded, encoding, exif, header, metadata, segments, tiff_writing, xmp
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Pixels
 from tests.conftest import encoded
@@ -499,7 +498,7 @@ def test_what_does_not_fit_into_a_jpeg(pixels: np.ndarray) -> None:
 
 def test_a_block_near_the_limit_is_not_pushed_over_it() -> None:
     block = tiff(software=None).replace(THUMBNAIL, THUMBNAIL)
-    near = block + bytes(service_tiff.MAX_JPEG_BYTES - len(block))
+    near = block + bytes(tiff_writing.MAX_JPEG_BYTES - len(block))
     assert exif.with_software(near, "tomau") == near
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import codec, color, header, metadata
+from service import color, decoding, encoding, fitting, header, metadata
 from service.catalog import Catalog, Model
 from service.color import Bytes, Floats
 from service.metadata import Metadata
@@ -151,8 +151,9 @@ class Colorizer:
     ) -> Answer:
         """Colours one encoded photo.
 
-        model: by default the one of the options. deadline: a time of `time.monotonic`. Raises the problems of the
-        codec, UnknownModel, InvalidOption, Overloaded, DeadlineExceeded, and ClientGone once `cancelled` is set.
+        model: by default the one of the options. deadline: a time of `time.monotonic`. Raises what
+        `decoding.decode` does, UnknownModel, InvalidOption, Overloaded, DeadlineExceeded, and ClientGone once
+        `cancelled` is set.
         """
         way = _Way(deadline, cancelled)
         model = model or self.catalog.get(options.model)
@@ -174,7 +175,7 @@ class Colorizer:
             source = header.source_of(data)
             upload = _Upload(data, source, metadata.read(data, source), options)
             look = options.if_color is not None
-            photo = codec.decode(data, source, self._limits, icc=upload.said.icc, look=look)
+            photo = decoding.decode(data, source, self._limits, icc=upload.said.icc, look=look)
         if photo.tone == "color" and options.if_color == "reject":
             raise ColorPhoto("the photo is in colour already", field="if_color")
         if photo.tone == "color" and options.if_color == "keep":
@@ -188,8 +189,8 @@ class Colorizer:
         with self._cores, way.stage("decode"):
             pixels_in = photo.luma.size
             format_ = _format(upload, photo)
-            photo = codec.fit(photo, format_, options.max_side)
-            codec.check_size(*photo.size, format_)
+            photo = fitting.fit(photo, format_, options.max_side)
+            encoding.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
         chroma = self._predict(model, lightness, way) * options.strength
         with self._cores:
@@ -197,7 +198,7 @@ class Colorizer:
                 merged = _merge(photo, chroma, space, format_, options.merge)
             with way.stage("encode"):
                 said = _for_answer(upload, photo.size, model)
-                coloured = _encode(merged, format_, options.quality or codec.default_quality(photo), said)
+                coloured = _encode(merged, format_, options.quality or encoding.default_quality(photo), said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
         return Answer(
@@ -221,14 +222,14 @@ class Colorizer:
             size = photo.luma.size
             return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size)
         with way.stage("decode"):
-            pixels = codec.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
+            pixels = decoding.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
             format_ = _format(upload, photo)
-            pixels = codec.fit_pixels(pixels, format_, options.max_side)
+            pixels = fitting.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape
-            codec.check_size(height, width, format_)
+            encoding.check_size(height, width, format_)
         with way.stage("encode"):
             said = _for_answer(upload, (height, width), None)
-            encoded = _encode(pixels, format_, options.quality or codec.default_quality(photo), said)
+            encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), said)
         seconds |= way.seconds
         sizes = photo.luma.size, height * width
         return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
@@ -237,7 +238,7 @@ class Colorizer:
         """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
         ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
         for format_ in FORMATS:
-            photo = codec.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, codec.QUALITY)
+            photo = encoding.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, encoding.QUALITY)
             for model in self.catalog.fresh:
                 self.colorize(photo, Options(model=model.contract.name))
 
@@ -265,9 +266,9 @@ def _merge(
 
 def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metadata) -> bytes:
     if isinstance(merged, Planes):
-        encoded = codec.encode_planes(merged, quality)
+        encoded = encoding.encode_planes(merged, quality)
     else:
-        encoded = codec.encode_pixels(merged, format_, quality, avif_options=metadata.avif_options(said))
+        encoded = encoding.encode_pixels(merged, format_, quality, avif_options=metadata.avif_options(said))
     return metadata.write(encoded, format_, said)
 
 
@@ -275,7 +276,7 @@ def _format(upload: _Upload, photo: Photo) -> Format:
     """The answer's."""
     options = upload.options
     pixels = min(photo.luma.size, (options.max_side or max(photo.size)) ** 2)
-    default = codec.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
+    default = encoding.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
     return options.format or default
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from service import heif, iptc, segments, tiff
+from service import heif, iptc, segments, tiff, tiff_writing
 from service.photo import Source
 
 log = logging.getLogger(__name__)
@@ -284,7 +284,7 @@ def _read_webp(data: bytes) -> Metadata:
 
 
 def _read_tiff(data: bytes) -> Metadata:
-    block = tiff.compact(data)
+    block = tiff_writing.compact(data)
     found = tiff.values(data, (tiff.XMP, tiff.IPTC, tiff.PHOTOSHOP, tiff.ICC))
     resources = iptc.kept(found.get(tiff.PHOTOSHOP, b"")) or b""
     iim = found.get(tiff.IPTC, b"")

@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from service import exif, iptc, segments, tiff, xmp
+from service import exif, iptc, segments, tiff, tiff_writing, xmp
 from service.embedded import (
     APP1,
     APP13,
@@ -46,7 +46,7 @@ def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
                 log.debug("a WebP has no place for IPTC and comments")
             return segments.webp_with(encoded, metadata.exif, metadata.xmp)
         case "tiff":
-            return tiff.tiff_with(encoded, metadata.exif, _tiff_fields(metadata))
+            return tiff_writing.tiff_with(encoded, metadata.exif, _tiff_fields(metadata))
         case "avif":
             return encoded
 
@@ -61,8 +61,8 @@ def avif_options(metadata: Metadata) -> dict[str, bytes]:
 
 def _jpeg_parts(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
     block = metadata.exif
-    if block and len(block) > tiff.MAX_JPEG_BYTES:
-        block = tiff.compact(block, limit=tiff.MAX_JPEG_BYTES)
+    if block and len(block) > tiff_writing.MAX_JPEG_BYTES:
+        block = tiff_writing.compact(block, limit=tiff_writing.MAX_JPEG_BYTES)
     if block:
         yield APP1, EXIF + block
     if metadata.xmp:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 from service import tiff
 from service.tiff import Damaged, Directory, Layout
+from service.tiff_writing import MAX_JPEG_BYTES, packed
 
 COLOR_SPACE, EXIF_WIDTH, EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
 FOCAL_PLANE_X, FOCAL_PLANE_Y = 0xA20E, 0xA20F
@@ -135,7 +136,7 @@ def with_software(block: bytes | None, software: str) -> bytes:
         # Its directory has no room for one more entry, so it is written anew behind everything else.
         struct.pack_into(order + "I", named, 4, len(named))
         named += _directory_with(block, order, first, place)
-    return bytes(named) if len(named) <= tiff.MAX_JPEG_BYTES or len(block) > tiff.MAX_JPEG_BYTES else block
+    return bytes(named) if len(named) <= MAX_JPEG_BYTES or len(block) > MAX_JPEG_BYTES else block
 
 
 def _text(block: bytes, entry: tiff.Entry) -> bytes:
@@ -157,5 +158,5 @@ def without_orientation(block: bytes) -> bytes:
     except Damaged:
         return block
     kept = {entry.tag: block[entry.at : entry.at + 12] for entry in first.entries if entry.tag != tiff.ORIENTATION}
-    shorter = tiff.packed(kept, layout.order)[:-4] + struct.pack(layout.order + "I", first.following)
+    shorter = packed(kept, layout.order)[:-4] + struct.pack(layout.order + "I", first.following)
     return block[: first.start] + shorter.ljust(first.end - first.start, b"\0") + block[first.end :]

@@ -1,8 +1,8 @@
-"""What is taken and what is given, as docs/formats.md shows it; a test asks the codec whether it is so."""
+"""What is taken and what is given, as docs/formats.md shows it; a test asks decoders and encoders whether it is so."""
 
 from dataclasses import dataclass
 
-from service.codec import ALPHA_FORMATS, DEEP_FORMATS, PIXEL_LIMITS, SIDE_LIMITS, default_format
+from service.encoding import ALPHA_FORMATS, DEEP_FORMATS, PIXEL_LIMITS, SIDE_LIMITS, default_format
 from service.photo import FORMATS, MEDIA_TYPES, Format, Source
 
 ANIMATED = "animated files"

@@ -1,4 +1,4 @@
-"""TIFF: its directories, the EXIF block in which it says what it says of a photo, and a picture with such a block.
+"""Reads TIFF: its directories, and what they say.
 
 An EXIF block is a small TIFF file, so what reads the one reads the other. Classic TIFF and BigTIFF, in both byte
 orders. Only the first directory and the three that it leads to are followed, so that there is no way around in circles.
@@ -6,11 +6,9 @@ orders. Only the first directory and the three that it leads to are followed, so
 
 import logging
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-
-import numpy as np
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +17,12 @@ SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12:
 BYTE, ASCII, SHORT, LONG, RATIONAL, DOUBLE, UTF8 = 1, 2, 3, 4, 5, 12, 129
 # Whole numbers, as which directories are pointed to.
 WHOLE = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-# Bytes of what is turned around between byte orders: of rationals, each half. Other types have single bytes.
-WIDTHS = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 5: 4, 10: 4, 12: 8}
 
 WIDTH, HEIGHT, BITS, DESCRIPTION, STRIPS, STRIP_SIZES = 0x100, 0x101, 0x102, 0x10E, 0x111, 0x117
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, UNIT, SOFTWARE = 0x112, 0x11A, 0x11B, 0x128, 0x131
 SAMPLES, SUB_IFDS, EXTRA_SAMPLES, THUMBNAIL = 0x115, 0x14A, 0x152, 0x201
 XMP, IPTC, PHOTOSHOP, ICC = 0x2BC, 0x83BB, 0x8649, 0x8773
 EXIF_IFD, GPS_IFD, INTEROP_IFD, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
-UNASSOCIATED_ALPHA = 2
 NO_UNIT, INCH, CENTIMETRE = 1, 2, 3
 # What a first directory says of a photo. All else tells how pixels are stored, or is one program's own.
 DESCRIPTIVE = frozenset(
@@ -44,9 +39,6 @@ DESCRIPTIVE = frozenset(
 MAX_NUMBERS = 16
 # A directory of a camera has some sixty entries.
 MAX_ENTRIES = 1000
-MAX_BLOCK = 4 << 20
-# The largest EXIF block that fits into a JPEG: a segment less `Exif\0\0`.
-MAX_JPEG_BYTES = 65_527
 # Of all values of a directory together.
 MAX_VALUES = 16 << 20
 
@@ -71,7 +63,6 @@ LAYOUTS = {
     b"II+\0": Layout("<", "Q", "Q"),
     b"MM\0+": Layout(">", "Q", "Q"),
 }
-HEADS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +199,10 @@ def values(data: bytes, tags: Collection[int]) -> dict[int, bytes]:
         _, first = header(data)
     except Damaged:
         return {}
-    return {field.tag: field.value for field in _fields(data, first, tags)}
+    return {field.tag: field.value for field in fields(data, first, tags)}
 
 
-def _fields(data: bytes, source: Directory, tags: Collection[int] | None = None) -> list[Field]:
+def fields(data: bytes, source: Directory, tags: Collection[int] | None = None) -> list[Field]:
     """What the directory says, in the order of its entries; each tag once, and no more than is bounded."""
     found: dict[int, Field] = {}
     left = MAX_VALUES
@@ -230,7 +221,7 @@ def resolution(block: bytes) -> tuple[Fraction, Fraction, int] | None:
         layout, first = header(block)
     except Damaged:
         return None
-    found = {field.tag: field for field in _fields(block, first, (X_RESOLUTION, Y_RESOLUTION, UNIT))}
+    found = {field.tag: field for field in fields(block, first, (X_RESOLUTION, Y_RESOLUTION, UNIT))}
     sides = [found.get(tag) for tag in (X_RESOLUTION, Y_RESOLUTION)]
     if any(side is None or side.kind != RATIONAL or not side.value for side in sides):
         return None
@@ -241,34 +232,7 @@ def resolution(block: bytes) -> tuple[Fraction, Fraction, int] | None:
     return x, y, struct.unpack_from(layout.order + "H", unit.value)[0] if is_told else INCH
 
 
-def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> bytes | None:
-    """What a TIFF file, or a large EXIF block, says of a photo, as an EXIF block; None if that is nothing, or damaged.
-
-    That is the descriptive part of the first directory, and those of EXIF, GPS and interoperability.
-    order: `struct`'s byte order of the numbers; by default it stays as it is. limit: bytes; the largest values are
-    left out where it would be passed. A maker note is not changed, and stays at its offset where there is room.
-    """
-    try:
-        layout, found = _directories(data)
-    except Damaged:
-        return None
-    order = order or layout.order
-    said: dict[int, list[Field]] = {}
-    for tag, source in found.items():
-        fields = _fields(data, source, None if tag else DESCRIPTIVE)
-        said[tag] = [_turned(field, layout.order, order) for field in fields if _is_plain(field)]
-    if not any(said.values()):
-        return None
-    note = next((field for field in said.get(EXIF_IFD, ()) if field.tag == MAKER_NOTE), None)
-    # BigTIFF is no camera's, and the offsets in a note are short.
-    if note is not None and layout.word == "I" and 8 <= note.place <= min(limit, MAX_JPEG_BYTES) - len(note.value):
-        block = _Block(order, note).written(said)
-        if len(block) <= limit:
-            return block
-    return _Block(order, None).written(_fitting(said, limit))
-
-
-def _directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
+def directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
     """The directories that are there, by the tag of the pointer to each; the first has 0. Raises Damaged."""
     layout, first = header(data)
     found = {0: first}
@@ -281,144 +245,3 @@ def _directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
         if source is not None:
             found[tag] = source
     return layout, found
-
-
-def _is_plain(field: Field) -> bool:
-    """Whether it holds a value of EXIF, and no offset."""
-    return field.tag != INTEROP_IFD and (field.kind <= DOUBLE or field.kind == UTF8)
-
-
-def _turned(field: Field, order: str, wanted: str) -> Field:
-    """The field with its value in the wanted byte order."""
-    # IPTC-IIM is bytes, which are only said to be numbers.
-    width = 1 if field.tag == IPTC else WIDTHS.get(field.kind, 1)
-    if order == wanted or width == 1:
-        return field
-    turned = np.frombuffer(field.value, f"u{width}").byteswap().tobytes()
-    return Field(field.tag, field.kind, turned, field.place)
-
-
-def _fitting(said: dict[int, list[Field]], limit: int) -> dict[int, list[Field]]:
-    """The same without the largest values, where the block would have more than `limit` bytes."""
-    # The header, four directories without their entries, the three pointers to them; then entries and even values.
-    left = limit - 8 - 4 * 8 - 3 * 12
-    chosen: dict[int, list[Field]] = {tag: [] for tag in said}
-    by_size = sorted(((tag, field) for tag, fields in said.items() for field in fields), key=lambda x: len(x[1].value))
-    for tag, field in by_size:
-        left -= 12 + len(field.value) + len(field.value) % 2
-        if left < 0:
-            log.debug("%d bytes of tag %#x have no room in an EXIF block", len(field.value), field.tag)
-        else:
-            chosen[tag].append(field)
-    return chosen
-
-
-class _Block:
-    """An EXIF block that grows, around the place at which a maker note stays."""
-
-    def __init__(self, order: str, note: Field | None) -> None:
-        self.order = order
-        self.note = note
-        self.kept = range(0) if note is None else range(note.place, note.place + len(note.value))
-        self.data = bytearray(HEADS[order] + bytes(4))
-
-    def written(self, said: dict[int, list[Field]]) -> bytes:
-        """The block with these directories, each by the tag of the pointer to it; the first has 0."""
-        details = said.get(EXIF_IFD, []) + self._pointer(INTEROP_IFD, said.get(INTEROP_IFD, []))
-        first = said[0] + self._pointer(EXIF_IFD, details) + self._pointer(GPS_IFD, said.get(GPS_IFD, []))
-        struct.pack_into(self.order + "I", self.data, 4, self._add_directory(first))
-        if self.note is not None:
-            self.data += bytes(max(0, self.kept.stop - len(self.data)))
-            self.data[self.kept.start : self.kept.stop] = self.note.value
-        return bytes(self.data)
-
-    def _pointer(self, tag: int, fields: list[Field]) -> list[Field]:
-        if not fields:
-            return []
-        return [Field(tag, LONG, struct.pack(self.order + "I", self._add_directory(fields)))]
-
-    def _add_directory(self, fields: list[Field]) -> int:
-        return self._add(packed({field.tag: self._entry(field) for field in fields}, self.order))
-
-    def _entry(self, field: Field) -> bytes:
-        if len(field.value) <= 4:
-            return packed_entry(field, field.value, self.order)
-        start = self.kept.start if field is self.note else self._add(field.value)
-        return packed_entry(field, struct.pack(self.order + "I", start), self.order)
-
-    def _add(self, part: bytes) -> int:
-        """Puts it where there is room, at an even offset, and tells where."""
-        start = len(self.data) + len(self.data) % 2
-        if start < self.kept.stop and start + len(part) > self.kept.start:
-            start = self.kept.stop + self.kept.stop % 2
-        self.data += bytes(start - len(self.data)) + part
-        return start
-
-
-def packed_entry(field: Field, content: bytes, order: str) -> bytes:
-    """An entry of a classic directory. content: the value, or its offset."""
-    count = len(field.value) // SIZES[field.kind]
-    return struct.pack(order + "HHI", field.tag, field.kind, count) + content.ljust(4, b"\0")
-
-
-def packed(entries: dict[int, bytes], order: str) -> bytes:
-    """A classic directory of these entries, by tag; no other follows it."""
-    return struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
-
-
-def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> bytes:
-    """The TIFF, little-endian, from our encoder, with an EXIF block and fields, whose values are little-endian too.
-
-    The file begins with the block: so all that the block points to, inside a maker note too, is where it was. Then
-    come the strips as they are, and a directory of the picture's fields, the block's descriptive ones and these.
-    """
-    _, picture = header(encoded)
-    own = {field.tag: field for field in _fields(encoded, picture)}
-    if block is not None and block[:4] == HEADS[">"] and own[BITS].value[0] > 8:
-        # Samples stand in the order of the file's numbers, and those of the picture are compressed already.
-        block = compact(block, "<")
-    elif block is not None and not _is_whole(block):
-        # Behind its end there will be pixels.
-        block = compact(block)
-    order, entries, head = _head(block)
-    offsets, sizes = (_whole(own[tag]) for tag in (STRIPS, STRIP_SIZES))
-    start, end = int(offsets.min()), int((offsets + sizes).max())
-    own[STRIPS] = Field(STRIPS, LONG, (offsets - start + len(head)).astype("<u4").tobytes())
-    if own[SAMPLES].value[0] == 4:
-        own[EXTRA_SAMPLES] = Field(EXTRA_SAMPLES, SHORT, struct.pack("<H", UNASSOCIATED_ALPHA))
-    parts = [bytes((end - start) % 2)]
-    at = len(head) + end - start + len(parts[0])
-    for field in (*own.values(), *fields):
-        content = value = _turned(field, "<", order).value
-        if len(value) > 4:
-            content = struct.pack(order + "I", at)
-            parts.append(value + bytes(len(value) % 2))
-            at += len(parts[-1])
-        entries[field.tag] = packed_entry(field, content, order)
-    struct.pack_into(order + "I", head, 4, at)
-    return b"".join([head, memoryview(encoded)[start:end], *parts, packed(entries, order)])
-
-
-def _is_whole(block: bytes) -> bool:
-    """Whether it is a classic block, and every value lies inside it."""
-    try:
-        layout, found = _directories(block)
-    except Damaged:
-        return False
-    return layout.word == "I" and all(
-        entry.start + entry.size <= len(block) for source in found.values() for entry in source.entries
-    )
-
-
-def _head(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:
-    """What a TIFF with this block begins with: its byte order, entries for its first directory, its first bytes."""
-    if block is None:
-        return "<", {}, bytearray(HEADS["<"] + bytes(4))
-    layout, found = _directories(block)
-    taken = DESCRIPTIVE | (found.keys() - {0})
-    entries = {entry.tag: block[entry.at : entry.at + 12] for entry in found[0].entries if entry.tag in taken}
-    return layout.order, entries, bytearray(block + bytes(len(block) % 2))
-
-
-def _whole(field: Field) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.frombuffer(field.value, "<u2" if field.kind == SHORT else "<u4").astype(np.int64)

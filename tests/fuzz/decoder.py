@@ -16,7 +16,7 @@ from tests.fuzz import corpus
 from tests.fuzz.run import run
 
 with atheris.instrument_imports(include=["service"]):
-    from service import codec, header, metadata
+    from service import decoding, encoding, fitting, header, metadata
     from service.photo import FORMATS
     from service.problems import Problem
 
@@ -30,19 +30,19 @@ def one_file(data: bytes) -> None:
         source = header.source_of(data)
         said = metadata.read(data, source)
         look = bool(len(data) % 2)
-        photo = codec.decode(data, source, LIMITS, icc=said.icc, look=look)
-        pixels = codec.decode_pixels(data, source, LIMITS, icc=said.icc)
+        photo = decoding.decode(data, source, LIMITS, icc=said.icc, look=look)
+        pixels = decoding.decode_pixels(data, source, LIMITS, icc=said.icc)
     except Problem as problem:
         if not 400 <= problem.status < 500:
             raise
         return
     format_ = FORMATS[len(data) % len(FORMATS)]
-    photo = codec.fit(photo, format_, 16)
-    pixels = codec.fit_pixels(pixels, format_, 16)
+    photo = fitting.fit(photo, format_, 16)
+    pixels = fitting.fit_pixels(pixels, format_, 16)
     height, width = photo.size
     kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1")
-    answer = codec.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
-    codec.decode(metadata.write(answer, format_, kept), format_, LIMITS)
+    answer = encoding.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
+    decoding.decode(metadata.write(answer, format_, kept), format_, LIMITS)
 
 
 def change(data: bytes, largest: int, seed: int) -> bytes:

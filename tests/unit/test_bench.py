@@ -19,8 +19,10 @@ from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.engine import Engine
 from service.settings import Settings
-from tests.bench import check, data, floor, gpu, load, loop, model, photos, report, servers, serving, tree
+from tests.bench import check, data, floor, gpu, gpu_results, load, loop, model, photos, report, servers, serving, tree
 from tests.bench.bars import Bar, bars
+from tests.bench.gpu_measures import photos_a_second
+from tests.bench.gpu_results import BOUND, FP16, FP32, PINNED, PLAIN, Bare, Batched, Served
 from tests.bench.results import TOMAU, Cell, Failure, Floor, Results, percentile
 
 SIZE = (512, 384)
@@ -238,34 +240,34 @@ def test_the_event_loop_is_measured_with_an_engine_that_does_nothing() -> None:
 
 
 def test_photos_a_second_stops_at_the_first_error() -> None:
-    images, rate = gpu.photos_a_second([lambda: 3, lambda: 1], 0.05)
+    images, rate = photos_a_second([lambda: 3, lambda: 1], 0.05)
     assert images >= 4
     assert images / rate >= 0.05
     with pytest.raises(ZeroDivisionError):
-        gpu.photos_a_second([lambda: 1, lambda: 1 // 0], 60)
+        photos_a_second([lambda: 1, lambda: 1 // 0], 60)
 
 
 def test_the_bars_of_a_gpu() -> None:
-    measured = gpu.Results({}, "cuda", 32)
-    assert {bar.met for bar in gpu.bars(measured)} == {None}
+    measured = gpu_results.Results({}, "cuda", 32)
+    assert {bar.met for bar in gpu_results.bars(measured)} == {None}
     measured.bare = [
-        gpu.Bare(gpu.FP32, 32, 1, 900.0),
-        gpu.Bare(gpu.FP32, 32, 2, 1000.0),
-        gpu.Bare(gpu.FP16, 32, 2, 1700.0),
-        gpu.Bare(gpu.FP16, 1, 2, 9999.0),
-        gpu.Bare(gpu.FP16, 32, 2, 9999.0, gpu.PLAIN),
+        Bare(FP32, 32, 1, 900.0),
+        Bare(FP32, 32, 2, 1000.0),
+        Bare(FP16, 32, 2, 1700.0),
+        Bare(FP16, 1, 2, 9999.0),
+        Bare(FP16, 32, 2, 9999.0, PLAIN),
     ]
-    measured.batched = [gpu.Batched(gpu.FP32, 128, 940.0, 31.0, 5.0), gpu.Batched(gpu.FP16, 128, 1690.0, 31.0, 5.0)]
+    measured.batched = [Batched(FP32, 128, 940.0, 31.0, 5.0), Batched(FP16, 128, 1690.0, 31.0, 5.0)]
     measured.served = [
-        gpu.Served("no HTTP", gpu.FP16, 64, 1000, 500.0, 8.0),
-        gpu.Served("HTTP", gpu.FP16, 128, 1000, 360.0, 9.0, 1.0, 2.0, 0.9),
+        Served("no HTTP", FP16, 64, 1000, 500.0, 8.0),
+        Served("HTTP", FP16, 128, 1000, 360.0, 9.0, 1.0, 2.0, 0.9),
     ]
-    assert [(bar.value, bar.met) for bar in gpu.bars(measured)] == [
+    assert [(bar.value, bar.met) for bar in gpu_results.bars(measured)] == [
         ("0.94 (fp32)", False),
         ("1.70", True),
         ("0.72", True),
     ]
-    text = gpu.markdown(measured, gpu.bars(measured))
+    text = gpu_results.markdown(measured, gpu_results.bars(measured))
     assert "| IO binding | 32 | 2 | 1000.0 | 1700.0 |" in text
     assert "| HTTP | fp16 | 128 | 360.0 | 1 / 2 | 9.00 | 25.00 | 90% of a core, 10% of all | 0 | 0 |" in text
 
@@ -278,14 +280,14 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
     text = capsys.readouterr().out
     assert text == (tmp_path / "gpu.md").read_text("utf-8")
     measured = json.loads((tmp_path / "gpu.json").read_text("utf-8"))
-    kinds = (gpu.FP32, gpu.FP16)
+    kinds = (FP32, FP16)
     expected = {(variant, batch, threads) for variant in kinds for batch in (1, 2) for threads in {1, servers.CORES}}
     assert {(bare["variant"], bare["batch"], bare["threads"]) for bare in measured["bare"]} == expected
-    assert {bare["way"] for bare in measured["bare"]} == {gpu.BOUND, gpu.PLAIN, gpu.PINNED}
+    assert {bare["way"] for bare in measured["bare"]} == {BOUND, PLAIN, PINNED}
     assert all(figure["rate"] > 0 for figure in (*measured["bare"], *measured["batched"], *measured["served"]))
     assert [(served["way"], served["precision"], served["errors"]) for served in measured["served"]] == [
-        ("no HTTP", gpu.FP32, {}),
-        ("HTTP", gpu.FP32, {}),
+        ("no HTTP", FP32, {}),
+        ("HTTP", FP32, {}),
     ]
     assert 0 < measured["served"][1]["loop"] < 1
     assert {bar["met"] for bar in measured["bars"]} == {None}

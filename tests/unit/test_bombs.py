@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import codec, header, metadata
+from service import decoding, header, metadata
 from service.photo import Photo
 from service.problems import Problem
 from tests.conftest import encoded
@@ -34,7 +34,7 @@ def taken(data: bytes) -> Photo:
     """As the colorizer takes a photo."""
     source = header.source_of(data)
     said = metadata.read(data, source)
-    return codec.decode(data, source, LIMITS, icc=said.icc, look=True)
+    return decoding.decode(data, source, LIMITS, icc=said.icc, look=True)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

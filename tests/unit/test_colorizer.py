@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import codec, color
+from service import color, decoding
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.photo import FORMATS
@@ -106,7 +106,7 @@ def described(gray: np.ndarray, format_: str) -> bytes:
     """A photo that lies on its side, with a caption."""
     exif = Image.Exif()
     exif[0x010E] = "Grandmother, 1931"
-    exif[codec.ORIENTATION_TAG] = 6
+    exif[decoding.ORIENTATION_TAG] = 6
     return encoded(gray, format_, exif=exif, dpi=(300, 300))
 
 
@@ -120,7 +120,7 @@ def test_a_caption_comes_back_with_a_note_and_upright(
     assert image.size == (80, 120)
     exif = image.getexif()
     assert exif[0x010E] == "Grandmother, 1931"
-    assert exif[codec.ORIENTATION_TAG] == 1
+    assert exif[decoding.ORIENTATION_TAG] == 1
     assert exif[0x0131] == "tomau, synthetic colours by compact 1"
     assert data.count(b"compositeWithTrainedAlgorithmicMedia") == 1
     image.load()

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from service import codec, color, header
+from service import color, decoding, encoding, fitting, header
 from service.photo import FORMATS, Format, Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.conftest import encoded
@@ -36,7 +36,7 @@ def deep(picture: np.ndarray) -> np.ndarray:
 
 
 def decode(data: bytes, **options: object) -> Photo:
-    return codec.decode(data, header.source_of(data), LIMITS, **options)  # type: ignore[arg-type]
+    return decoding.decode(data, header.source_of(data), LIMITS, **options)  # type: ignore[arg-type]
 
 
 def tiff(pixels: np.ndarray, **options: object) -> bytes:
@@ -442,7 +442,7 @@ def test_cmyk_with_and_without_adobes_marker(picture: np.ndarray) -> None:
     ],
 )
 def test_what_an_upload_is_answered_in(source: str, with_alpha: bool, answer: str) -> None:
-    assert codec.default_format(source, has_alpha=with_alpha) == answer  # type: ignore[arg-type]
+    assert encoding.default_format(source, has_alpha=with_alpha) == answer  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("format_", FORMATS)
@@ -453,10 +453,10 @@ def test_a_picture_in_every_format_is_what_it_was(
 ) -> None:
     rgb = picture if bits == 8 else deep
     alpha = color.luma_of_rgb(rgb)[::-1].copy() if with_alpha and format_ != "jpeg" else None
-    fitted = codec.fit_pixels(Pixels(rgb, alpha), format_, None)
+    fitted = fitting.fit_pixels(Pixels(rgb, alpha), format_, None)
     assert fitted.rgb.dtype == (np.uint16 if bits == 16 and format_ in ("png", "tiff") else np.uint8)
-    data = codec.encode_pixels(fitted, format_, 95)
-    found = codec.decode_pixels(data, format_, LIMITS)
+    data = encoding.encode_pixels(fitted, format_, 95)
+    found = decoding.decode_pixels(data, format_, LIMITS)
     assert found.rgb.dtype == fitted.rgb.dtype
     if format_ in ("png", "tiff"):
         np.testing.assert_array_equal(found.rgb, rgb)
@@ -467,7 +467,7 @@ def test_a_picture_in_every_format_is_what_it_was(
 
 def test_sixteen_bits_become_eight_by_rounding() -> None:
     levels = np.array([[0, 128, 129, 385, 386, 65_406, 65_407, 65_535]], np.uint16)
-    assert codec.fit(Photo(levels, None), "webp", None).luma.tolist() == [[0, 0, 1, 1, 2, 254, 255, 255]]
+    assert fitting.fit(Photo(levels, None), "webp", None).luma.tolist() == [[0, 0, 1, 1, 2, 254, 255, 255]]
 
 
 @pytest.mark.parametrize("subsampling", [0, 2])

@@ -11,8 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from service import codec, embedded, exif, header, metadata, segments, xmp
-from service import tiff as service_tiff
+from service import decoding, embedded, encoding, exif, header, metadata, segments, tiff_writing, xmp
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Pixels
 from tests.conftest import encoded
@@ -139,7 +138,7 @@ def pixels() -> np.ndarray:
 def picture(pixels: np.ndarray, format_: Format, *, with_alpha: bool = False) -> bytes:
     """As the service encodes an answer."""
     alpha = pixels[..., 0].copy() if with_alpha else None
-    return codec.encode_pixels(Pixels(pixels, alpha), format_, 92)
+    return encoding.encode_pixels(Pixels(pixels, alpha), format_, 92)
 
 
 def opened(data: bytes) -> Image.Image:
@@ -233,7 +232,7 @@ def test_pixels_are_not_touched(pixels: np.ndarray, format_: Format, with_alpha:
     before, after = opened(plain), opened(data)
     assert before.mode == after.mode
     np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
-    assert codec.decode(data, format_, header.Limits(10_000, 10_000)).size == (33, 47)
+    assert decoding.decode(data, format_, header.Limits(10_000, 10_000)).size == (33, 47)
     if format_ == "png":
         assert crcs_are_right(data)
     if format_ == "webp":
@@ -499,7 +498,7 @@ def test_what_does_not_fit_into_a_jpeg(pixels: np.ndarray) -> None:
 
 def test_a_block_near_the_limit_is_not_pushed_over_it() -> None:
     block = tiff(software=None).replace(THUMBNAIL, THUMBNAIL)
-    near = block + bytes(service_tiff.MAX_JPEG_BYTES - len(block))
+    near = block + bytes(tiff_writing.MAX_JPEG_BYTES - len(block))
     assert exif.with_software(near, "tomau") == near
 
 
@@ -660,7 +659,7 @@ def test_a_chunk_with_a_wrong_sum_is_left_out(pixels: np.ndarray) -> None:
 
 
 PLAIN = {
-    format_: codec.encode_pixels(Pixels(np.full((8, 9, 3), 99, np.uint8), None), format_, 90) for format_ in FORMATS
+    format_: encoding.encode_pixels(Pixels(np.full((8, 9, 3), 99, np.uint8), None), format_, 90) for format_ in FORMATS
 }
 SEEDS = {format_: metadata.write(plain, format_, FULL) for format_, plain in PLAIN.items()}
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, IptcImagePlugin
 
-from service import exif, iptc, metadata, tiff, xmp
+from service import exif, iptc, metadata, tiff_writing, xmp
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Source
 from tests.unit.test_metadata import CAPTION, FULL, IIM, IPTC, MAKER_NOTE, PACKET, SCANNER, THUMBNAIL, answer, values
@@ -170,7 +170,7 @@ def test_a_tiff_of_a_scanner(order: str, big: bool) -> None:
     np.testing.assert_array_equal(tifffile.imread(io.BytesIO(data)), [[1, 2], [3, 4]])
     found = metadata.read(data, "tiff")
     assert found.exif is not None
-    assert len(found.exif) < tiff.MAX_JPEG_BYTES
+    assert len(found.exif) < tiff_writing.MAX_JPEG_BYTES
     assert 0xC612 not in loaded(found.exif)
     assert (found.xmp, found.iptc, found.icc) == (PACKET, IPTC, bytes(300))
     assert found.density == Density(600, 600, "inch")
@@ -179,7 +179,7 @@ def test_a_tiff_of_a_scanner(order: str, big: bool) -> None:
     if not big:
         assert found.exif.index(MAKER_NOTE) == data.index(MAKER_NOTE)
     # The other byte order says the same.
-    check_tags(loaded(tiff.compact(found.exif, "<>".replace(order, ""))), 6)
+    check_tags(loaded(tiff_writing.compact(found.exif, "<>".replace(order, ""))), 6)
 
 
 @ORDERS

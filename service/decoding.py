@@ -1,7 +1,6 @@
-"""Bytes to a Photo, and a coloured photo to bytes."""
+"""Bytes to a Photo, or to the Pixels of an answer that keeps its colours."""
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -15,26 +14,12 @@ from PIL import Image
 from service import header, profiles, segments, tiff
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.header import Limits
-from service.photo import FORMATS, Format, Photo, Pixels, Planes, Source, Tone
-from service.problems import InvalidOption
+from service.photo import Photo, Pixels, Source, Tone
 from service.tone import tone_of_rgb
 
 # Else it writes a line on standard error for every odd tag of an upload.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 32_768}
-# What 16 bits a channel fit into, and transparency.
-DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
-ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
-# AVIF's encoder takes seconds for what JPEG's does in a tenth of one: an upload alone does not ask for it.
-SLOW_FORMATS: tuple[Format, ...] = ("avif",)
-QUALITY = 92
-LEAST_QUALITY = 85
-# From 0 to 10. At 8, noise takes three times as long as at 9.
-AVIF_SPEED = 9
-# Pixels of an answer, of formats whose encoders take up to 0.3 s a megapixel: within the deadline on slow cores too.
-PIXEL_LIMITS: dict[Format, int] = {"webp": 40_000_000, "avif": 40_000_000}
-TIFF_LZW = 5
 ORIENTATION_TAG = 0x0112
 # Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others, and of HEIC.
 AS_IT_IS = 1
@@ -302,134 +287,3 @@ def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, L
         picture = pixels[..., 0] if is_gray else pixels[..., :3]
         return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., -1])
     return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), None
-
-
-def default_format(source: Source, *, has_alpha: bool, pixels: int = 0) -> Format:
-    """What an upload is answered in when nothing is asked for: its own format where that is not slow nor too small for
-    so many pixels, else JPEG, or PNG where it has alpha.
-    """
-    if source in FORMATS and source not in SLOW_FORMATS and pixels <= PIXEL_LIMITS.get(source, pixels):
-        return source
-    return "png" if has_alpha else "jpeg"
-
-
-def default_quality(photo: Photo) -> int:
-    """The source's own quality, at least 85, so that luma comes back as it was; 92 where it has none."""
-    return QUALITY if photo.quality is None else max(LEAST_QUALITY, photo.quality)
-
-
-def check_size(height: int, width: int, format_: Format) -> None:
-    """Raises InvalidOption when a format can't hold a photo of that size."""
-    if max(height, width) > SIDE_LIMITS[format_]:
-        raise InvalidOption(
-            f"a side of {max(height, width)} pixels does not fit into {format_}",
-            field="format",
-            limit=SIDE_LIMITS[format_],
-        )
-    most = PIXEL_LIMITS.get(format_)
-    if most is not None and height * width > most:
-        raise InvalidOption(
-            f"{width} x {height} pixels take too long to encode as {format_}: at most {most:,}, see `max_side`",
-            field="format",
-            limit=most,
-        )
-
-
-def encode_planes(planes: Planes, quality: int) -> bytes:
-    """A JPEG, 4:2:0, whose luma plane goes in as it is."""
-    luma = _even(planes.luma)
-    return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, planes.cb, planes.cr, quality))
-
-
-def _even(plane: Bytes) -> Bytes:
-    """The same plane, as a part of one with even sides.
-
-    TurboJPEG reads a 4:2:0 luma plane up to the next even row and column: past the end of an odd one, whatever lies
-    in memory there would go into the file.
-    """
-    height, width = plane.shape
-    if height % 2 == 0 and width % 2 == 0:
-        return plane
-    return np.pad(plane, ((0, height % 2), (0, width % 2)), "edge")[:height, :width]
-
-
-def encode_pixels(
-    pixels: Pixels, format_: Format, quality: int, *, avif_options: Mapping[str, bytes] | None = None
-) -> bytes:
-    """Any format. A JPEG has no room for alpha, and only PNG and TIFF have some for 16 bits: `fit` the photo first.
-
-    avif_options: AVIF's encoder takes the metadata; into the others it is written later.
-    """
-    if format_ == "jpeg":
-        return bytes(simplejpeg.encode_jpeg(pixels.rgb, quality, "RGB", "420"))
-    if format_ == "avif":
-        return _avif(pixels, quality, avif_options or {})
-    bgr = cv2.cvtColor(pixels.rgb, cv2.COLOR_RGB2BGR if pixels.alpha is None else cv2.COLOR_RGB2BGRA)
-    if pixels.alpha is not None:
-        cv2.insertChannel(pixels.alpha, bgr, 3)
-    parameters = {"webp": [cv2.IMWRITE_WEBP_QUALITY, quality], "tiff": [cv2.IMWRITE_TIFF_COMPRESSION, TIFF_LZW]}
-    done, data = cv2.imencode(f".{format_}", bgr, parameters.get(format_, []))
-    if not done:
-        raise RuntimeError(f"OpenCV can't encode {bgr.shape} as {format_}")
-    return data.tobytes()
-
-
-def _avif(pixels: Pixels, quality: int, blocks: Mapping[str, bytes]) -> bytes:
-    picture = Image.fromarray(pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha]))
-    stream = io.BytesIO()
-    # One thread: photos run beside one another.
-    picture.save(stream, "AVIF", quality=quality, speed=AVIF_SPEED, max_threads=1, **blocks)
-    return stream.getvalue()
-
-
-def fit(photo: Photo, format_: Format, max_side: int | None) -> Photo:
-    """The photo as a format can hold it: its longer side at most `max_side` pixels, never enlarged."""
-    luma, alpha = _fit(photo.luma, photo.alpha, format_, max_side)
-    return Photo(luma, alpha, photo.quality, photo.tone)
-
-
-def fit_pixels(pixels: Pixels, format_: Format, max_side: int | None) -> Pixels:
-    """The same for a picture in colour."""
-    return Pixels(*_fit(pixels.rgb, pixels.alpha, format_, max_side))
-
-
-def _fit(picture: Levels, alpha: Levels | None, format_: Format, max_side: int | None) -> tuple[Levels, Levels | None]:
-    if format_ not in DEEP_FORMATS:
-        picture, alpha = _shallowed(picture), None if alpha is None else _shallowed(alpha)
-    height, width = picture.shape[:2]
-    scale = 1.0 if max_side is None else max_side / max(height, width)
-    if scale < 1:
-        picture, alpha = _shrunk(picture, alpha, (max(1, round(width * scale)), max(1, round(height * scale))))
-    if format_ not in ALPHA_FORMATS and alpha is not None:
-        return _on_white(picture, alpha), None
-    return picture, alpha
-
-
-def _shallowed(picture: Levels) -> Levels:
-    """In 8 bits."""
-    return picture if picture.dtype == np.uint8 else np.asarray(cv2.convertScaleAbs(picture, alpha=1 / 257), np.uint8)
-
-
-def _shrunk(picture: Levels, alpha: Levels | None, size: tuple[int, int]) -> tuple[Levels, Levels | None]:
-    """Picture and alpha at a smaller size, columns and rows. A pixel counts for the colour as much as it is opaque:
-    what lies under transparent ones would show at the edges.
-    """
-    plain = like(picture, cv2.resize(picture, size, interpolation=cv2.INTER_AREA))
-    if alpha is None:
-        return plain, None
-    opacity = np.asarray(cv2.resize(alpha.astype(np.float32), size, interpolation=cv2.INTER_AREA))
-    is_seen = opacity > 0
-    colors = np.atleast_3d(plain)
-    # A channel at a time: of a large photo, each takes more than the whole picture in 8 bits.
-    for channel in range(colors.shape[2]):
-        light = cv2.multiply(cv2.extractChannel(picture, channel), alpha, dtype=cv2.CV_32F)
-        light = cv2.resize(light, size, interpolation=cv2.INTER_AREA)[is_seen]
-        colors[is_seen, channel] = np.minimum(np.rint(light / opacity[is_seen]), white(picture))
-    return plain, like(alpha, cv2.resize(alpha, size, interpolation=cv2.INTER_AREA))
-
-
-def _on_white(picture: Levels, alpha: Levels) -> Levels:
-    """The picture laid on white where it is transparent."""
-    most = white(picture)
-    share = alpha.astype(np.float32).reshape(*alpha.shape, *[1] * (picture.ndim - 2)) / most
-    return like(picture, np.rint(most + (picture.astype(np.float32) - most) * share))

@@ -6,24 +6,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service import codec, color, header, segments
-from service.photo import Format, Photo, Pixels, Planes
-from service.problems import (
-    EmptyUpload,
-    InvalidOption,
-    Problem,
-    TooManyPixels,
-    TooManyScans,
-    UnreadableImage,
-    UnsupportedType,
-)
-from tests.conftest import decoded, encoded, luma
+from service import color, decoding, header, segments
+from service.photo import Photo
+from service.problems import EmptyUpload, Problem, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
+from tests.conftest import encoded
 
 LIMITS = header.Limits(max_pixels=100_000_000, max_side=65_500)
 
 
 def decode(data: bytes, limits: header.Limits = LIMITS, **options: object) -> Photo:
-    return codec.decode(data, header.source_of(data), limits, **options)  # type: ignore[arg-type]
+    return decoding.decode(data, header.source_of(data), limits, **options)  # type: ignore[arg-type]
 
 
 def png_header(width: int, height: int, depth: int = 8) -> bytes:
@@ -112,7 +104,7 @@ def test_one_transparent_colour_is_kept(mode: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[codec.ORIENTATION_TAG] = orientation
+    exif[decoding.ORIENTATION_TAG] = orientation
     options = {"quality": 95} if format_ == "JPEG" else {"lossless": True}
     data = encoded(gray, format_, exif=exif, **options)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L"))
@@ -123,7 +115,7 @@ def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 9.0, -1.0])
 def test_an_orientation_that_is_none(gray: np.ndarray, format_: str, value: float) -> None:
-    entry = struct.pack("<HHIf", codec.ORIENTATION_TAG, 11, 1, value)
+    entry = struct.pack("<HHIf", decoding.ORIENTATION_TAG, 11, 1, value)
     block = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
     assert decode(encoded(gray, format_, exif=block)).luma.shape == gray.shape
 
@@ -139,12 +131,6 @@ def test_a_jpegs_quality_is_found_again(gray: np.ndarray, quality: int) -> None:
     found = decode(encoded(gray, "JPEG", quality=quality)).quality
     assert found is not None
     assert abs(found - quality) <= 1
-
-
-@pytest.mark.parametrize(("source", "expected"), [(40, 85), (85, 85), (97, 97), (None, 92)])
-def test_default_quality_is_the_sources_own_but_never_poor(gray: np.ndarray, source: int | None, expected: int) -> None:
-    data = encoded(gray, "JPEG", quality=source) if source else encoded(gray, "PNG")
-    assert codec.default_quality(decode(data)) == expected
 
 
 @pytest.mark.parametrize(
@@ -256,108 +242,6 @@ def test_an_animation_is_refused() -> None:
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
     with pytest.raises(UnsupportedType, match="animated"):
         decode(buffer.getvalue())
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (2, 2), (15, 17), (333, 501)])
-def test_planes_come_back_as_they_went_in(gray: np.ndarray, shape: tuple[int, int]) -> None:
-    source = encoded(gray[: shape[0], : shape[1]], "JPEG", quality=90)
-    plane = decode(source).luma
-    small = color.half(plane)
-    data = codec.encode_planes(Planes(plane, np.full_like(small, 100), np.full_like(small, 160)), 90)
-    assert decoded(data).shape == (*shape, 3)
-    # Beyond the photo's edge, a JPEG's blocks are filled up: in a tiny one that weighs.
-    assert np.abs(luma(data) - plane).mean() < (0.5 if min(shape) > 16 else 3)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (333, 501), (336, 501), (333, 512), (336, 512)])
-def test_nothing_from_beyond_the_planes_gets_into_the_file(gray: np.ndarray, shape: tuple[int, int]) -> None:
-    plane = np.resize(gray, shape)
-    half = color.half(plane)
-    files = set()
-    for filler in range(20):
-        # The same planes, each time at the end of a memory block with other content behind them.
-        block = np.full(plane.size + 4096, 12 * filler, np.uint8)
-        inside = block[: plane.size].reshape(shape)
-        inside[:] = plane
-        files.add(codec.encode_planes(Planes(inside, half, half), 90))
-    assert len(files) == 1
-
-
-@pytest.mark.parametrize("format_", ["jpeg", "png", "webp"])
-@pytest.mark.parametrize("with_alpha", [False, True])
-def test_pixels_of_every_format(astronaut: np.ndarray, format_: str, with_alpha: bool) -> None:
-    alpha = np.tile(np.arange(256, dtype=np.uint8), (512, 2)) if with_alpha and format_ != "jpeg" else None
-    data = codec.encode_pixels(Pixels(astronaut, alpha), format_, 92)  # type: ignore[arg-type]
-    image = Image.open(io.BytesIO(data))
-    assert image.format == format_.upper()
-    if alpha is not None:
-        np.testing.assert_array_equal(np.asarray(image)[..., 3], alpha)
-    else:
-        assert np.abs(decoded(data).astype(int) - astronaut).mean() < 6
-
-
-@pytest.mark.parametrize("format_", ["webp", "avif"])
-def test_what_would_take_too_long_is_refused_or_no_default(format_: Format) -> None:
-    codec.check_size(5000, 8000, format_)
-    with pytest.raises(InvalidOption) as caught:
-        codec.check_size(5001, 8000, format_)
-    assert (caught.value.field, caught.value.limit) == ("format", 40_000_000)
-    assert codec.default_format("webp", has_alpha=False, pixels=40_000_000) == "webp"
-    assert codec.default_format("webp", has_alpha=True, pixels=40_000_001) == "png"
-
-
-def test_a_webp_has_room_for_16383_pixels() -> None:
-    codec.check_size(1, 16_383, "webp")
-    with pytest.raises(InvalidOption) as caught:
-        codec.check_size(1, 16_384, "webp")
-    assert (caught.value.field, caught.value.limit) == ("format", 16_383)
-
-
-def test_a_fitting_photo_keeps_its_shape_and_is_never_enlarged(gray: np.ndarray) -> None:
-    photo = decode(encoded(gray, "PNG"))
-    assert codec.fit(photo, "png", 100).size == (66, 100)
-    assert codec.fit(photo, "png", 10_000).size == photo.size
-    assert codec.fit(photo, "png", 1).size == (1, 1)
-
-
-def test_a_jpeg_has_no_alpha_so_the_photo_is_laid_on_white() -> None:
-    pixels = np.array([[[0, 0], [0, 255], [100, 128]]], np.uint8)
-    photo = decode(encoded(pixels, "PNG"))
-    flat = codec.fit(photo, "jpeg", None)
-    assert flat.alpha is None
-    assert flat.luma.tolist() == [[255, 0, 177]]
-    rgb = codec.fit_pixels(codec.decode_pixels(encoded(pixels, "PNG"), "png", LIMITS), "jpeg", None).rgb
-    assert rgb.tolist() == [[[255] * 3, [0] * 3, [177] * 3]]
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-@pytest.mark.parametrize("format_", ["png", "jpeg", "webp"])
-def test_what_lies_under_transparent_pixels_does_not_show_at_the_edges(dtype: type, format_: Format) -> None:
-    down, across = np.indices((301, 301)) - 150
-    disc = (np.hypot(down, across) < 100).astype(dtype) * np.iinfo(dtype).max
-    colored = np.dstack([disc, disc // 2, disc // 4])
-    gray = codec.fit(Photo(disc, disc), format_, 100)
-    fitted = codec.fit_pixels(Pixels(colored, disc), format_, 100)
-    most = np.iinfo(gray.luma.dtype).max
-    if format_ == "jpeg":
-        assert gray.alpha is None
-        assert (gray.luma == most).all()
-        return
-    assert gray.alpha is not None
-    assert set(np.unique(gray.luma)) <= {0, most}
-    assert ((gray.alpha > 0) & (gray.alpha < most)).sum() > 100
-    shown = gray.alpha > 0
-    assert (gray.luma[shown] == most).all()
-    assert np.abs(fitted.rgb[shown].astype(int) - (most, most // 2, most // 4)).max() <= 1
-
-
-def test_fully_transparent_parts_keep_their_colors_and_opaque_ones_are_shrunk_by_area(astronaut: np.ndarray) -> None:
-    by_area = codec.fit_pixels(Pixels(astronaut, None), "png", 128).rgb
-    for level in (0, 1, 255):
-        alpha = np.full(astronaut.shape[:2], level, np.uint8)
-        fitted = codec.fit_pixels(Pixels(astronaut, alpha), "png", 128)
-        assert np.abs(fitted.rgb.astype(int) - by_area).max() <= 1
-        assert (fitted.alpha == level).all()
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -1,0 +1,275 @@
+"""The measurements of a GPU: bare loops, the batcher, the whole way of a photo without HTTP and with it."""
+
+import hashlib
+import http.client
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+import psutil
+
+from service import memory
+from service.batcher import Batcher
+from service.catalog import EXECUTORS_A_GPU, Catalog
+from service.colorizer import Colorizer, Options
+from service.contract import INPUT, OUTPUT
+from service.engine import Engine, Gpu, Loader, buckets
+from service.executor import Bound, Device, Place, Plain, host_memory
+from service.settings import Settings
+from service.variants import half_of
+from tests.bench import model, tree
+from tests.bench.gpu_results import BOUND, FP16, FP32, PINNED, PLAIN, TF32, Bare, Batched, Served
+from tests.bench.results import TOMAU, percentile
+from tests.bench.servers import CORES, ROOT, Server, running
+
+VARIANTS = (FP32, TF32, FP16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and for how long each (seconds; bare loops, of which there are many, half as long).
+
+    options: ONNX Runtime's for CUDA, over the service's.
+    """
+
+    device: Device = "cuda"
+    max_batch: int = 32
+    seconds: float = 2.0
+    clients: int | None = None
+    graphs: bool = False
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def variants(self) -> Sequence[str]:
+        return VARIANTS if self.device == "cuda" else (FP32, FP16)
+
+    @property
+    def executors(self) -> int:
+        return EXECUTORS_A_GPU if self.device == "cuda" else CORES
+
+    def gpu(self, variant: str) -> Gpu:
+        # Half precision needs TF32 to be allowed: see Catalog.
+        return Gpu(0, variant != FP32, self.graphs, options=self.options)
+
+    def settings(self, folder: Path) -> Settings:
+        return Settings(
+            models=folder,
+            default_model=model.NAME,
+            device=self.device,
+            max_batch=self.max_batch,
+            cuda_graphs=self.graphs,
+            cuda_options=self.options,
+        )
+
+
+def make_models(folder: Path) -> None:
+    """The benchmark's model and its half, unless they are there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = folder / f"{model.NAME}.onnx"
+    if not whole.exists():
+        whole.write_bytes(model.build())
+    if not half_of(whole).exists():
+        import onnx
+
+        from model_export.half import halve
+
+        half_of(whole).write_bytes(halve(onnx.load(whole)).SerializeToString())
+
+
+def _file(folder: Path, variant: str) -> Path:
+    whole = folder / f"{model.NAME}.onnx"
+    return half_of(whole) if variant == FP16 else whole
+
+
+def photos_a_second(calls: Sequence[Callable[[], int]], seconds: float) -> tuple[int, float]:
+    """Calls each again and again in a thread of its own; the photos that they say they did, and those a second.
+
+    Raises what a call raised.
+    """
+    counts, errors = [0] * len(calls), list[BaseException]()
+    start = threading.Barrier(len(calls) + 1)
+
+    def work(number: int) -> None:
+        start.wait()
+        try:
+            while not errors and (counts[number] == 0 or time.monotonic() < until):
+                counts[number] += calls[number]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    started = time.monotonic()
+    until = started + seconds
+    start.wait()
+    for thread in threads:
+        thread.join()
+    took = time.monotonic() - started
+    if errors:
+        raise errors[0]
+    return sum(counts), sum(counts) / took
+
+
+def _session(file: Path, plan: Plan, variant: str, batch: int) -> ort.InferenceSession:
+    """As the service makes them. A captured graph is one thread's only, so bare loops run without."""
+    gpu = replace(plan.gpu(variant), graphs=False)
+    return Loader(file, file.read_bytes(), plan.device, gpu).session(batch)
+
+
+def _inputs(batch: int) -> np.ndarray:
+    return np.random.default_rng(0).random((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), np.float32)
+
+
+def _pinned_run(session: ort.InferenceSession, place: Place, batch: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A plain run of an input that is copied into pinned memory first."""
+    value = host_memory((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), place)
+    host = value.numpy()
+
+    def run(lightness: np.ndarray, value: ort.OrtValue = value) -> np.ndarray:
+        host[:] = lightness
+        (chroma,) = session.run([OUTPUT], {INPUT: host})
+        return chroma
+
+    return run
+
+
+def measure_bare(folder: Path, plan: Plan) -> Iterator[Bare]:
+    place = Place(plan.device)
+    for variant in plan.variants:
+        for batch in buckets(plan.max_batch):
+            session = _session(_file(folder, variant), plan, variant, batch)
+            lightness = _inputs(batch)
+            each = range(plan.executors)
+            ways: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
+                BOUND: [Bound(session, batch, model.INPUT_SIZE, place, model.NAME).run for _ in each],
+                PLAIN: [Plain(session, model.NAME).predict for _ in each],
+                PINNED: [_pinned_run(session, place, batch) for _ in each],
+            }
+            for way, runs in ways.items():
+                calls = [lambda run=run, lightness=lightness: len(run(lightness)) for run in runs]
+                photos_a_second(calls, plan.seconds / 8)
+                for threads in sorted({1, plan.executors}):
+                    rate = photos_a_second(calls[:threads], plan.seconds / 2)[1]
+                    yield Bare(variant, batch, threads, rate, way)
+
+
+def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
+    for variant in plan.variants:
+        file = _file(folder, variant)
+        started = time.monotonic()
+        engine = Engine(
+            file, file.read_bytes(), plan.device, plan.max_batch, executors=plan.executors, gpu=plan.gpu(variant)
+        )
+        engine.warm()
+        ready_s = time.monotonic() - started
+        # So many that each executor can be full while as many photos wait.
+        threads = 2 * plan.executors * engine.max_batch
+        batcher = Batcher(engine.executors, max_batch=engine.max_batch, capacity=threads)
+        items = _inputs(threads)
+        shares: list[float] = []
+
+        def one(item: np.ndarray, batcher: Batcher = batcher, shares: list[float] = shares) -> int:
+            shares.append(1 / batcher.predict(item).batch)
+            return 1
+
+        calls = [lambda item=item, one=one: one(item) for item in items]
+        photos_a_second(calls, plan.seconds / 4)
+        shares.clear()
+        images, rate = photos_a_second(calls, plan.seconds)
+        yield Batched(variant, threads, rate, images / sum(shares), ready_s)
+
+
+def _precision(folder: Path, sha256: str) -> str:
+    """Which of the model's files has that hash."""
+    half = _file(folder, FP16)
+    return FP16 if hashlib.sha256(half.read_bytes()).hexdigest() == sha256 else FP32
+
+
+def measure_direct(folder: Path, plan: Plan, files: list[Path]) -> Served:
+    """The service's own way of a photo in as many threads as it has, without HTTP."""
+    memory.keep_freed()
+    cv2.setNumThreads(1)
+    settings = plan.settings(folder)
+    catalog = Catalog(settings)
+    colorizer = Colorizer(catalog, settings)
+    data = [file.read_bytes() for file in files]
+
+    def one(number: int) -> int:
+        colorizer.colorize(data[number % len(data)], Options())
+        return 1
+
+    calls = [lambda number=number: one(number) for number in range(catalog.workers)]
+    photos_a_second(calls, plan.seconds / 4)
+    used, wall = time.process_time(), time.monotonic()
+    images, rate = photos_a_second(calls, plan.seconds)
+    used, wall = time.process_time() - used, time.monotonic() - wall
+    precision = _precision(folder, catalog.get(None).sha256)
+    return Served("no HTTP", precision, catalog.workers, images, rate, used / wall)
+
+
+def _served_hash(server: Server) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        connection.request("GET", "/models")
+        (only,) = json.load(connection.getresponse())["models"]
+        return str(only["sha256"])
+    finally:
+        connection.close()
+
+
+def _loop_seconds(pid: int) -> float:
+    """CPU time of the process's first thread, which the event loop runs in; NaN where it isn't told."""
+    try:
+        times = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
+    except psutil.Error:
+        return np.nan
+    return times.get(pid, np.nan)
+
+
+def _load(server: Server, files: list[Path], clients: int, seconds: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.bench.load", str(server.port), *map(str, files)]
+    options = ["--clients", str(clients), "--seconds", str(seconds)]
+    ended = subprocess.run([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    seen: dict[str, Any] = json.loads(ended.stdout)
+    return seen
+
+
+def measure_http(folder: Path, plan: Plan, files: list[Path], log: Path) -> Served:
+    settings = plan.settings(folder)
+    fields = ("device", "max_batch", "cuda_graphs")
+    given = {name: str(getattr(settings, name)) for name in fields} | {"cuda_options": json.dumps(plan.options)}
+    clients = plan.clients or (4 * plan.max_batch if plan.device == "cuda" else 4 * CORES)
+    with running(TOMAU, _file(folder, FP32), log, given) as server:
+        precision = _precision(folder, _served_hash(server))
+        _load(server, files, clients, plan.seconds / 4)
+        used, loop, wall = tree.cpu_seconds(server.pid), _loop_seconds(server.pid), time.monotonic()
+        seen = _load(server, files, clients, plan.seconds)
+        wall = time.monotonic() - wall
+        used, loop = tree.cpu_seconds(server.pid) - used, _loop_seconds(server.pid) - loop
+    answered = seen["answered"]
+    busy = seen["last_answer"]
+    p50, p99 = (1000 * percentile(answered, percent) for percent in (50, 99))
+    return Served(
+        "HTTP",
+        precision,
+        clients,
+        len(answered),
+        len(answered) / busy if busy else 0.0,
+        # The load generator's own start is no time of work.
+        used / min(wall, busy or wall),
+        p50,
+        p99,
+        loop / min(wall, busy or wall),
+        len(seen["refused"]),
+        seen["errors"],
+    )

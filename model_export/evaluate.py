@@ -3,10 +3,11 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +33,8 @@ from service.color import Bytes, ColorSpace, Floats
 from service.engine import Engine
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Pixels of each photograph that are measured; the same ones in every run.
 PIXELS = 2048
@@ -151,6 +154,11 @@ def model_predictor(engine: Engine) -> Predict:
     return predict
 
 
+def _told(photos: Iterator[T], total: int, doing: str) -> Iterable[T]:
+    """With a bar on a terminal, and none in a log."""
+    return tqdm(photos, total=total, desc=doing, unit=" photos", disable=None, leave=False)
+
+
 def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int]:
     """The photographs that can be read, and the number of the others. Raises ValueError when none of some can be."""
 
@@ -163,7 +171,7 @@ def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int
         return True
 
     with ThreadPoolExecutor() as pool:
-        fit = list(tqdm(pool.map(one, entries), total=len(entries), desc="reading", unit=" photos", leave=False))
+        fit = list(_told(pool.map(one, entries), len(entries), "reading"))
     if entries and not any(fit):
         raise ValueError(f"none of {len(entries):,} photographs can be read, the first {entries[0].name}")
     return list(itertools.compress(entries, fit)), fit.count(False)
@@ -180,7 +188,7 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
         return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn]
 
     with ThreadPoolExecutor() as pool:
-        rows = list(tqdm(pool.map(one, entries), total=len(entries), desc="colouring", unit=" photos", leave=False))
+        rows = list(_told(pool.map(one, entries), len(entries), "colouring"))
     luma, chroma, truth = (np.stack(parts) for parts in zip(*rows, strict=True))
     return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space)
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ ROUND = 50
 SETTLE = 100
 SETTLE_MOMENTUM = 0.97
 VALIDATION_BATCH = 50
+# Seconds between two pictures of the bar in a log.
+LOG_INTERVAL_S = 60.0
 # The optimizer's moments start from nothing at every start: the learning rate rises over so many steps.
 RAMP = 100
 # Photographs whose chroma decides which bins there are, and the side they are looked at in.
@@ -275,7 +278,10 @@ class Run:
         """
         started = time.monotonic()
         before, last_check = self.state, started
-        bar = tqdm(total=100.0, initial=100 * before.progress, unit="%", bar_format="{l_bar}{bar}| {postfix}")
+        # In a log each picture of the bar stays.
+        interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
+        initial, form = 100 * before.progress, "{l_bar}{bar}| {postfix}"
+        bar = tqdm(total=100.0, initial=initial, unit="%", bar_format=form, mininterval=interval)
         losses: list[float] = []
         stops = False
         with bar:

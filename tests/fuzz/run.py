@@ -21,6 +21,7 @@ def run(
     parser.add_argument("--found", type=Path, default=Path.cwd(), help="folder for the inputs that failed")
     parser.add_argument("again", type=Path, nargs="*", help="inputs to try again, and nothing else")
     arguments = parser.parse_args()
+    arguments.found.mkdir(parents=True, exist_ok=True)
     flags = [f"-artifact_prefix={arguments.found}/", "-timeout=10", "-rss_limit_mb=2048", f"-max_len={largest}"]
     if arguments.again:
         flags += map(str, arguments.again)

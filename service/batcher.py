@@ -183,7 +183,7 @@ class Batcher:
     def _run(self, executor: Predictor, batch: Sequence[_Waiter]) -> None:
         """Settles every item of the batch, whatever happens. A failed batch is tried again one by one."""
         started = self._clock()
-        if self._spread is not None and batch[0].alone:
+        if self._spread is not None and len(batch) == 1 and batch[0].alone:
             executor = self._spread
         try:
             chroma = executor.predict([waiter.lightness for waiter in batch])

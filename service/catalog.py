@@ -141,7 +141,8 @@ class Catalog:
     def _engines(self, path: Path, data: bytes, settings: Settings) -> list[Engine]:
         """One for each device, not warm yet."""
         if self.device == "cpu":
-            spread = min(settings.cores, MOST_SPREAD) if settings.spread_single else 1
+            is_spread = len(data) <= settings.spread_model_mib * MIB
+            spread = min(settings.cores, MOST_SPREAD) if is_spread else 1
             return [Engine(path, data, "cpu", executors=settings.cores, spread=spread)]
         return [
             Engine(path, data, "cuda", settings.max_batch, executors=EXECUTORS_A_GPU, gpu=_fit(gpu, path))

@@ -87,7 +87,7 @@ def _colorize(args: argparse.Namespace) -> None:
         suffix = args.output.suffix.lower().removeprefix(".")
         given.setdefault("format", {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
     options = Options.model_validate(given)
-    settings = Settings()
+    settings = Settings(spread_model_mib=0)  # That would take longer to load than it saves.
     colorizer = Colorizer(Catalog(settings), settings)
     if is_one:
         args.output.write_bytes(colorizer.colorize(photos[0].read_bytes(), options).data)
@@ -116,7 +116,7 @@ def _models(_: argparse.Namespace) -> None:
     from service.catalog import Catalog
     from service.settings import Settings
 
-    catalog = Catalog(Settings())
+    catalog = Catalog(Settings(spread_model_mib=0))
     for model in catalog:
         contract = model.contract
         mark = "*" if contract.name == catalog.default else " "

@@ -15,6 +15,7 @@ import onnxruntime as ort
 from service.color import Floats
 from service.contract import Contract, ContractError
 from service.executor import PROVIDERS, Batch, Device, EngineError, Executor, OwnThread, Place, Plain, Predictor
+from service.threads import Threads
 
 TENSORRT = "TensorrtExecutionProvider"
 # A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
@@ -70,7 +71,7 @@ def _preload() -> None:
 
 
 def _options(threads: int = 1) -> ort.SessionOptions:
-    """One photo, one core: photos run beside one another, and a spinning thread would only take from the others."""
+    """By default one photo, one core: photos run beside one another. A spinning thread would only take from others."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
@@ -197,6 +198,7 @@ class Engine:
         self.max_batch = 1
         self.executors += [Plain(session, self.contract.name)] * executors
         if spread > 1:
+            _check_threads(spread)
             self.spread = Plain(loader.session(threads=spread), self.contract.name)
 
     def _load_on_gpu(self, loader: Loader, path: Path, max_batch: int, executors: int, gpu: Gpu) -> None:
@@ -235,6 +237,14 @@ class Engine:
         Raises EngineError when the answer has another shape or is not finite.
         """
         return self.executors[0].predict(lightness)
+
+
+def _check_threads(count: int) -> None:
+    """Raises EngineError when so many threads can't be started: ONNX Runtime would wait for them for ever."""
+    try:
+        Threads(count, "spread").stop(wait=True)
+    except OSError as error:
+        raise EngineError(str(error)) from error
 
 
 def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:

@@ -113,10 +113,11 @@ class Settings(BaseSettings):
         ge=1,
         description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch for each GPU",
     )
-    spread_single: bool = Field(
-        True,
-        description="on a CPU, the model of a photo that is alone runs on up to four cores; takes each model's memory"
-        " twice",
+    spread_model_mib: int = Field(
+        64,
+        ge=0,
+        description="on a CPU, a photo that is alone runs on up to four cores if its model's file has at most so many"
+        " MiB: it takes the model's memory twice",
     )
     max_wait_s: float = Field(
         0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"

@@ -63,18 +63,30 @@ class Threads:
         return job.future
 
     def _give(self, thread: ThreadPoolExecutor, job: Job[Any]) -> None:
-        thread.submit(self._work, thread, job)
+        try:
+            # In a list, which is emptied: the executor holds on to what it was given.
+            thread.submit(self._work, thread, [job])
+        except BaseException:
+            self._idle.append(thread)
+            raise
 
-    def _work(self, thread: ThreadPoolExecutor, job: Job[Any]) -> None:
-        job.run()
-        with self._lock:
-            if self._jobs:
-                self._give(thread, self._jobs.popleft())
-            else:
-                self._idle.append(thread)
+    def _work(self, thread: ThreadPoolExecutor, given: list[Job[Any]]) -> None:
+        while given:
+            self._begin(given.pop())
+            with self._lock:
+                if self._jobs:
+                    given.append(self._jobs.popleft())
+                else:
+                    self._idle.append(thread)
 
-    def stop(self) -> None:
-        """Lets running calls end, cancels waiting ones."""
+    def _begin(self, job: Job[Any]) -> None:
+        if self._stopped:
+            job.future.cancel()
+        else:
+            job.run()
+
+    def stop(self, *, wait: bool = False) -> None:
+        """Lets running calls end, and waits for them if asked to; cancels those that have not begun."""
         with self._lock:
             self._stopped = True
             waiting = list(self._jobs)
@@ -82,4 +94,4 @@ class Threads:
         for job in waiting:
             job.future.cancel()
         for thread in self._threads:
-            thread.shutdown(wait=False)
+            thread.shutdown(wait=wait)

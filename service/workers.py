@@ -101,9 +101,9 @@ class Workers:
             raise DeadlineExceeded("the photo was not done in time")
         finally:
             hang_up.cancel()
+            answer.add_done_callback(_forget)
             if not answer.done():
                 cancelled.set()
-                answer.add_done_callback(_forget)
                 job.cancel()
 
     @property

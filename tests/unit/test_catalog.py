@@ -1,5 +1,6 @@
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -104,10 +105,12 @@ def test_a_spread_photo_gets_the_very_same_colours() -> None:
     np.testing.assert_array_equal(engine.spread.predict(lightness), engine.predict(lightness))
 
 
-@pytest.mark.parametrize(("cores", "spread", "wanted"), [(1, True, 1), (2, True, 2), (16, True, 4), (16, False, 1)])
+@pytest.mark.parametrize(("cores", "limit", "wanted"), [(1, 64, 1), (2, 64, 2), (16, 64, 4), (16, 1, 1), (16, 0, 1)])
 def test_how_far_a_single_photo_is_spread(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, cores: int, spread: bool, wanted: int
+    folder: Path, monkeypatch: pytest.MonkeyPatch, cores: int, limit: int, wanted: int
 ) -> None:
+    path = folder / "tint.onnx"
+    path.write_bytes(tint_model(contract(data="x" * (1 << 20)), (10, 20)))
     threads = []
     session = ort.InferenceSession
 
@@ -117,8 +120,18 @@ def test_how_far_a_single_photo_is_spread(
 
     monkeypatch.setattr(ort, "InferenceSession", seen)
     monkeypatch.setattr(Settings, "cores", cores)
-    Catalog(settings(folder, spread_single=spread))
+    Catalog(settings(folder, spread_model_mib=limit))
     assert threads == [1] if wanted == 1 else [1, wanted]
+
+
+def test_without_threads_to_spread_over_a_model_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Settings, "cores", 4)
+    monkeypatch.setattr(threading.Thread, "start", fails)
+    with pytest.raises(EngineError, match="4 spread threads can't be started"):
+        Catalog(settings(folder))
 
 
 def test_values_that_are_not_finite_are_a_fault() -> None:

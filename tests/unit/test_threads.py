@@ -3,12 +3,12 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
 
-from service.threads import Threads
+from service.threads import Job, Threads
 
 
 @contextmanager
@@ -91,6 +91,55 @@ def test_stopping_lets_running_calls_end_and_cancels_waiting_ones() -> None:
         with pytest.raises(RuntimeError, match="stopped"):
             pool.submit(int)
     pool.stop()
+
+
+def test_a_hand_over_that_fails_loses_neither_thread_nor_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    give = ThreadPoolExecutor.submit
+
+    def fails(*_: object) -> None:
+        raise MemoryError
+
+    with threads(1) as pool:
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", fails)
+        with pytest.raises(MemoryError):
+            pool.submit(int)
+        monkeypatch.setattr(ThreadPoolExecutor, "submit", give)
+        with occupied(pool, 1):
+            waiting = [pool.submit(int) for _ in range(3)]
+            monkeypatch.setattr(ThreadPoolExecutor, "submit", fails)
+        assert [call.result(10) for call in waiting] == [0, 0, 0]
+
+
+def test_what_was_given_to_a_thread_does_not_begin_after_the_stop() -> None:
+    pool = Threads(1, "test")
+    job = Job(int)
+    with occupied(pool, 1):
+        pool.stop()
+    pool._work(pool._threads[0], [job])
+    assert job.future.cancelled()
+
+
+def test_a_busy_thread_holds_no_earlier_call_and_no_result() -> None:
+    class Plane:
+        pass
+
+    with threads(1) as pool:
+        with occupied(pool, 1):
+            plane = Plane()
+            seen = weakref.ref(plane)
+            call = pool.submit(lambda plane=plane: plane)
+            del plane
+            door, inside = threading.Event(), threading.Event()
+            last = pool.submit(lambda: (inside.set(), door.wait(10)))
+        call.result(10)
+        del call
+        assert inside.wait(10)
+        gc.collect()
+        try:
+            assert seen() is None
+        finally:
+            door.set()
+            last.result(10)
 
 
 def test_an_idle_thread_holds_neither_a_call_nor_its_result() -> None:

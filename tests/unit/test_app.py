@@ -2,6 +2,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_a_batch_has_longer_to_finish_than_a_photo(
     state.batches.take(batches)
     asyncio.run(server.shutdown())
     assert given == [seconds]
+
+
+def test_threads_come_by_the_lock_while_it_serves_and_only_then(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models=models, device="cpu")
+    server = Server(app.create_app(settings), settings)
+    before, meanwhile = sys.getswitchinterval(), []
+
+    def serve(*_: object) -> None:
+        meanwhile.append(sys.getswitchinterval())
+        raise SystemExit(3)
+
+    monkeypatch.setattr(uvicorn.Server, "run", serve)
+    with pytest.raises(SystemExit):
+        server.run()
+    assert meanwhile[0] < before / 10
+    assert sys.getswitchinterval() == before
 
 
 def test_a_sigterm_before_it_serves_ends_it_at_once(models: Path) -> None:

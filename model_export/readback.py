@@ -8,6 +8,7 @@ became too small for half precision. Of the photographs held out it has digests 
 import base64
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from model_export.checkpoint import Setup, Weights
 from model_export.recipe import Recipe
 
 KEY = "tomau.training"
-# A tensor is a kernel when, beside its factors, it differs by no more than half precision explains.
+# A tensor is a kernel when, beside its factors, it differs by no more than half precision explains: by a share, and by
+# its smallest number.
 TOLERANCE = 2e-3
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 # What the names of a kernel's lost channels, and of their weights, end with.
 LOST, WHOLE = "-lost", "-whole"
 
@@ -42,14 +45,11 @@ def _as_kernel(tensor: NDArray[Any]) -> NDArray[np.float32]:
     return tensor.astype(np.float32).transpose(2, 3, 1, 0)
 
 
-def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> NDArray[np.float32] | None:
-    """What each output channel of `kernel` is multiplied with to be `tensor`; None when it is another's."""
-    if kernel.shape != tensor.shape:
-        return None
+def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """What each output channel of `kernel` is multiplied with to be `tensor`, and the largest difference then."""
     power = np.square(kernel).sum(axis=(0, 1, 2))
     factors = (kernel * tensor).sum(axis=(0, 1, 2)) / np.maximum(power, 1e-12)
-    distance = np.abs(kernel * factors - tensor).max()
-    return factors if distance <= TOLERANCE * max(float(np.abs(tensor).max()), 1e-6) else None
+    return factors, float(np.abs(kernel * factors - tensor).max())
 
 
 def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -67,12 +67,22 @@ def _kernels(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
 
 
 def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> tuple[str, NDArray[np.float32]]:
-    # A batch norm that has not learnt yet leaves nothing of its kernel: nothing is any kernel's, so it comes last.
-    for name, tensor in sorted(tensors.items(), key=lambda item: not item[1].any()):
-        factors = _factors(kernel, tensor)
-        if factors is not None:
-            return name, factors
-    raise NoWeights(f"no tensor of the graph is the kernel of shape {kernel.shape}")
+    """The tensor that is nearest to the kernel, as a share of itself.
+
+    A batch norm that has hardly learnt leaves next to nothing of its kernel, which is within the tolerance of any: the
+    wrong one of those is no harm, for what it doesn't give back is kept.
+    """
+    found: list[tuple[float, str, NDArray[np.float32]]] = []
+    for name, tensor in tensors.items():
+        if kernel.shape == tensor.shape:
+            factors, distance = _factors(kernel, tensor)
+            largest = float(np.abs(tensor).max())
+            if distance <= TOLERANCE * largest + SMALLEST:
+                found.append((distance / largest if largest else math.inf, name, factors))
+    if not found:
+        raise NoWeights(f"no tensor of the graph is the kernel of shape {kernel.shape}")
+    _, name, factors = min(found, key=lambda each: each[0])
+    return name, factors
 
 
 def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:

@@ -6,13 +6,10 @@ loop's thread and of all others together.
 """
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import psutil
@@ -20,7 +17,7 @@ import psutil
 from tests.bench import model, photos
 from tests.bench.photos import Size
 from tests.bench.results import name_of
-from tests.bench.servers import KINDS, ROOT, Kind, Server, running
+from tests.bench.servers import KINDS, Kind, Server, load, running
 
 NAME = "nothing"
 SIZES = ((512, 384), (4000, 3000))
@@ -50,25 +47,6 @@ def _cpu_seconds(server: Server) -> tuple[float, float]:
     return loop, sum(threads.values())
 
 
-def _load(server: Server, paths: Sequence[Path], clients: int, seconds: float) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        "-m",
-        "tests.bench.load",
-        server.port,
-        *paths,
-        "--clients",
-        clients,
-        "--seconds",
-        seconds,
-    ]
-    ended = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)
-    seen: dict[str, Any] = json.loads(ended.stdout)
-    if seen["errors"]:
-        raise RuntimeError(f"errors: {seen['errors']}")
-    return seen
-
-
 def measure(size: Size, clients: Sequence[int], seconds: float) -> list[tuple[int, float, float, float]]:
     """For each number of clients: itself, requests a second, CPU milliseconds of the loop and of the other threads."""
     rows = []
@@ -79,10 +57,10 @@ def measure(size: Size, clients: Sequence[int], seconds: float) -> list[tuple[in
         file.write_bytes(model.build())
         paths = photos.write(folder, size)
         with running(NAME, file, folder / "log") as server:
-            _load(server, paths, 2, min(1.0, seconds))
+            load(server, paths, min(1.0, seconds), 2)
             for count in clients:
                 before = _cpu_seconds(server)
-                seen = _load(server, paths, count, seconds)
+                seen = load(server, paths, seconds, count)
                 after = _cpu_seconds(server)
                 answered = len(seen["answered"])
                 loop, others = (1000 * (late - early) / answered for late, early in zip(after, before, strict=True))

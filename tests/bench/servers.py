@@ -4,17 +4,19 @@ A server gets a process group of its own, so that all of its processes can be st
 """
 
 import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from tests.bench import model
 
@@ -187,3 +189,14 @@ def running(name: str, file: Path, log: Path, settings: Mapping[str, str] | None
         yield server
     finally:
         _stop(server)
+
+
+def load(server: Server, paths: Sequence[Path], seconds: float, clients: int, *options: str) -> dict[str, Any]:
+    """What so many clients in a closed loop saw, as `tests.bench.load` says. Raises ServerFailed on any error."""
+    command = [sys.executable, "-m", "tests.bench.load", server.port, *paths, "--seconds", seconds]
+    command += ["--clients", clients, *options]
+    ended = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    seen: dict[str, Any] = json.loads(ended.stdout)
+    if seen["errors"] or not seen["answered"]:
+        raise ServerFailed(f"answered {len(seen['answered'])}, errors: {seen['errors']}")
+    return seen

@@ -7,10 +7,7 @@ The clients are on the same machine, and take their part of it.
 """
 
 import argparse
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +16,7 @@ from pathlib import Path
 from tests.bench import model, photos, tree
 from tests.bench.photos import Size
 from tests.bench.results import name_of
-from tests.bench.servers import CORES, ROOT, Server, running
+from tests.bench.servers import CORES, Server, load, running
 
 SIZES = ((512, 384), (4000, 3000))
 PATIENT = 4 * CORES
@@ -35,14 +32,9 @@ class Load:
 
 
 def _load(server: Server, paths: Sequence[Path], seconds: float, clients: int, *options: str) -> Load:
-    command = [sys.executable, "-m", "tests.bench.load", server.port, *paths, "--seconds", seconds]
-    command += ["--clients", clients, *options]
     before = tree.cpu_seconds(server.pid)
-    ended = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    seen = load(server, paths, seconds, clients, *options)
     cpu = tree.cpu_seconds(server.pid) - before
-    seen = json.loads(ended.stdout)
-    if seen["errors"] or not seen["answered"]:
-        raise RuntimeError(f"answered {len(seen['answered'])}, errors: {seen['errors']}")
     answered = len(seen["answered"])
     return Load(answered / seen["last_answer"], len(seen["refused"]) / seconds, 1000 * cpu / answered)
 

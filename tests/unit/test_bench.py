@@ -19,7 +19,22 @@ from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
 from service.engine import Engine
 from service.settings import Settings
-from tests.bench import check, data, floor, gpu, gpu_results, load, loop, model, photos, report, servers, serving, tree
+from tests.bench import (
+    check,
+    data,
+    floor,
+    gpu,
+    gpu_results,
+    load,
+    loop,
+    model,
+    photos,
+    report,
+    servers,
+    serving,
+    storm,
+    tree,
+)
 from tests.bench.bars import Bar, bars
 from tests.bench.gpu_measures import photos_a_second
 from tests.bench.gpu_results import BOUND, FP16, FP32, PINNED, PLAIN, Bare, Batched, Served
@@ -228,6 +243,14 @@ def test_the_benchmark_runs_from_end_to_end(tmp_path: Path, capsys: pytest.Captu
     assert measured["overloads"][0]["errors"] == {}
     assert all(found["de00"] < 1 and found["luma_mean"] < 1 for found in measured["checks"])
     assert (tmp_path / "latency.png").stat().st_size > 10_000
+
+
+def test_a_storm_of_clients_that_do_not_wait_is_measured() -> None:
+    ((patient, impatient),) = storm.measure((96, 64), 80, 0.5, 1)
+    assert patient.refusals == 0
+    assert impatient.refusals > 0
+    assert impatient.rate > 0
+    assert patient.cpu_ms > 0
 
 
 def test_the_event_loop_is_measured_with_an_engine_that_does_nothing() -> None:

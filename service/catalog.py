@@ -17,7 +17,7 @@ from service.settings import MIB, Settings
 
 log = logging.getLogger(__name__)
 
-# With more cores an operator of a small model is cut into pieces that are not worth a thread's waking.
+# A guess: two cores halve a small model's time, more were not at hand to be measured.
 MOST_SPREAD = 4
 # One batch is assembled while the other runs.
 EXECUTORS_A_GPU = 2

@@ -9,7 +9,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from PIL import Image
 
 from tests.conftest import decoded, encoded, luma
 from tests.containers.project import PHOTO_APP, Project, docker, images, photo_app
+from tests.waiting import until
 
 MIB = 1 << 20
 READY_S = 10
@@ -54,13 +55,6 @@ def problem_of(answer: httpx.Response) -> str:
     assert problem["status"] == answer.status_code
     assert problem["instance"] == f"urn:tomau:request:{answer.headers['X-Request-ID']}"
     return problem["code"]
-
-
-def until(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not within {seconds:g} s"
-        time.sleep(0.2)
 
 
 def test_it_is_ready_in_time(project: Project) -> None:

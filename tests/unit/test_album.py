@@ -17,6 +17,7 @@ from service.colorizer import Answer
 from service.problems import UnreadableImage
 from service.upload import SentPhoto
 from service.workers import Workers
+from tests.waiting import eventually
 
 
 def answer(data: bytes, media_type: str = "image/jpeg") -> Answer:
@@ -32,13 +33,6 @@ async def coloured(data: bytes) -> Answer:
 
 
 def ignore(_: object) -> None: ...
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Lets threads come as far as a test needs them, however busy the machine is."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
 
 
 def photos(*data: bytes, name: str = "p{}.jpg") -> list[SentPhoto]:
@@ -238,13 +232,13 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
             receiving.grow(50)
             album = Album(photos(b"first", *[b"other"] * 9), colour, Turns(2), receiving.shrink, ignore)
             task = asyncio.create_task(response(album)({}, client.receive, client.send))
-            await until(lambda: begun.count(b"other") == 2 and bool(client.body))
+            await eventually(lambda: begun.count(b"other") == 2 and bool(client.body))
             assert pool.places.taken == 2
             assert held.taken == 45, "the bytes of the one that is done"
             client.hangs_up.set()
             await asyncio.wait_for(task, 5)
         assert await asyncio.to_thread(told.wait, 5), "what runs is told"
-        await until(lambda: not pool.places.taken)
+        await eventually(lambda: not pool.places.taken)
         assert held.taken == 0
         assert not client.is_complete
         assert sorted(begun) == [b"first", b"other", b"other"], "what had not begun is dropped"

@@ -14,6 +14,7 @@ from service.problems import ClientGone
 from service.routes import State
 from service.server import Server
 from service.settings import Settings
+from tests.waiting import eventually
 
 
 class Ended(BaseException):
@@ -32,20 +33,20 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(app, "STUCK_CHECK_S", 0.02)
     door = threading.Event()
-    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.1, stuck_s=0.3)
+    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.4, stuck_s=1.2)
     state: State = app.create_app(settings).state.tomau
 
     async def gone() -> None:
-        await asyncio.sleep(0.6)
+        await asyncio.sleep(2)
 
     async def scene() -> None:
         jobs = [
             asyncio.create_task(state.workers.run(lambda _: door.wait(10), deadline=float("inf"), gone=gone))
             for _ in range(2)
         ]
-        await asyncio.sleep(0.05)
+        await eventually(lambda: state.workers.busy == 2)
         assert state.obstacle() is None
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
         assert state.obstacle() == "no worker has finished its photo in time"
         assert not state.is_stuck()
         with pytest.raises(Ended):

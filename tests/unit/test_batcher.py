@@ -1,7 +1,6 @@
 import random
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -9,8 +8,7 @@ import pytest
 
 from service.batcher import Batcher, Prediction
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
-
-WAIT = 5.0
+from tests.waiting import WAIT_S, until
 
 
 def item(value: float) -> np.ndarray:
@@ -36,7 +34,7 @@ class Doubler:
         values = [float(one[0, 0, 0]) for one in lightness]
         self.batches.append(values)
         self.entered.release()
-        assert self.door.wait(WAIT)
+        assert self.door.wait(WAIT_S)
         if self.fails_on.intersection(values):
             raise RuntimeError(f"can't do {values}")
         return np.stack(lightness).repeat(2, axis=1) * 2
@@ -56,13 +54,6 @@ def pool() -> ThreadPoolExecutor:
         yield executor
 
 
-def until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + WAIT
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.001)
-
-
 def idle(batcher: Batcher, executors: int) -> bool:
     return len(batcher._free) == executors and not batcher._waiting
 
@@ -70,7 +61,7 @@ def idle(batcher: Batcher, executors: int) -> bool:
 def start_first(pool: ThreadPoolExecutor, batcher: Batcher, engine: Doubler) -> Future[Prediction]:
     """Occupies the only executor with item 0."""
     first = pool.submit(batcher.predict, item(0))
-    assert engine.entered.acquire(timeout=WAIT)
+    assert engine.entered.acquire(timeout=WAIT_S)
     return first
 
 
@@ -118,7 +109,7 @@ def test_what_waits_goes_together_oldest_first(pool: ThreadPoolExecutor) -> None
     first = start_first(pool, batcher, engine)
     rest = queue_up(pool, batcher, [1, 2, 3, 4, 5])
     engine.door.set()
-    assert [value_of(future.result(WAIT)) for future in [first, *rest]] == [0, 2, 4, 6, 8, 10]
+    assert [value_of(future.result(WAIT_S)) for future in [first, *rest]] == [0, 2, 4, 6, 8, 10]
     assert engine.batches == [[0], [1, 2, 3], [4, 5]]
     assert [future.result().batch for future in rest] == [3, 3, 3, 2, 2]
     until(lambda: idle(batcher, 1))
@@ -128,10 +119,10 @@ def test_two_executors_run_beside_each_other(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
     batcher = Batcher([engine] * 2, max_batch=4, capacity=16)
     futures = [pool.submit(batcher.predict, item(value)) for value in (1, 2)]
-    assert engine.entered.acquire(timeout=WAIT)
-    assert engine.entered.acquire(timeout=WAIT)
+    assert engine.entered.acquire(timeout=WAIT_S)
+    assert engine.entered.acquire(timeout=WAIT_S)
     engine.door.set()
-    assert [value_of(future.result(WAIT)) for future in futures] == [2, 4]
+    assert [value_of(future.result(WAIT_S)) for future in futures] == [2, 4]
     until(lambda: idle(batcher, 2))
 
 
@@ -148,11 +139,11 @@ def test_a_slow_executor_holds_up_nothing_but_its_own_batch(pool: ThreadPoolExec
     batcher = Batcher([slow, quick], max_batch=2, capacity=16)
     stuck = start_first(pool, batcher, slow)
     futures = [pool.submit(batcher.predict, item(value)) for value in range(1, 11)]
-    assert [value_of(future.result(WAIT)) for future in futures] == [2 * value for value in range(1, 11)]
+    assert [value_of(future.result(WAIT_S)) for future in futures] == [2 * value for value in range(1, 11)]
     assert slow.batches == [[0]]
     assert not stuck.done()
     slow.door.set()
-    assert value_of(stuck.result(WAIT)) == 0
+    assert value_of(stuck.result(WAIT_S)) == 0
     until(lambda: idle(batcher, 2))
 
 
@@ -161,7 +152,7 @@ def test_a_failing_executor_fails_only_its_own_batches(pool: ThreadPoolExecutor)
     batcher = Batcher([bad, good], max_batch=4, capacity=100)
     futures = [pool.submit(batcher.predict, item(value)) for value in range(100)]
     for value, future in enumerate(futures):
-        error = future.exception(WAIT)
+        error = future.exception(WAIT_S)
         if error is None:
             assert value_of(future.result()) == 2 * value
             assert [value] not in bad.batches, "it was answered, so nothing was tried on the bad one alone"
@@ -190,7 +181,7 @@ def test_a_full_queue_refuses(pool: ThreadPoolExecutor) -> None:
         batcher.predict(item(3))
     assert (caught.value.limit, caught.value.retry_after) == (2, 1)
     engine.door.set()
-    assert [value_of(future.result(WAIT)) for future in [first, *waiting]] == [0, 2, 4]
+    assert [value_of(future.result(WAIT_S)) for future in [first, *waiting]] == [0, 2, 4]
 
 
 def test_an_expired_one_is_not_run(pool: ThreadPoolExecutor) -> None:
@@ -204,8 +195,8 @@ def test_an_expired_one_is_not_run(pool: ThreadPoolExecutor) -> None:
     clock.now += 2000
     engine.door.set()
     with pytest.raises(DeadlineExceeded):
-        late.result(WAIT)
-    assert [value_of(future.result(WAIT)) for future in (first, early)] == [0, 4]
+        late.result(WAIT_S)
+    assert [value_of(future.result(WAIT_S)) for future in (first, early)] == [0, 4]
     assert engine.batches == [[0], [2]]
 
 
@@ -217,7 +208,7 @@ def test_a_waiter_gives_up_at_its_deadline_while_the_engine_hangs(pool: ThreadPo
         batcher.predict(item(1), deadline=time.monotonic() + 0.05)
     assert batcher.depth == 0
     engine.door.set()
-    assert value_of(first.result(WAIT)) == 0
+    assert value_of(first.result(WAIT_S)) == 0
     assert engine.batches == [[0]]
 
 
@@ -232,8 +223,8 @@ def test_a_cancelled_one_is_not_run(pool: ThreadPoolExecutor) -> None:
     cancelled.set()
     engine.door.set()
     with pytest.raises(ClientGone):
-        gone.result(WAIT)
-    assert [value_of(future.result(WAIT)) for future in (first, other)] == [0, 4]
+        gone.result(WAIT_S)
+    assert [value_of(future.result(WAIT_S)) for future in (first, other)] == [0, 4]
     assert engine.batches == [[0], [2]]
 
 
@@ -243,9 +234,9 @@ def test_a_failed_batch_is_tried_again_one_by_one(pool: ThreadPoolExecutor) -> N
     first = start_first(pool, batcher, engine)
     good, bad, also_good = queue_up(pool, batcher, [1, 2, 3])
     engine.door.set()
-    assert [value_of(future.result(WAIT)) for future in (first, good, also_good)] == [0, 2, 6]
+    assert [value_of(future.result(WAIT_S)) for future in (first, good, also_good)] == [0, 2, 6]
     with pytest.raises(RuntimeError, match=r"can't do \[2"):
-        bad.result(WAIT)
+        bad.result(WAIT_S)
     assert engine.batches == [[0], [1, 2, 3], [1], [2], [3]]
     until(lambda: idle(batcher, 1))
     assert value_of(batcher.predict(item(7))) == 14
@@ -312,7 +303,7 @@ def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolE
             if chance.random() < 0.1:
                 cancelled.set()
         for value, future in enumerate(futures):
-            error = future.exception(WAIT)
+            error = future.exception(WAIT_S)
             if error is None:
                 assert value_of(future.result()) == 2 * value
                 ends[Prediction] += 1

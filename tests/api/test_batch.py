@@ -18,7 +18,7 @@ import pytest
 from service.app import create_app
 from service.colorizer import Answer, Colorizer
 from service.settings import Settings
-from tests.api.test_metrics import scrape, total
+from tests.api.test_metrics import has_inside, scrape, total
 from tests.api.test_problems import is_problem
 from tests.conftest import Serve, Server, encoded
 
@@ -324,7 +324,7 @@ def test_a_batch_inside_is_finished_when_the_service_stops(serve: Serve, large: 
             headers={"content-type": kind},
             timeout=120,
         )
-        time.sleep(0.7)
+        has_inside(server, 1)
         assert not batch.done()
         server.process.send_signal(signal.SIGTERM)
         images, _ = opened(batch.result().content)

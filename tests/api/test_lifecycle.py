@@ -10,7 +10,9 @@ import httpx
 import numpy as np
 import pytest
 
+from tests.api.test_metrics import has_inside, scrape, total
 from tests.conftest import Serve, contract, encoded, environment_of, tint_model
+from tests.waiting import until
 
 
 def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, astronaut: np.ndarray) -> None:
@@ -42,7 +44,8 @@ def test_what_the_end_cuts_off_is_told_and_logged(serve: Serve, astronaut: np.nd
         with socket.create_connection(("127.0.0.1", server.port), 30) as stalled:
             head = b"POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n\r\nx"
             stalled.sendall(head)
-            time.sleep(1)
+            has_inside(server, 1)
+            until(lambda: total(scrape(server), "tomau_uploads") == 1)
             server.process.send_signal(signal.SIGTERM)
             answer = stalled.recv(65536)
             while piece := stalled.recv(65536):

@@ -43,12 +43,17 @@ def total(samples: Samples, metric: str, **labels: str) -> float:
 
 def settled(server: Server, condition: Callable[[Samples], bool]) -> Samples:
     """The figures once they are so; a client has its answer a moment before the service has counted it."""
-    for _ in range(200):
+    for _ in range(600):
         samples = scrape(server)
         if condition(samples):
             return samples
         time.sleep(0.05)
     raise AssertionError([sample for sample in samples if sample[0] == "tomau_requests_total"])
+
+
+def has_inside(server: Server, photos: int) -> None:
+    """Returns when so many photos wait or are coloured."""
+    settled(server, lambda now: total(now, "tomau_photos_inside") == photos)
 
 
 def test_labels_are_few_whatever_is_asked_for(serve: Serve) -> None:

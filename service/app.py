@@ -20,7 +20,7 @@ from service.colorizer import Colorizer
 from service.metrics import Metrics
 from service.openapi import PROBLEM, REQUEST_ID
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
-from service.routes import State, router
+from service.routes import State, router, uploads
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.tracing import Tracer
@@ -123,9 +123,12 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         redirect_slashes=False,
         lifespan=_lifespan,
     )
+    app.include_router(uploads)
     app.include_router(router)
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_swagger", "resources")]))
-    metrics = Metrics(path for route in (*router.routes, *app.routes) if (path := getattr(route, "path", None)))
+    metrics = Metrics(
+        path for route in (*uploads.routes, *router.routes, *app.routes) if (path := getattr(route, "path", None))
+    )
     _add_layers(app, settings, metrics, tracer)
     colorizer = Colorizer(catalog or Catalog(settings), settings)
     colorizer.warm()

@@ -83,8 +83,16 @@ def set_up_logging(level: str, format_: Literal["text", "json"] = "text") -> Non
     handler.setFormatter(_JsonFormatter() if format_ == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    _look_up_no_more_than_is_written()
     for library in LIBRARIES_THAT_QUOTE:
         logging.getLogger(library).setLevel(logging.ERROR)
+
+
+def _look_up_no_more_than_is_written() -> None:
+    """As Python's guide to logging says under 'Optimization': a record asks for what neither format writes."""
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
+    logging._srcfile = None
 
 
 def server_timing(seconds: Mapping[str, float]) -> str:

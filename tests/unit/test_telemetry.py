@@ -186,3 +186,13 @@ def test_a_request_that_the_services_end_cuts_off_is_told_and_counted(begun: boo
     text = metrics.page("")[0].decode()
     assert f'tomau_requests_total{{code="draining",method="POST",route="/colorize",status="{status}"}} 1.0' in text
     assert 'tomau_dropped_total{reason="draining"} 1.0' in text
+
+
+def test_a_record_looks_up_nothing_that_is_not_written(logged: Logged, caplog: pytest.LogCaptureFixture) -> None:
+    set_up_logging("info")
+    root = logging.getLogger()
+    root.addHandler(caplog.handler)
+    logging.getLogger("service").info("a line")
+    record = caplog.records[-1]
+    assert (record.threadName, record.process, record.pathname) == (None, None, "(unknown file)")
+    assert logged()[0].endswith(" INFO service [-] a line")

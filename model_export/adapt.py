@@ -17,8 +17,8 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from model_export.files import write_model
 from model_export.foreign import DTYPES, TOLERANCE, Foreign, Interface, first_line
+from model_export.model_files import check_name, write_model
 from service.color import XYZ_TO_RGB, Floats
 from service.contract import INPUT, OUTPUT, Contract
 from service.engine import Engine
@@ -213,8 +213,7 @@ def adapt(path: Path, output: Path, interface: Interface, *, name: str, version:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    if output.suffix != ".onnx":
-        raise ValueError(f"{output}: the service takes only files that end in .onnx")
+    check_name(output)
     if output.exists() and output.samefile(path):
         raise ValueError(f"{output} is the graph to be wrapped, which would be lost: write to another file")
     foreign = Foreign(path, interface, size)

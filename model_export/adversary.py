@@ -1,5 +1,6 @@
 """A generator trained against a discriminator: the second half of the second tutorial."""
 
+import math
 from collections.abc import Iterable
 
 import keras
@@ -77,7 +78,7 @@ class Adversary:
         )
 
     def round(self, batches: Iterable[data.Batch], ramp: float = 1.0) -> float:
-        """One step of both for each batch; returns the generator's mean L1, in units of 110.
+        """One step of both for each batch; returns the generator's mean L1, in units of 110; of no batch, no number.
 
         ramp: what their learning rates are multiplied with.
         """
@@ -91,4 +92,4 @@ class Adversary:
             self.judge.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
             self.duel.train_on_batch(lightness, [verdict, true])
             errors.append(float(np.abs(answered - true).mean()))
-        return float(np.mean(errors))
+        return float(np.mean(errors)) if errors else math.nan

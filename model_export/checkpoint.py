@@ -1,9 +1,10 @@
-"""A run's checkpoint: weights, bins, recipe and how far it is, in a folder.
+"""A run's checkpoint: weights, bins, recipe, what is held out and how far it is, in a folder.
 
 Kernels are stored in half precision, everything that is one-dimensional (biases, batch-norm) in single.
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -12,7 +13,7 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export import files, networks
+from model_export import files, networks, sift, sources
 from model_export.recipe import Recipe
 
 Weights: TypeAlias = list[NDArray[np.float32]]
@@ -20,6 +21,7 @@ Weights: TypeAlias = list[NDArray[np.float32]]
 WEIGHTS = "weights.npz"  # as the optimizer left them, to resume from
 AVERAGE = "average.npz"  # their average, batch norm settled, of the newest checkpoint
 BEST = "best.npz"  # the average with the lowest loss
+CONTENTS = "held-out-contents.json"
 DISCRIMINATOR = "discriminator.npz"  # of an adversarial run
 
 
@@ -37,22 +39,40 @@ class State:
 class Setup:
     """What a run is: its recipe, the chroma bins, float32 [Q, 2], the names of the photographs held out.
 
-    origins: the runs and files it started from, each a name and the SHA-256 of its weights.
+    origins: the runs and files it started from, each a name and the SHA-256 of its weights. contents: of what is held
+    out, see `sources.contents`; older runs have none.
     """
 
     recipe: Recipe
     bins: NDArray[np.float32]
     held_out: list[str]
     origins: list[str] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
 
 
-def save_weights(path: Path, model: keras.Model) -> None:
-    """Writes all of a model's weights, in their order."""
+def _write_new(path: Path, model: keras.Model) -> Path:
+    """Writes all of a model's weights, in their order, beside where they are to be."""
     arrays = {f"{number:03d}": array for number, array in enumerate(model.get_weights())}
     stored = {k: a.astype(np.float16 if a.ndim > 1 else np.float32) for k, a in arrays.items()}
     new = path.with_name("new-" + path.name)
     np.savez(new, **stored)
-    new.replace(path)
+    return new
+
+
+def save_weights(path: Path, model: keras.Model) -> None:
+    """Writes all of a model's weights, in their order."""
+    _write_new(path, model).replace(path)
+
+
+def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:
+    """Writes the weights of models, by their files' names, and how far the run is.
+
+    All are written before the first is put in its place, so that a program that is killed leaves them as they were.
+    """
+    written = {run / name: _write_new(run / name, model) for name, model in models.items()}
+    for path, new in written.items():
+        new.replace(path)
+    save_state(run, state)
 
 
 def read_weights(path: Path) -> Weights:
@@ -81,6 +101,7 @@ def save_setup(run: Path, setup: Setup) -> None:
     files.write(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
     files.write(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
     files.write(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
+    files.write(run / CONTENTS, json.dumps(setup.contents, indent=1).encode())
     files.write(run / "origins.json", json.dumps(setup.origins, indent=1).encode())
 
 
@@ -89,7 +110,24 @@ def load_setup(run: Path) -> Setup:
     recipe = Recipe.model_validate_json((run / "recipe.json").read_text("utf-8"))
     bins = np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
     held_out, origins = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("held-out", "origins"))
-    return Setup(recipe, bins.reshape(-1, 2), held_out, origins)
+    contents = json.loads((run / CONTENTS).read_text("utf-8")) if (run / CONTENTS).exists() else []
+    return Setup(recipe, bins.reshape(-1, 2), held_out, origins, contents)
+
+
+def held_out_of(run: Path, paths: Sequence[Path]) -> list[sources.Entry]:
+    """Those photographs at `paths` that a run has held out of its training.
+
+    By their contents. An older run knows their names only, which other photographs may have too: it has to be its own
+    data. Raises FileNotFoundError when none is there, ValueError for other data.
+    """
+    setup = load_setup(run)
+    if not setup.contents:
+        sift.check_data(run, paths, setup.recipe)
+        return sources.split_off(sources.find(paths), setup.held_out)[1]
+    found = sources.of_contents(sources.find(paths), setup.contents)
+    if not found:
+        raise FileNotFoundError(f"none of the {len(setup.contents)} photographs that {run} has held out is there")
+    return found
 
 
 def load_network(run: Path, weights: str = BEST, side: int | None = None) -> tuple[keras.Model, Setup]:

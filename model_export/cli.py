@@ -1,17 +1,23 @@
 """The command line of the training program."""
 
 import argparse
+import math
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from model_export import stopping
 
 RECIPES = Path(__file__).parent / "recipes"
 # What the shipped weights are, in every place that says it.
 LICENSE = "Research use: trained on photographs of mixed, partly non-commercial licences"
 PARITY_PHOTOGRAPHS = 32
 CONSTANT_PHOTOGRAPHS = 2000
+# Of every network: its input is halved five times.
+STRIDE = 32
+# Rows of three, of sheet.py, in the 65,500 pixels that a JPEG may be high.
+MOST_ON_A_SHEET = 1275
 # Of foreign.py, which is imported only to adapt.
 PRESETS = ("ddcolor", "deoldify", "eccv16", "siggraph17")
 
@@ -30,13 +36,46 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text}: not a number")
+    return number
+
+
+def _positive(text: str) -> float:
+    if (number := _number(text)) <= 0:
+        raise argparse.ArgumentTypeError(f"{text}: not more than 0")
+    return number
+
+
+def _not_negative(text: str) -> float:
+    if (number := _number(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{text}: less than 0")
+    return number
+
+
+def _side(text: str) -> int:
+    if (side := _count(text)) % STRIDE:
+        raise argparse.ArgumentTypeError(f"{text}: not a multiple of {STRIDE}")
+    return side
+
+
+def _sheet(text: str) -> int:
+    if (count := _count(text)) > MOST_ON_A_SHEET:
+        raise argparse.ArgumentTypeError(f"{text}: a JPEG has room for {MOST_ON_A_SHEET:,} at most")
+    return count
+
+
 def _train(args: argparse.Namespace) -> None:
     import keras
 
     from model_export import recipe, train
 
     keras.config.set_dtype_policy(args.precision)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     limits = train.Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
     state = train.train(recipe.load(args.recipe), args.run, args.data, limits, args.init)
     print(f"{state.views:,} views in {state.minutes:.0f} minutes; best loss {state.best_loss:.4f}")
@@ -51,9 +90,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     files = (args.model, *args.previous)
     models = evaluate.name_models([(file, Engine(file, file.read_bytes(), "cpu")) for file in files])
     engine = next(iter(models.values()))
-    entries = sources.find(args.data)
-    if args.held_out_of:
-        _, entries = sources.split_off(entries, checkpoint.load_setup(args.held_out_of).held_out)
+    run = args.held_out_of
+    entries = checkpoint.held_out_of(run, args.data) if run else sources.find(args.data)
     entries, lost = evaluate.readable(entries)
     shown = [n for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources]
     if not shown:
@@ -142,9 +180,13 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="start from the best weights of a finished run or of our ONNX file; of several: from their mean",
     )
-    train.add_argument("--max-minutes", type=float, help="time budget: the whole schedule is fitted into it")
-    train.add_argument("--stop-after", type=float, help="minutes after which this call stops, to be resumed")
-    train.add_argument("--checkpoint-minutes", type=float, default=10.0, help="between two checkpoints (default 10)")
+    train.add_argument("--max-minutes", type=_positive, help="time budget: the whole schedule is fitted into it")
+    train.add_argument(
+        "--stop-after", type=_not_negative, help="minutes after which this call stops, to be resumed; 0: at once"
+    )
+    train.add_argument(
+        "--checkpoint-minutes", type=_not_negative, default=10.0, help="between two checkpoints (default 10); 0: often"
+    )
     train.add_argument("--precision", default="mixed_bfloat16", choices=("mixed_bfloat16", "float32"))
 
     evaluate = commands.add_parser("evaluate", help="measure an ONNX model on held-out photographs")
@@ -156,9 +198,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--neutral", type=Path, nargs="+", help="nearly neutral photographs")
     evaluate.add_argument("--training", type=Path, nargs="+", help="where the constant baseline's colour comes from")
-    evaluate.add_argument("--gains", type=float, nargs="+", help="also a table of what each of these gains would do")
+    evaluate.add_argument("--gains", type=_positive, nargs="+", help="also a table of what each gain would do")
     evaluate.add_argument("--output", type=Path, required=True, help="folder for the figures and the pictures")
-    evaluate.add_argument("--sheet", type=_count, default=24, help="photographs on the contact sheet (default 24)")
+    evaluate.add_argument("--sheet", type=_sheet, default=24, help="photographs on the contact sheet (default 24)")
     evaluate.add_argument("--sources", nargs="+", help="folders of the shards that the sheets may show")
     evaluate.add_argument(
         "--previous", type=Path, nargs="+", default=[], help="other ONNX models, each a row of the table"
@@ -174,10 +216,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--version", default="1")
     export.add_argument(
         "--size",
-        type=int,
+        type=_side,
         help="side of the input, a multiple of 32 (256 for unet-gan); by default that of the last stage",
     )
-    export.add_argument("--gain", type=float, default=1.0, help="scales the predicted chroma (default 1)")
+    export.add_argument(
+        "--gain", type=_positive, help="what the chroma is multiplied with; by default the recipe's, often 1"
+    )
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)
     export.add_argument("--trained-on", default="not stated", help="shown by /models (default: not stated)")
@@ -231,8 +275,14 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; what is wrong is said in one line, with a non-zero code."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # What it says of a photograph is without a name; `left out: NAME` follows.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     args = _parser().parse_args(argv)
     try:
-        args.call(args)
+        with stopping.at_once():
+            args.call(args)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt as interrupt:
+        print("interrupted" + ("; the same command goes on" if args.call is _train else ""), file=sys.stderr)
+        sys.exit(stopping.exit_code(interrupt))

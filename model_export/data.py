@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 # More than cores: a photograph that is not in memory is waited for.
 THREADS = 4 * (os.cpu_count() or 1)
+
+# A photograph is decoded so many times larger than it is shown, and no larger where that can be helped.
+SPARE = 2
 
 # So many in a row that can't be read are no accident.
 MOST_UNREADABLE = 20
@@ -141,11 +145,14 @@ class Stream:
         seeds = self.random.integers(2**63, size=self.batch)
         return [(self.entries[i], int(seed)) for i, seed in zip(drawn, seeds, strict=True)]
 
-    def _read(self, entry: Entry) -> Bytes:
-        """The photograph, or another one where it can't be read: a bad file in a large collection ends no run."""
+    def _read(self, entry: Entry, least: int | None) -> Bytes:
+        """The photograph, or another one where it can't be read: a bad file in a large collection ends no run.
+
+        least: as of `Entry.read`.
+        """
         for number in range(MOST_UNREADABLE):
             try:
-                return entry.read()
+                return entry.read(least)
             except UnreadablePhotograph as error:
                 with self.lock:
                     is_known = entry.name in self.unreadable
@@ -159,9 +166,13 @@ class Stream:
     def batches(self, side: int, count: int, *, threads: int = THREADS, ahead: int = THREADS) -> Iterator[Batch]:
         """`count` batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2]."""
 
+        # Of a photograph of which a crop keeps a tenth, ten times as much has to be there; with no bound, all of it.
+        smallest = self.augment.min_crop
+        least = math.ceil(SPARE * side / smallest) if smallest else None
+
         def one(item: tuple[Entry, int]) -> Example:
             entry, seed = item
-            return augmented(self._read(entry), side, self.form, self.augment, np.random.default_rng(seed))
+            return augmented(self._read(entry, least), side, self.form, self.augment, np.random.default_rng(seed))
 
         def whole(items: list[tuple[Entry, int]]) -> Batch:
             return _stack([one(item) for item in items])
@@ -183,7 +194,7 @@ def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
 
     def one(entry: Entry) -> Example | None:
         try:
-            return sample(entry.read(), side, form)
+            return sample(entry.read(SPARE * side), side, form)
         except UnreadablePhotograph as error:
             log.warning("left out: %s", error)
             return None

@@ -40,6 +40,8 @@ T = TypeVar("T")
 PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_GAIN = 8.0
+# A set of less colourfulness has none that answers could be held against.
+NO_COLOR = 0.5
 # The rows that every table begins with.
 BASELINES = ("gray", "constant")
 # The constant is the mean of photographs shrunk to this side, so that each counts the same.
@@ -194,10 +196,10 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
 
 
 def vivid_gain(sample: Sample) -> float | None:
-    """The gain at which the answers are as colourful as the truth, to a hundredth; None where nothing does."""
+    """The gain at which the answers are as colourful as the truth, to a hundredth; None where none does."""
     aim = colorfulness(sample.truth).mean()
     low, high = 0.0, MOST_GAIN
-    if colorfulness(sample.answered(high)).mean() < aim:
+    if aim < NO_COLOR or colorfulness(sample.answered(high)).mean() < aim:
         return None
     while high - low > 0.01:
         middle = (low + high) / 2
@@ -326,7 +328,8 @@ def gain_table(sample: Sample, gains: Sequence[float]) -> str:
     lines = ["| gain | de00 | colourfulness, of the truth's |", "| --- | --- | --- |"]
     for gain in gains:
         answer = sample.answered(gain)
-        lines.append(f"| {gain:g} | {difference(answer, sample.truth):.2f} | {colorfulness(answer).mean() / aim:.0%} |")
+        share = f"{colorfulness(answer).mean() / aim:.0%}" if aim >= NO_COLOR else "-"
+        lines.append(f"| {gain:g} | {difference(answer, sample.truth):.2f} | {share} |")
     return "\n".join(lines) + "\n"
 
 

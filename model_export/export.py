@@ -12,7 +12,7 @@ from keras import layers
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export import checkpoint, data, networks, readback, sources
-from model_export.files import write_model
+from model_export.model_files import check_name, write_model
 from service.color import Floats
 from service.contract import INPUT, OUTPUT, Contract
 from service.engine import Engine
@@ -104,7 +104,7 @@ def export(
     name: str,
     version: str,
     size: int | None,
-    gain: float,
+    gain: float | None,
     license_: str,
     trained_on: str,
     photographs: Sequence[sources.Entry],
@@ -112,13 +112,17 @@ def export(
 ) -> Parity:
     """Writes `output` and, beside it, its SHA-256; returns how far it is from the network.
 
-    size: side of the input; that of the run's last stage if None. photographs: real ones for the parity check.
+    size: side of the input; that of the run's last stage if None. gain: what the chroma is multiplied with; that of the
+    recipe if None, which the network was trained for. photographs: real ones for the parity check.
     Raises ParityError, and writes nothing, when it is off.
     """
+    check_name(output)
     keras.config.set_dtype_policy("float32")
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError("tf2onnx exports TensorFlow graphs: set KERAS_BACKEND=tensorflow")
-    size = size or checkpoint.load_setup(run).recipe.curriculum[-1].side
+    recipe = checkpoint.load_setup(run).recipe
+    size = size or recipe.curriculum[-1].side
+    gain = recipe.gain if gain is None else gain
     network, setup = checkpoint.load_network(run, weights, size)
     color_space = setup.recipe.color_space
     contract = Contract(name, version, color_space, size, license_, trained_on)

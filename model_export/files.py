@@ -1,6 +1,6 @@
 """Files that are whole or not there."""
 
-import hashlib
+import os
 from pathlib import Path
 
 
@@ -12,8 +12,8 @@ def write(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def write_model(path: Path, content: bytes) -> None:
-    """Writes a model and, beside it, its SHA-256."""
-    write(path, content)
-    digest = hashlib.sha256(content).hexdigest()
-    write(path.with_suffix(".onnx.sha256"), f"{digest}  {path.name}\n".encode())
+def check_folder(path: Path) -> None:
+    """Makes a folder, if there is none. Raises OSError when nothing can be written into it."""
+    path.mkdir(parents=True, exist_ok=True)
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path}: nothing can be written into it")

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from model_export import metrics, sources
-from model_export.files import write_model
+from model_export.model_files import write_model
 from service import color
 from service.color import Bytes, Floats
 from service.contract import Contract

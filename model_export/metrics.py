@@ -17,7 +17,7 @@ Doubles = NDArray[np.float64]
 
 # So many photographs are worked on at once: their temporaries stay in the processor's cache, in half the time.
 STRIP = 16
-# Below this chroma an answer has no hue.
+# Below this chroma an answer has no hue, and photographs of which no pixel has more.
 NO_HUE = 0.5
 # The error of a hue that is guessed.
 CHANCE = 90.0
@@ -77,7 +77,7 @@ def hue_error(rgb: Bytes, truth: Bytes) -> float:
     """Mean absolute hue error of pixels [..., 3], weighted by the true chroma; 90 where there is no hue."""
     hue, chroma = _hue_and_chroma(rgb)
     true_hue, weight = _hue_and_chroma(truth)
-    if not weight.any():
+    if weight.max() < NO_HUE:
         return CHANCE
     turn = hue - true_hue
     error = np.abs(np.rad2deg(np.arctan2(np.sin(turn), np.cos(turn))))

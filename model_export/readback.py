@@ -2,7 +2,7 @@
 
 The graph holds the kernels, but each multiplied, channel by channel, with what its batch norm would have done. So the
 file also says which tensor is which kernel, and holds the factors, everything one-dimensional, and the channels that
-became too small for half precision. Of the photographs held out it has digests of the names.
+became too small for half precision. Of the photographs held out it has digests of the names and of the files.
 """
 
 import base64
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -104,6 +105,7 @@ def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
         "recipe": setup.recipe.model_dump(mode="json"),
         "bins": np.round(setup.bins, 6).tolist(),
         "held_out": [sources.digest(name) for name in setup.held_out],
+        "contents": setup.contents,
         "kernels": names,
         "arrays": _packed(arrays),
     }
@@ -115,7 +117,10 @@ def load(path: Path) -> tuple[Weights, Setup]:
 
     In place of the names held out stand their digests.
     """
-    proto = onnx.load(path)
+    try:
+        proto = onnx.load(path)
+    except DecodeError as error:
+        raise NoWeights(f"{path} is no ONNX file, or broken: {error}") from error
     text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
     if text is None:
         raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of a compact network")
@@ -128,5 +133,6 @@ def load(path: Path) -> tuple[Weights, Setup]:
         kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
         arrays[key] = kernel
     recipe = Recipe.model_validate(document["recipe"])
-    setup = Setup(recipe, np.array(document["bins"], np.float32).reshape(-1, 2), document["held_out"])
+    bins = np.array(document["bins"], np.float32).reshape(-1, 2)
+    setup = Setup(recipe, bins, document["held_out"], contents=document.get("contents", []))
     return [arrays[key].astype(np.float32) for key in sorted(arrays)], setup

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from service.color import ColorSpace
 
 Share = Annotated[float, Field(ge=0, le=1)]
+# At 1 nothing would ever be learnt.
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Table(BaseModel):
@@ -75,8 +77,8 @@ class Optimizer(_Table):
     schedule: Literal["cosine", "constant"] = "cosine"
     warm_up: Share = Field(0.03, description="share of the run in which the learning rate rises")
     weight_decay: float = Field(0.02, ge=0, description="of adamw")
-    beta_1: Share = Field(0.9, description="of adam and adamw")
-    average: Share = Field(
+    beta_1: Momentum = Field(0.9, description="of adam and adamw")
+    average: Momentum = Field(
         0.999, description="momentum of the weight average, per step; 0 takes the weights as they are"
     )
     batch: int = Field(64, gt=0, description="photographs a step")
@@ -116,8 +118,11 @@ class Recipe(_Table):
     difference: float = Field(
         0.0, ge=0, description="weight of the CIE94 difference of the mean of the bins' distribution, per bin; lab only"
     )
+    steps: float = Field(
+        0.0, ge=0, description="weight of the error of its steps from place to place, per bin; lab only"
+    )
     gain: float = Field(
-        1.0, gt=0, description="what the mean of the bins' distribution is multiplied with before these two look at it"
+        1.0, gt=0, description="what the mean of the bins' distribution is multiplied with before these look at it"
     )
     curriculum: tuple[Stage, ...] = (Stage(until=0.45, side=96), Stage(until=1.0, side=128))
     network: Network = Compact()
@@ -142,8 +147,9 @@ class Recipe(_Table):
         if kind != "compact" and self.chroma_statistics:
             raise ValueError(f"chroma_statistics: not for {kind}")
         has_bins = isinstance(self.network, Compact) and self.network.head == "bins"
-        if self.difference and not (has_bins and self.color_space == "lab"):
-            raise ValueError("difference: only for a network with bins in lab")
+        for term in ("difference", "steps"):
+            if getattr(self, term) and not (has_bins and self.color_space == "lab"):
+                raise ValueError(f"{term}: only for a network with bins in lab")
         least = 256 if isinstance(self.network, UNet) and self.network.encoder == "plain" else 32
         if any(stage.side % least for stage in self.curriculum):
             raise ValueError(f"curriculum: the sides for this network are multiples of {least}")

@@ -1,6 +1,7 @@
 """Which photographs are fit to learn from, and the manifest of those a run learns from, `data.json` in its folder."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
-from model_export import files, sources
+from model_export import files, pictures, sources
+from model_export.pictures import JPEG
 from model_export.recipe import Recipe, Sift
 from model_export.sources import Entry, UnreadablePhotograph
 from service.color import Bytes, Floats, luma_of_rgb, split_rgb, square
@@ -28,10 +29,9 @@ MANIFEST = "data.json"
 # Photographs that a thread judges before it reports.
 PART = 64
 
-# A JPEG is decoded at an eighth, a quarter or half of its size where its short side keeps so many pixels.
+# A JPEG is decoded at a part of its size where its short side keeps so many pixels.
 LEAST_DECODED = 128
-REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
-JPEG, START_OF_SCAN, END_OF_IMAGE = b"\xff\xd8", 0xDA, b"\xff\xd9"
+START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
 # After 0xFF, what has no length and no content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
 LONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 # OpenCV decodes no more pixels, but counts those of the part of its size that a JPEG is decoded at.
@@ -123,23 +123,19 @@ def _is_cut_off(jpeg: bytes) -> bool:
 def _decode(entry: Entry) -> tuple[Bytes, int]:
     """The picture, RGB, large JPEGs at a part of their size; and its true short side. Raises UnreadablePhotograph."""
     data = entry.encoded()
-    flag, factor = cv2.IMREAD_COLOR, 1
+    size = None
     if data.startswith(JPEG):
         if _is_cut_off(data):  # Decoders fill what is missing with gray.
             raise UnreadablePhotograph(f"{entry.name} is cut off")
-        try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(data, strict=False)
-        except ValueError as error:
-            raise UnreadablePhotograph(f"{entry.name}: {error}") from error
-        if height * width > MOST_PIXELS:
-            raise UnreadablePhotograph(f"{entry.name} is said to have {width} x {height} pixels")
-        factor = next((f for f in REDUCED if min(height, width) // f >= LEAST_DECODED), 1)
-        flag = REDUCED.get(factor, flag)
-    picture = sources.decode(data, flag)
+        size = pictures.jpeg_size(data)
+        if size is None:
+            raise UnreadablePhotograph(f"{entry.name} has a broken header")
+        if math.prod(size) > MOST_PIXELS:
+            raise UnreadablePhotograph(f"{entry.name} is said to have {size[1]} x {size[0]} pixels")
+    picture = pictures.read(data, pictures.reduction(data, LEAST_DECODED))
     if picture is None:
         raise UnreadablePhotograph(f"{entry.name} can't be decoded")
-    short = min(picture.shape[:2]) if factor == 1 else min(height, width)
-    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), np.uint8), short
+    return picture, min(size or picture.shape[:2])
 
 
 def color_beyond_tone(rgb: Bytes) -> float:
@@ -249,8 +245,13 @@ def sift(entries: Sequence[Entry], settings: Sift, *, threads: int = os.cpu_coun
 def _sha256(entries: Sequence[Entry]) -> str:
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(f"{entry.name}\0{entry.size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(f"{entry.name}\0{entry.size}\n".encode())
     return digest.hexdigest()
+
+
+def _called(path: Path) -> str:
+    """What a manifest calls a given path."""
+    return sources.printable(path.resolve().name)
 
 
 def _collection(path: Path, entries: Sequence[Entry], faults: Sequence[Fault | None]) -> Collection:
@@ -260,7 +261,7 @@ def _collection(path: Path, entries: Sequence[Entry], faults: Sequence[Fault | N
             left_out.setdefault(fault, []).append(entry.name)
     size = sum(entry.size for entry in entries)
     return Collection(
-        name=path.resolve().name, photographs=len(entries), bytes=size, sha256=_sha256(entries), left_out=left_out
+        name=_called(path), photographs=len(entries), bytes=size, sha256=_sha256(entries), left_out=left_out
     )
 
 
@@ -289,10 +290,10 @@ def _change(manifest: Manifest, paths: Sequence[Path], found: Sequence[list[Entr
         return "the recipe's `sift` or `sources` have changed"
     before = [collection.name for collection in manifest.collections]
     if len(before) != len(paths):
-        return f"it was {', '.join(before)} and is {', '.join(path.resolve().name for path in paths)}"
+        return f"it was {', '.join(before)} and is {', '.join(_called(path) for path in paths)}"
     for old, path, entries in zip(manifest.collections, paths, found, strict=True):
         if old.sha256 != _sha256(entries):
-            name = path.resolve().name
+            name = _called(path)
             if old.photographs != len(entries):
                 return f"{old.name} with {old.photographs:,} photographs is now {name} with {len(entries):,}"
             return f"names or sizes of the photographs in {name} are not those in {old.name}"
@@ -307,20 +308,40 @@ def _kept(manifest: Manifest, found: Sequence[list[Entry]]) -> list[Entry]:
     return kept
 
 
+def _find(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
+    """The photographs at each path that are of the recipe's sources."""
+    found = [sources.find([path]) for path in paths]
+    if not recipe.sources:
+        return found
+    found = [[entry for entry in entries if entry.source in recipe.sources] for entries in found]
+    if not any(found):
+        raise ValueError(f"no photograph is of the recipe's sources, {', '.join(recipe.sources)}")
+    return found
+
+
+def check_data(folder: Path, paths: Sequence[Path], recipe: Recipe) -> None:
+    """Raises ValueError unless every path holds what one had that the run in `folder` was given."""
+    given = {collection.sha256 for collection in load(folder).collections}
+    for path, entries in zip(paths, _find(paths, recipe), strict=True):
+        if _sha256(entries) not in given:
+            raise ValueError(f"{path} is not of the data of the run in {folder}, which knows photographs by name only")
+
+
+def load(folder: Path) -> Manifest:
+    """The manifest of the run in `folder`. Raises FileNotFoundError when it has none."""
+    return Manifest.model_validate_json((folder / MANIFEST).read_text("utf-8"))
+
+
 def choose(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
     """The photographs at `paths` that the run in `folder` learns from: sifted, or as its manifest says.
 
     Raises FileNotFoundError when there are none, ValueError when none is of the recipe's sources, when none is fit, and
     when a run that has begun is given other data than its manifest's.
     """
-    found = [sources.find([path]) for path in paths]
-    if recipe.sources:
-        found = [[entry for entry in entries if entry.source in recipe.sources] for entries in found]
-        if not any(found):
-            raise ValueError(f"no photograph is of the recipe's sources, {', '.join(recipe.sources)}")
+    found = _find(paths, recipe)
     manifest = None
     if (folder / MANIFEST).exists():
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text("utf-8"))
+        manifest = load(folder)
         change = _change(manifest, paths, found, recipe)
         if change and (folder / "state.json").exists():
             raise ValueError(

@@ -12,12 +12,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
-import numpy as np
-
+from model_export import pictures
 from service.color import Bytes
 
 log = logging.getLogger(__name__)
@@ -31,6 +30,9 @@ COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd")
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 LONGEST_START = 10
 
+# Bytes of what follows a tar's end that are looked at together.
+READ_AHEAD = 2**20
+
 # APPNOTE.TXT of zip, 4.3.7: a local header's fixed part ends with the lengths of the name and of the extra field.
 ZIP_HEADER = struct.Struct("<26xHH")
 ZIP_ENCRYPTED = 0x1
@@ -40,19 +42,16 @@ class UnreadablePhotograph(ValueError):
     """A file among the photographs that can't be read, or that no decoder takes."""
 
 
-def decode(data: bytes, flag: int) -> Bytes | None:
-    """The picture that OpenCV makes of a file, uint8; None where it makes none."""
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:  # for an empty file, and for a header that promises more pixels than it allows
-        return None
-    return None if picture is None else np.asarray(picture, np.uint8)
+def printable(name: str) -> str:
+    """A file's name that is not UTF-8 with its odd bytes spelt out: names are printed, hashed and written as JSON."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Entry(NamedTuple):
     """Where one encoded photograph lies: a file of its own, or a part of a tar or zip file.
 
-    A tuple, because there may be millions. `name` is the path within the folder or archive, `size` that of the part.
+    A tuple, because there may be millions. `name` is the path within the folder or archive, `printable`; `size` that of
+    the part.
     """
 
     name: str
@@ -81,12 +80,24 @@ class Entry(NamedTuple):
         except (OSError, zlib.error) as error:
             raise UnreadablePhotograph(f"{self.name} in {self.file}: {error}") from error
 
-    def read(self) -> Bytes:
-        """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph."""
-        picture = decode(self.encoded(), cv2.IMREAD_COLOR_RGB)
+    def read(self, least: int | None = None) -> Bytes:
+        """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph.
+
+        least: pixels that its short side keeps, so that a large JPEG is decoded at a part of its size; whole if None.
+        """
+        data = self.encoded()
+        picture = pictures.read(data, 1 if least is None else pictures.reduction(data, least))
         if picture is None:
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
         return picture
+
+    def content(self) -> str:
+        """Stands for the photograph, whatever it is called and wherever it lies: its file's size and SHA-256.
+
+        Raises UnreadablePhotograph.
+        """
+        data = self.encoded()
+        return f"{len(data)}-{hashlib.sha256(data).hexdigest()[:16]}"
 
 
 def _suffix(name: str) -> str:
@@ -98,9 +109,9 @@ def _is_hidden(part: str) -> bool:
 
 
 def _tidy(name: str) -> str:
-    """A member's name without `./`; empty when a part of it is hidden."""
+    """A member's printable name without `./`; empty when a part of it is hidden."""
     parts = [part for part in name.split("/") if part not in {"", "."}]
-    return "" if any(map(_is_hidden, parts)) else "/".join(parts)
+    return "" if any(map(_is_hidden, parts)) else printable("/".join(parts))
 
 
 def _of_zip(path: Path) -> Iterator[Entry]:
@@ -130,6 +141,25 @@ def _of_tar(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str = "") 
         elif stream is not None:
             with tarfile.open(fileobj=stream, mode="r:") as inner:
                 yield from _of_tar(inner, path, start + member.offset_data, f"{folder}{name[:-4]}/")
+    _check_end(tar, path, start)
+
+
+def _check_end(tar: tarfile.TarFile, path: Path, start: int) -> None:
+    """Whether what was read as the end of a tar, which begins at `start` of the file, is one: `tarfile` doesn't look.
+
+    Raises ValueError where a member's header is damaged, for all behind it would be lost. A tar that ends between two
+    members may have been written so; one behind another is passed over by most programs: of both is only told.
+    """
+    stream = tar.fileobj
+    assert stream is not None  # noqa: S101, it is open
+    stream.seek(tar.offset)
+    block, end = stream.read(tarfile.BLOCKSIZE), start + tar.offset
+    if block.strip(b"\0"):
+        raise ValueError(f"{path} is damaged at byte {end:,}: no photograph from there on can be found")
+    if not block:
+        log.warning("%s stops at byte %s without the zeros that end a tar: its end may be missing", path, f"{end:,}")
+    elif any(part.strip(b"\0") for part in iter(lambda: stream.read(READ_AHEAD), b"")):
+        log.warning("%s ends at byte %s: the other tar or whatever is behind it is not read", path, f"{end:,}")
 
 
 def _of_archive(path: Path) -> Iterator[Entry]:
@@ -178,7 +208,7 @@ def _of_folder(folder: Path) -> Iterator[Entry]:
         suffix = _suffix(file.name)
         archives += suffix in ARCHIVES
         if suffix in SUFFIXES and _leads_to(file.is_file):
-            yield Entry(file.path[start:], file.path, 0, file.stat().st_size)
+            yield Entry(printable(file.path[start:]), file.path, 0, file.stat().st_size)
     if archives:
         log.warning("%d archives in %s are not read: name each of them", archives, folder)
 
@@ -200,7 +230,28 @@ def find(paths: Sequence[Path]) -> list[Entry]:
 
 def digest(name: str) -> str:
     """Stands for a photograph's name where the name itself is nobody's business."""
-    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+def contents(entries: Sequence[Entry]) -> list[str | None]:
+    """The `content` of each photograph; None where it can't be read."""
+
+    def one(entry: Entry) -> str | None:
+        try:
+            return entry.content()
+        except UnreadablePhotograph:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, entries))
+
+
+def of_contents(entries: Sequence[Entry], known: Collection[str]) -> list[Entry]:
+    """The photographs that have one of these `contents`. Only those of a known size are read, and compressed ones."""
+    wanted = set(known)
+    sizes = {int(content.partition("-")[0]) for content in wanted}
+    likely = [entry for entry in entries if wanted and (entry.deflated or entry.size in sizes)]
+    return [entry for entry, content in zip(likely, contents(likely), strict=True) if content in wanted]
 
 
 def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[Entry]]:

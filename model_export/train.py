@@ -1,11 +1,10 @@
 """Trains a recipe: `python -m model_export train RECIPE --data ... --run FOLDER`."""
 
-import hashlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from model_export import checkpoint, data, networks, readback, sift, sources
+from model_export import checkpoint, data, files, networks, sift, sources
 from model_export.adversary import Adversary
+from model_export.beginning import Start, begin_with, hold_out, is_from, start
 from model_export.checkpoint import Setup, State, Weights
 from model_export.losses import occupied_bins
 from model_export.recipe import Compact, Optimizer, Recipe, UNet
+from model_export.stopping import Stop
 
 # Steps between two looks at the clock and the learning rate.
 ROUND = 50
@@ -44,6 +45,10 @@ class Limits:
     max_minutes: float | None = None
     stop_after: float | None = None
     checkpoint_minutes: float = 10.0
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
@@ -109,103 +114,15 @@ class WeightAverage:
             mean += (1 - kept) * (new - mean)
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a new run begins with: the mean of other runs' best weights, the setup of the first, all names held out."""
-
-    weights: Weights
-    setup: Setup
-    held_out: set[str]
-    origins: list[str]
-
-
-def _best_of(origin: Path) -> tuple[Weights, Setup]:
-    if origin.is_file():
-        return readback.load(origin)
-    return checkpoint.read_weights(origin / checkpoint.BEST), checkpoint.load_setup(origin)
-
-
-def _fingerprint(origin: Path) -> str:
-    file = origin if origin.is_file() else origin / checkpoint.BEST
-    return f"{origin.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
-
-
-def _misfit(setup: Setup, recipe: Recipe) -> str | None:
-    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks."""
-    if setup.recipe.color_space != recipe.color_space:
-        return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
-    old, new = setup.recipe.network, recipe.network
-    if isinstance(old, Compact) and isinstance(new, Compact):
-        old = old.model_copy(update={"blocks": new.blocks})
-    return None if old == new else "has another network than the recipe"
-
-
-def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
-    """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
-
-    Runs that began with the same weights can be averaged, and the mean is often better than each of them (Wortsman
-    et al., "Model soups", 2022). Raises ValueError when the recipe can't go on from one, or they don't fit together.
-    """
-    if not origins:
-        return None
-    found = [_best_of(origin) for origin in origins]
-    first = found[0][1]
-    for origin, (_, setup) in zip(origins, found, strict=True):
-        if why := _misfit(setup, recipe):
-            raise ValueError(f"{origin} {why}")
-        if setup.recipe.network != first.recipe.network or not np.array_equal(setup.bins, first.bins):
-            raise ValueError(f"{origin} has another network or other bins than {origins[0]}")
-    mean = [np.mean(arrays, axis=0) for arrays in zip(*(weights for weights, _ in found), strict=True)]
-    held_out = {name for _, setup in found for name in setup.held_out}
-    return Start(mean, first, held_out, [_fingerprint(origin) for origin in origins])
-
-
-def _begin_with(network: keras.Model, recipe: Recipe, begun: Start) -> None:
-    """Gives a network the weights of one that may have fewer layers; those that are new stay as they are.
-
-    Raises ValueError when the other has more, or other shapes.
-    """
-    if begun.setup.recipe.network == recipe.network:
-        network.set_weights(begun.weights)
-        return
-    old = networks.of(begun.setup.recipe).build(begun.setup.recipe, begun.setup.bins)
-    own = {variable.path: variable for variable in network.weights}
-    for variable, array in zip(old.weights, begun.weights, strict=True):
-        if variable.path not in own or own[variable.path].shape != array.shape:
-            raise ValueError(f"{variable.path}, of the shape {array.shape}, has no place in the recipe's network")
-        own[variable.path].assign(array)
-
-
-def _hold_out(recipe: Recipe, entries: Sequence[sources.Entry], begun: Start | None) -> list[str]:
-    """Names of the photographs that validate: those held out of the runs it starts from, where they are in the data.
-
-    Else a tenth of all at most. Raises ValueError when too few are left to learn from.
-    """
-    count = min(recipe.validate_on, len(entries) // 10)
-    if not count:
-        raise ValueError(f"{len(entries)} photographs are too few: a tenth of them validates")
-    if begun:
-        # A run knows them by their names, an ONNX file by digests.
-        known = {e.name for e in entries if e.name in begun.held_out or sources.digest(e.name) in begun.held_out}
-        if 2 * len(known) >= count:
-            return sorted(known)
-        if known:
-            tqdm.write(f"only {len(known)} of the photographs held out before are here: others validate")
-    return sorted(entry.name for entry in sources.hold_out(entries, count)[1])
-
-
 def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None) -> Setup:
-    """The setup of the run in `folder`, or that of a new one. Raises ValueError when it is not what was asked for."""
+    """The setup of the run in `folder`, or that of a new one."""
     if (folder / "state.json").exists():
-        setup = checkpoint.load_setup(folder)
-        if setup.recipe != recipe:
-            raise ValueError(f"the run in {folder} was begun with another recipe")
-        return setup
-    held_out = _hold_out(recipe, entries, begun)
-    training, _ = sources.split_off(entries, held_out)
+        return checkpoint.load_setup(folder)
+    held_out = hold_out(recipe, entries, begun)
+    training, validating = sources.split_off(entries, held_out)
     bins = begun.setup.bins if begun else choose_bins(recipe, training)
-    setup = Setup(recipe, bins, held_out, begun.origins if begun else [])
-    folder.mkdir(parents=True, exist_ok=True)
+    contents = [content for content in sources.contents(validating) if content]
+    setup = Setup(recipe, bins, held_out, begun.origins if begun else [], contents)
     checkpoint.save_setup(folder, setup)
     return setup
 
@@ -220,7 +137,7 @@ def _use_all_accelerators() -> None:
 
 
 def _mean_loss(step: Callable[..., float], batches: Iterable[data.Batch]) -> float:
-    """Takes a step with each batch and returns the mean of their losses.
+    """Takes a step with each batch and returns the mean of their losses; not a number where there is no batch.
 
     Not `fit` or `evaluate`: they wrap the batches in a tf.data pipeline, whose end waits for its tuning thread to
     wake, which took as long as half of the training itself.
@@ -229,7 +146,7 @@ def _mean_loss(step: Callable[..., float], batches: Iterable[data.Batch]) -> flo
     for lightness, chroma in batches:
         losses.append(float(step(lightness, chroma)))
         sizes.append(len(lightness))
-    return float(np.average(losses, weights=sizes))
+    return float(np.average(losses, weights=sizes)) if losses else math.nan
 
 
 class Run:
@@ -256,7 +173,7 @@ class Run:
             checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.network)
             checkpoint.load_weights(folder / checkpoint.AVERAGE, self.averaged)
         elif begun:
-            _begin_with(self.network, recipe, begun)
+            begin_with(self.network, recipe, begun)
         settings = recipe.optimizer
         steps = self.state.views // settings.batch
         self.average = WeightAverage(self.averaged.get_weights(), settings.average, steps)
@@ -265,6 +182,7 @@ class Run:
         self.network.compile(self.optimizer, loss, jit_compile=_jit_compile())
         self.averaged.compile(keras.optimizers.SGD(0.0), loss, jit_compile=_jit_compile())
         self.adversary: Adversary | None = None
+        self.stop = Stop()
         seed = recipe.seed + self.state.views
         self.form = form(recipe)
         self.stream = data.Stream(training, settings.batch, self.form, recipe.augment, seed, recipe.shards)
@@ -274,7 +192,7 @@ class Run:
     def train(self, limits: Limits) -> State:
         """Goes on until the recipe's views or the time are used up, and returns where it stopped.
 
-        An interrupt stops it after a last checkpoint.
+        SIGINT or SIGTERM stops it after a last checkpoint, with KeyboardInterrupt. Raises Diverged.
         """
         started = time.monotonic()
         before, last_check = self.state, started
@@ -284,12 +202,12 @@ class Run:
         bar = tqdm(total=100.0, initial=initial, unit="%", bar_format=form, mininterval=interval)
         losses: list[float] = []
         stops = False
-        with bar:
+        with bar, self.stop:
             while self.state.progress < 1 and not stops:
-                try:
-                    losses.append(self._round(self.state.views - before.views))
-                except KeyboardInterrupt:
-                    stops = True
+                views = self.state.views
+                loss = self._round(views - before.views)
+                if self.state.views > views:
+                    losses.append(self._finite(loss))
                 minutes = (time.monotonic() - started) / 60
                 self._advance(before.minutes + minutes, limits.max_minutes)
                 bar.update(100 * self.state.progress - bar.n)
@@ -297,12 +215,32 @@ class Run:
                 bar.set_postfix_str(
                     f"{self.state.views:,} views, {speed:.0f}/s, loss {losses[-1] if losses else 0:.3f}"
                 )
-                stops = stops or (limits.stop_after is not None and minutes >= limits.stop_after)
+                is_late = limits.stop_after is not None and minutes >= limits.stop_after
+                stops = is_late or self.stop.number is not None
                 is_due = time.monotonic() - last_check > 60 * limits.checkpoint_minutes
                 if losses and (stops or is_due or self.state.progress >= 1):
                     self._check(float(np.mean(losses)))
                     losses, last_check = [], time.monotonic()
+        if self.state.progress < 1:
+            self.stop.raise_if_signalled()
         return self.state
+
+    def _finite(self, loss: float) -> float:
+        """A loss that is a number. Raises Diverged, before anything is written, for one that is none."""
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} after {self.state.views:,} views: nothing was written since the last checkpoint."
+                " A smaller `learning_rate` may help"
+            )
+        return loss
+
+    def _batches(self) -> Iterator[data.Batch]:
+        """A round of batches, each counted as it is learnt from; no more of them after a signal."""
+        for batch in self.stream.batches(self.recipe.side(self.state.progress), ROUND):
+            if self.stop.number is not None:
+                return
+            self.state = replace(self.state, views=self.state.views + self.recipe.optimizer.batch)
+            yield batch
 
     def _advance(self, minutes: float, budget: float | None) -> None:
         by_views = self.state.views / self.recipe.views
@@ -315,13 +253,12 @@ class Run:
         batch = self.recipe.optimizer.batch
         ramp = min(1.0, (views_of_this_call / batch + ROUND / 2) / RAMP)
         self.optimizer.learning_rate = ramp * learning_rate(self.recipe, self.state.progress)
-        batches = self.stream.batches(self.recipe.side(self.state.progress), ROUND)
+        before = self.state.views
         if adversary := self._adversary():
-            loss = adversary.round(batches, ramp)
+            loss = adversary.round(self._batches(), ramp)
         else:
-            loss = _mean_loss(self.network.train_on_batch, batches)
-        self.average.update(self.network.get_weights(), ROUND)
-        self.state = replace(self.state, views=self.state.views + ROUND * batch)
+            loss = _mean_loss(self.network.train_on_batch, self._batches())
+        self.average.update(self.network.get_weights(), (self.state.views - before) // batch)
         return loss
 
     def _adversary(self) -> Adversary | None:
@@ -358,17 +295,16 @@ class Run:
         lightness, chroma = data.fixed(self.held_out, side, self.form)
         starts = range(0, len(lightness), VALIDATION_BATCH)
         parts = ((lightness[i : i + VALIDATION_BATCH], chroma[i : i + VALIDATION_BATCH]) for i in starts)
-        validation = _mean_loss(self.averaged.test_on_batch, parts)
-        checkpoint.save_weights(self.folder / checkpoint.WEIGHTS, self.network)
-        checkpoint.save_weights(self.folder / checkpoint.AVERAGE, self.averaged)
+        validation = self._finite(_mean_loss(self.averaged.test_on_batch, parts))
+        models = {checkpoint.WEIGHTS: self.network, checkpoint.AVERAGE: self.averaged}
         if self.adversary:
-            checkpoint.save_weights(self.folder / checkpoint.DISCRIMINATOR, self.adversary.discriminator)
+            models[checkpoint.DISCRIMINATOR] = self.adversary.discriminator
         takes_last = self.recipe.best_by == "last"
         judged_by = loss if self.recipe.best_by == "training" else validation
         if takes_last or judged_by < self.state.best_loss:
-            checkpoint.save_weights(self.folder / checkpoint.BEST, self.averaged)
+            models[checkpoint.BEST] = self.averaged
             self.state = replace(self.state, best_loss=judged_by)
-        checkpoint.save_state(self.folder, self.state)
+        checkpoint.save(self.folder, models, self.state)
         line = {
             "views": self.state.views,
             "minutes": round(self.state.minutes, 1),
@@ -381,15 +317,32 @@ class Run:
         tqdm.write(f"checkpoint: {line}")
 
 
+def _begin(recipe: Recipe, folder: Path, init: Sequence[Path]) -> Start | None:
+    """What a new run starts from, None where one is to go on. What can't be done is said before the data is looked at.
+
+    Raises ValueError when the folder's run has another recipe.
+    """
+    if not (folder / "state.json").exists():
+        files.check_folder(folder)
+        return start(recipe, init)
+    setup = checkpoint.load_setup(folder)
+    if setup.recipe != recipe:
+        raise ValueError(f"the run in {folder} was begun with another recipe")
+    if init and not is_from(init, setup.origins):
+        # No more than told of: what it began from may be gone or have learnt more, and the same command goes on.
+        names = ", ".join(origin.partition(" ")[0] for origin in setup.origins)
+        tqdm.write(f"the run in {folder} goes on from its own checkpoint; it began from {names or 'nothing'}")
+    return None
+
+
 def train(recipe: Recipe, folder: Path, paths: Sequence[Path], limits: Limits, init: Sequence[Path] = ()) -> State:
     """Trains or resumes the run in `folder` on the photographs at `paths`.
 
     init: what a new run starts from, see `start`. Raises FileNotFoundError when there are no photographs, ValueError
     when a folder's run is another one or had other photographs.
     """
+    begun = _begin(recipe, folder, init)
     photographs = sift.choose(folder, paths, recipe)
-    begun = None if (folder / "state.json").exists() else start(recipe, init)
-    run = Run(recipe, folder, photographs.entries, begun)
-    # Not before: a folder whose run has another recipe is refused.
+    # Before the rest of the set-up: a run that is stopped there has them looked at already.
     photographs.save(folder)
-    return run.train(limits)
+    return Run(recipe, folder, photographs.entries, begun).train(limits)

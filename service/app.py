@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from importlib.metadata import version
 
-import cv2
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
@@ -20,16 +19,21 @@ from service.colorizer import Colorizer
 from service.metrics import Metrics
 from service.openapi import PROBLEM, REQUEST_ID
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
-from service.routes import State, router, uploads
+from service.routes import HeadAsGet, State, router, uploads
 from service.settings import Settings
 from service.telemetry import Telemetry
+from service.threads import apart, is_any_apart
 from service.tracing import Tracer
+from service.upload import tell_of_cap
 
 log = logging.getLogger(__name__)
 
-# sysexits.h: an internal software error.
+# sysexits.h: an internal software error, and something that is needed does not work.
 EXIT_STUCK = 70
-STUCK_CHECK_S = 1.0
+EXIT_FAILING = 69
+WATCH_S = 1.0
+# Failures that pass, as for want of a GPU's memory, should not keep it from its photos for long.
+PROBE_S = 2.0
 # For photos that nobody waits for any more, when the process is to end.
 LAST_PHOTOS_S = 5.0
 
@@ -48,28 +52,57 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     raise kind(f"{request.method} {request.url.path}", allow=(error.headers or {}).get("Allow"))
 
 
+def _end(state: State) -> tuple[int, str] | None:
+    """The code and the reason to end with, when only a new process helps."""
+    limit = state.settings.stuck_s
+    if state.workers.stuck_for() > limit:
+        return EXIT_STUCK, f"all {state.workers.count} workers are stuck for {limit:.0f} s"
+    for model in state.colorizer.catalog:
+        name = model.contract.name
+        if model.batcher.runs.stuck_for() > limit:
+            return EXIT_STUCK, f"all runs of the model {name} are stuck for {limit:.0f} s"
+        if model.batcher.suspects.failing_for() > limit:
+            return EXIT_FAILING, f"the model {name} has failed, on a black photo too, for {limit:.0f} s"
+    return None
+
+
 async def _watch(state: State) -> None:
-    """Ends the process when no worker will ever come back: a thread inside a C call can't be stopped."""
+    """Ends the process when only a new one helps: a thread inside a C call can't be stopped, for one."""
     while True:
-        await asyncio.sleep(STUCK_CHECK_S)
-        if state.is_stuck():
-            log.critical("all %d workers are stuck for %.0f s", state.workers.count, state.settings.stuck_s)
-            os._exit(EXIT_STUCK)
+        await asyncio.sleep(WATCH_S)
+        if end := _end(state):
+            code, reason = end
+            log.critical("%s: the process ends", reason)
+            os._exit(code)
+
+
+async def _probe(state: State) -> None:
+    """Tries the models that failed: while it is not ready, no photo may come that would show that they work again."""
+    while True:
+        await asyncio.sleep(PROBE_S)
+        for model in state.colorizer.catalog:
+            if model.batcher.suspects:
+                with suppress(RuntimeError):  # There is no thread for it now.
+                    await apart(partial(model.batcher.suspects.probe, model.black))
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: State = app.state.tomau
-    watch = asyncio.create_task(_watch(state))
+    watches = [asyncio.create_task(watch(state)) for watch in (_watch, _probe)]
     yield
     state.draining = True
-    watch.cancel()
-    with suppress(asyncio.CancelledError):
-        await watch
+    for watch in watches:
+        watch.cancel()
+    await asyncio.wait(watches)
     state.workers.stop()
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.stop)
     await _end_of_last_photos(state)
+    if is_any_apart():
+        # A reload, most likely. Python's own end would break it off in the midst of a C call, and crash.
+        log.info("the process ends without waiting for what it still loads or tries")
+        os._exit(0)
 
 
 async def _end_of_last_photos(state: State) -> None:
@@ -83,11 +116,12 @@ async def _end_of_last_photos(state: State) -> None:
 
 
 def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
-    """What every request passes, from the outside in: safe headers, CORS, telemetry, preflights, keys.
+    """What every request passes, from the outside in: safe headers, CORS, telemetry, preflights, keys, HEAD.
 
     Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
     headers, so they come before both. A preflight never has a key, and is answered between the two.
     """
+    app.add_middleware(HeadAsGet)
     keys = access.key_digests(settings)
     access.cors_origins(settings)  # Layers are made at the first request only.
     if keys:
@@ -111,8 +145,6 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     settings = settings or Settings()
     tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
     memory.keep_freed()
-    # Photos run beside one another, one core each.
-    cv2.setNumThreads(1)
     app = FastAPI(
         title="tomau",
         description="Colours black-and-white photographs, and keeps every pixel's own lightness.",
@@ -133,6 +165,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     colorizer = Colorizer(catalog or Catalog(settings), settings)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer, metrics)
+    tell_of_cap(settings)
     app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 from service.color import Floats
 from service.executor import Predictor
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
+from service.watch import Stints, Suspects
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,9 @@ class Batcher:
         self._capacity = capacity
         self._clock = clock
         self._lock = threading.Lock()
+        self._all = {*executors} if spread is None else {*executors, spread}
+        self.runs = Stints(len(executors), clock)
+        self.suspects = Suspects(clock)
         # Taken in turn, so that several GPUs share the work, however little there is.
         self._free = deque(executors)
         self._waiting: deque[_Waiter] = deque()
@@ -91,6 +95,12 @@ class Batcher:
         """How many callers wait for an executor."""
         with self._lock:
             return len(self._waiting)
+
+    def works(self, black: Floats) -> bool:
+        """Whether every executor can run that photo, beside whatever it does; one that can't is suspect from now on."""
+        for executor in self._all:
+            self.suspects.add(executor)
+        return self.suspects.probe(black)
 
     def predict(
         self,
@@ -186,11 +196,13 @@ class Batcher:
         if self._spread is not None and len(batch) == 1 and batch[0].alone:
             executor = self._spread
         try:
-            chroma = executor.predict([waiter.lightness for waiter in batch])
+            with self.runs.one():
+                chroma = executor.predict([waiter.lightness for waiter in batch])
             if len(chroma) != len(batch):
                 raise RuntimeError(f"{len(batch)} items went in and {len(chroma)} came out")
         except Exception as error:
             if len(batch) == 1:
+                self.suspects.add(executor)
                 batch[0].settle(error)
             else:
                 for waiter in batch:
@@ -201,6 +213,7 @@ class Batcher:
             raise
         else:
             ran = self._clock() - started
+            self.suspects.clear(executor)
             self.ran(len(batch))
             for waiter, one in zip(batch, chroma, strict=True):
                 waiter.settle(Prediction(one, started - waiter.arrived, ran, len(batch)))

@@ -7,8 +7,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from service import variants
 from service.batcher import Batcher
+from service.color import Floats
 from service.contract import Contract
 from service.engine import Engine, Gpu, available
 from service.executor import Device, EngineError
@@ -37,6 +40,12 @@ class Model:
     device: Device
     batcher: Batcher
     places: Callable[[int], int]  # of photos that run together: the size of the batch that they are run as
+
+    @property
+    def black(self) -> Floats:
+        """A photo, as the model takes it, that tells whether it runs at all."""
+        size = self.contract.input_size
+        return np.zeros((1, size, size), np.float32)
 
 
 def _verified(path: Path) -> tuple[bytes, str]:
@@ -81,7 +90,7 @@ class Catalog:
     """The models of one service, by name."""
 
     def __init__(self, settings: Settings, known: Iterable[Model] = ()) -> None:
-        """Loads and warms every .onnx file of the models' folder; those that are `known` are taken over as they are.
+        """Loads and warms every .onnx file of the models' folder; those that are `known` and still run are taken over.
 
         Raises CatalogError, ContractError or EngineError with the file's name when one can't be served.
         """
@@ -100,7 +109,7 @@ class Catalog:
                 f"{settings.models}: there is no model {settings.default_model!r} to be the default"
                 f" (found: {', '.join(self._models) or 'none'})"
             )
-        self.fresh = [model for model in self if model.sha256 not in self._known]
+        self.fresh = [model for model in self if self._known.get(model.sha256) is not model]
         self._known = {}
         self.default = settings.default_model
         self.max_photos = _max_photos(settings, self.device)
@@ -119,8 +128,11 @@ class Catalog:
         if self.device == "cuda":
             path = variants.choose(path, settings.precision, lambda file: self._probe(file, settings))
         data, digest = _verified(path)
-        if digest in self._known:
-            return self._known[digest]
+        known = self._known.get(digest)
+        if known is not None and known.batcher.works(known.black):
+            return known
+        if known is not None:
+            log.warning("%s: its model does not run any more, and is loaded anew", path)
         engines = self._engines(path, data, settings)
         for engine in engines:
             try:

@@ -7,9 +7,12 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    import io
+
+    import uvicorn
     from pydantic import ValidationError
 
     from service.bulk import Outcome
@@ -32,17 +35,33 @@ def _serve(_: argparse.Namespace) -> None:
     if hasattr(signal, "SIGHUP"):
         # It asks for a reload: one that comes before the models are loaded waits until they are.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    server: uvicorn.Server | None = None
+
+    def end(number: int, _: object) -> None:
+        # A server that has ended raises the signal that ended it once more.
+        if server is None or not server.started:
+            os._exit(128 + number)
+
+    if os.getpid() == 1:
+        # As in a container. There is no default action for this process: until the server listens to the signal, it
+        # would be lost.
+        signal.signal(signal.SIGTERM, end)
+    import logging
+
     from service.app import create_app
     from service.server import Server, allow_files
-    from service.settings import Settings
+    from service.settings import Settings, unknown_variables
     from service.telemetry import set_up_logging
 
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
+    for told in unknown_variables(os.environ):
+        logging.getLogger(__name__).warning(told)
     allow_files(settings.max_connections)
     app = create_app(settings)
     _check_address(settings.host, settings.port)
-    Server(app, settings).run()
+    server = Server(app, settings)
+    server.run()
 
 
 def _open_standard_files() -> None:
@@ -80,19 +99,18 @@ def _colorize(args: argparse.Namespace) -> None:
     from service.colorizer import Colorizer, Options
     from service.settings import Settings
 
+    for stream in (sys.stdout, sys.stderr):
+        # The names of files may be in another encoding, or in none.
+        cast("io.TextIOWrapper", stream).reconfigure(errors="backslashreplace")
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    photos: list[Path] = args.photo
-    is_one = len(photos) == 1 and not photos[0].is_dir() and not args.output.is_dir() and bool(args.output.suffix)
-    if is_one:
-        suffix = args.output.suffix.lower().removeprefix(".")
-        given.setdefault("format", {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix))
+    jobs, folder, format_ = bulk.plan(args.photo, args.output, given.get("format"))
+    if format_:
+        given["format"] = format_
     options = Options.model_validate(given)
     settings = Settings(spread_model_mib=0)  # That would take longer to load than it saves.
     colorizer = Colorizer(Catalog(settings), settings)
-    if is_one:
-        args.output.write_bytes(colorizer.colorize(photos[0].read_bytes(), options).data)
-        return
-    jobs = bulk.jobs(photos, args.output)
+    colorizer.catalog.get(options.model)
+    bulk.make(folder)
     outcomes = bulk.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
     sys.exit(_tell(outcomes))
 
@@ -178,11 +196,11 @@ def _parser() -> argparse.ArgumentParser:
     colorize.add_argument(
         "-o",
         "--output",
-        type=Path,
         required=True,
-        help="for one photo a .jpg, .png, .webp, .tiff or .avif file, else a folder",
+        help="for one photo a .jpg, .png, .webp, .tiff or .avif file, else a folder, for each album its own: answers"
+        " have the names of their photos, and .jpg or the like behind them where their format is another",
     )
-    colorize.add_argument("--force", action="store_true", help="write what is in the folder already once more")
+    colorize.add_argument("--force", action="store_true", help="write answers that are there already once more")
     for name, meaning in OPTIONS.items():
         colorize.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     return parser
@@ -202,6 +220,7 @@ def _reason(error: Exception) -> str | None:
     from pydantic_settings import SettingsError
 
     from service.access import AccessError
+    from service.bulk import OutputError
     from service.catalog import CatalogError
     from service.contract import ContractError
     from service.executor import EngineError
@@ -210,7 +229,17 @@ def _reason(error: Exception) -> str | None:
 
     if isinstance(error, ValidationError):
         return _faults(error)
-    known = (Problem, AccessError, CatalogError, ContractError, EngineError, SettingsError, TracingError, OSError)
+    known = (
+        Problem,
+        OutputError,
+        AccessError,
+        CatalogError,
+        ContractError,
+        EngineError,
+        SettingsError,
+        TracingError,
+        OSError,
+    )
     return str(error) if isinstance(error, known) else None
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from service import color, decoding, encoding, fitting, header, metadata
 from service.catalog import Catalog, Model
 from service.color import Bytes, Floats
+from service.cores import Cores
 from service.metadata import Metadata
 from service.photo import FORMATS, MEDIA_TYPES, Format, Photo, Pixels, Planes, Source, Tone
 from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
@@ -133,10 +134,12 @@ class Colorizer:
     """Colours photos; synchronous, and safe to call from many threads at once."""
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        # Photos run beside one another, one core each.
+        cv2.setNumThreads(1)
         self.catalog = catalog
         self._limits = header.Limits(settings.max_pixels, settings.max_side)
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
-        self._cores = threading.BoundedSemaphore(settings.cores)
+        self._cores = Cores(settings.cores)
         self._lock = threading.Lock()
         self._inside = 0  # photos that are being coloured
 
@@ -171,7 +174,7 @@ class Colorizer:
                 self._inside -= 1
 
     def _answer(self, data: bytes, options: Options, model: Model, way: _Way) -> Answer:
-        with self._cores, way.stage("decode"):
+        with self._cores.to_begin(), way.stage("decode"):
             source = header.source_of(data)
             upload = _Upload(data, source, metadata.read(data, source), options)
             look = options.if_color is not None
@@ -179,21 +182,21 @@ class Colorizer:
         if photo.tone == "color" and options.if_color == "reject":
             raise ColorPhoto("the photo is in colour already", field="if_color")
         if photo.tone == "color" and options.if_color == "keep":
-            with self._cores:
+            with self._cores.to_go_on():
                 return self._kept(upload, photo, way)
         return self._coloured(upload, photo, model, way)
 
     def _coloured(self, upload: _Upload, photo: Photo, model: Model, way: _Way) -> Answer:
         options = upload.options
         space = model.contract.color_space
-        with self._cores, way.stage("decode"):
+        with self._cores.to_go_on(), way.stage("decode"):
             pixels_in = photo.luma.size
             format_ = _format(upload, photo)
             photo = fitting.fit(photo, format_, options.max_side)
             encoding.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
         chroma = self._predict(model, lightness, way) * options.strength
-        with self._cores:
+        with self._cores.to_go_on():
             with way.stage("merge"):
                 merged = _merge(photo, chroma, space, format_, options.merge)
             with way.stage("encode"):

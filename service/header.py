@@ -51,6 +51,7 @@ FILL_ORDER, STRIPS, SAMPLES, LAYOUT = 266, 273, 277, 284
 TILE_WIDTH, TILE_HEIGHT, TILES, SUB_IFDS = 322, 323, 324, 330
 EXTRA_SAMPLES, SAMPLE_FORMAT, DNG_VERSION = 338, 339, 50706
 REDUCED = 1
+MASK = 4
 UNSIGNED = 1
 CHUNKY = 1
 PREMULTIPLIED = 1
@@ -226,6 +227,8 @@ def tiff_page(data: bytes, limits: Limits) -> tiff.Page:
         raise UnsupportedType("the file is a camera's raw data; develop it first", field="file")
     if photos and first not in photos:
         raise UnsupportedType("the TIFF begins with a thumbnail; its photo has to come first", field="file")
+    if any(page.number(SUBFILE, 0) & MASK for page in pages):
+        raise UnsupportedType("the TIFF has a mask as a page of its own; save it with an alpha channel", field="file")
     if len(photos) > 1:
         raise UnsupportedType("the TIFF has several pages; send each as a file of its own", field="file", limit=1)
     _check_size(first.number(WIDTH, 0), first.number(HEIGHT, 0), limits)

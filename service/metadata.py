@@ -43,11 +43,11 @@ def for_answer(
 
 
 def strip(metadata: Metadata) -> Metadata:
-    """Nothing but the density, which tells nothing of a person.
+    """Nothing but the density, and that the picture is synthetic, where it says so: neither tells of a person.
 
     Called before `for_answer`: what that adds is said by the answer, not by the upload, and so is there all the same.
     """
-    return Metadata(density=_upright_density(metadata))
+    return Metadata(xmp=metadata.xmp and xmp.note_of(metadata.xmp), density=_upright_density(metadata))
 
 
 def _upright_density(metadata: Metadata) -> Density | None:

@@ -98,6 +98,8 @@ UPLOADS = Series("tomau_uploads", "gauge", (), "Uploads being received.")
 UPLOAD_BYTES = Series(
     "tomau_upload_bytes_inflight", "gauge", (), "Bytes of uploads in memory, being received or of photos inside."
 )
+UNREAD = Series("tomau_unread_bytes", "gauge", (), "Bytes of answers in memory that clients have not read yet.")
+CONNECTIONS = Series("tomau_connections", "gauge", (), "Open connections.")
 MEMORY_LIMIT = Series(
     "tomau_memory_limit_bytes", "gauge", (), "Memory that the process may have: its container's, else the machine's."
 )
@@ -128,6 +130,8 @@ ALL = (
     QUEUE_DEPTH,
     UPLOADS,
     UPLOAD_BYTES,
+    UNREAD,
+    CONNECTIONS,
     MEMORY_LIMIT,
     MODEL,
     BUILD,
@@ -148,7 +152,10 @@ class Watched(Protocol):
 
     colorizer: "Colorizer"
     uploads: Places
+    batch_uploads: Places
     upload_bytes: Places
+    unread: Places
+    connections: Places
     workers: "Workers"
 
     def obstacle(self) -> str | None:
@@ -178,6 +185,8 @@ class Metrics:
         self._pixels_in, self._pixels_out = pixels.labels("in"), pixels.labels("out")
         self._bytes_in, self._bytes_out = bytes_.labels("in"), bytes_.labels("out")
         self._dropped = {reason: dropped.labels(reason) for reason in REASONS}
+        # The alerts set what fails beside these, also before the first is answered.
+        self._photos.labels("")
         self._reloads = {True: reloads.labels("success"), False: reloads.labels("failure")}
         ProcessCollector(registry=self.registry)
 
@@ -271,8 +280,10 @@ class _Watch(Collector):
         yield _gauge(PLACES, workers.places.limit)
         yield _gauge(WAITING, workers.waiting)
         yield _gauge(WAIT_SECONDS, workers.longest_wait())
-        yield _gauge(UPLOADS, state.uploads.taken)
+        yield _gauge(UPLOADS, state.uploads.taken + state.batch_uploads.taken)
         yield _gauge(UPLOAD_BYTES, state.upload_bytes.taken)
+        yield _gauge(UNREAD, state.unread.taken)
+        yield _gauge(CONNECTIONS, state.connections.taken)
         yield _gauge(MEMORY_LIMIT, memory.limit())
         yield from self._models()
         yield _family(BUILD, [(self._build, 1)])

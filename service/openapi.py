@@ -71,22 +71,33 @@ def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def request(file: Mapping[str, Any], **bodies: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, as a query or in a form with `file`, and other bodies by their media type."""
+def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
+    """The options, as a query or in a form with `file`, and the media types of a photo without a form.
+
+    In the query they have no defaults: a client that sent them unasked would overrule its own form.
+    """
     options = _options()
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
     return {
         "parameters": [
-            {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
+            {"name": name, "in": "query", "schema": _without(schema, "default"), "description": schema["description"]}
             for name, schema in options.items()
         ],
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}, **bodies}},
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}}
+            | {media_type: {"schema": BINARY} for media_type in bare},
+        },
     }
 
 
 def _options() -> dict[str, dict[str, Any]]:
     """The schema of each option. One that may be missing has no null, which neither a query nor a form can say."""
     return {name: _without_null(schema) for name, schema in Options.model_json_schema()["properties"].items()}
+
+
+def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {other: value for other, value in schema.items() if other != key}
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from service.contract import ContractError
 from service.executor import EngineError
 from service.metrics import Metrics
 from service.settings import Settings
+from service.threads import apart
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Reloader:
     async def _run(self) -> None:
         while self._is_wanted:
             self._is_wanted = False
-            await asyncio.to_thread(self.reload)
+            await apart(self.reload)
 
     def reload(self) -> bool:
         """Reads the models again, in this thread; whether that could be done."""

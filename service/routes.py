@@ -15,7 +15,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field, ValidationError
-from starlette.types import Receive
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import access, openapi, telemetry
 from service.admission import Places, Receiving
@@ -42,6 +42,20 @@ class UploadRoute(APIRoute):
         return self.endpoint
 
 
+class HeadAsGet:
+    """Answers HEAD as GET: the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            # Not changed in place: the server looks at it again.
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
+
+
 HEAD_TOO_LARGE = openapi.problems(_431="The head is too large")
 uploads = APIRouter(responses=HEAD_TOO_LARGE, route_class=UploadRoute)
 router = APIRouter(responses=HEAD_TOO_LARGE)
@@ -57,8 +71,10 @@ class State:
         self.metrics = metrics
         self.reloader = Reloader(colorizer, settings, metrics)
         self.uploads = Places("uploads", settings.max_uploads)
+        self.batch_uploads = Places("uploads of batches", settings.max_batch_uploads)
         self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
         self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
+        self.connections = Places("connections", settings.max_connections)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
         self.batches = Places("batches", settings.max_uploads)
         self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
@@ -70,12 +86,14 @@ class State:
         """Why it is not ready to take a photo, if it is not."""
         if self.draining:
             return "the service is about to stop"
-        busy = self.workers.stuck_for()
-        return "no worker has finished its photo in time" if busy > self.settings.deadline_s else None
-
-    def is_stuck(self) -> bool:
-        """No worker has taken a photo for so long, because each still has one, that none will come back."""
-        return self.workers.stuck_for() > self.settings.stuck_s
+        if self.workers.stuck_for() > self.settings.deadline_s:
+            return "no worker has finished its photo in time"
+        for model in self.colorizer.catalog:
+            if model.batcher.runs.stuck_for() > self.settings.deadline_s:
+                return f"no run of the model {model.contract.name} has ended in time"
+            if model.batcher.suspects.failing_for():
+                return f"the model {model.contract.name} fails on a black photo, too"
+        return None
 
 
 async def _state(request: Request) -> State:
@@ -143,6 +161,20 @@ def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: st
     return options if options.format else options.model_copy(update={"format": _accepted(accept)})
 
 
+def _check_query(request: Request, state: State) -> None:
+    """What is wrong whatever the form says is refused before the body comes: raises InvalidOption and UnknownModel."""
+    if request.scope["query_string"]:
+        _asked(request, state, {})
+
+
+def _asked(request: Request, state: State, form: Mapping[str, str], accept: str = "") -> Options:
+    """The options, once both places name models that there are: raises InvalidOption and UnknownModel."""
+    options = options_of(request.query_params.multi_items(), form, accept)
+    for name in (options.model, form.get("model")):
+        state.colorizer.catalog.get(name)
+    return options
+
+
 def _accepted(accept: str) -> Format | None:
     """The one format that an Accept header asks for, when it asks for just one and nothing more."""
     parts = [part.lower().replace(" ", "").split(";") for part in accept.split(",")]
@@ -179,19 +211,20 @@ async def _hung_up(stream: Receive) -> None:
             _504="Not done in time",
         ),
     },
-    openapi_extra=openapi.request(openapi.BINARY, **{"image/*": {"schema": openapi.BINARY}}),
+    openapi_extra=openapi.request(openapi.BINARY, "image/*", "application/octet-stream"),
 )
 async def colorize(request: Request) -> Response:
     """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
     started = time.monotonic()
     state: State = request.app.state.tomau
     _check_unread(state)
+    _check_query(request, state)
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         received = time.monotonic()
-        accept = request.headers.get("accept", "")
-        options = options_of(request.query_params.multi_items(), upload.fields, accept)
+        accept = ",".join(request.headers.getlist("accept"))
+        options = _asked(request, state, upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
     if answer.model is not None:
@@ -229,14 +262,15 @@ async def colorize_batch(request: Request) -> Response:
     """
     state: State = request.app.state.tomau
     _check_unread(state)
+    _check_query(request, state)
     with ExitStack() as inside:
         state.batches.take()
         inside.callback(state.batches.give_back)
         leave = left_by_batches(state.settings)
-        receiving = inside.enter_context(Receiving(state.uploads, state.upload_bytes, leave=leave))
+        receiving = inside.enter_context(Receiving(state.batch_uploads, state.upload_bytes, leave=leave))
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
-        options = options_of(request.query_params.multi_items(), upload.fields, accept="")
+        options = _asked(request, state, upload.fields)
         # Held, so that a reload in its middle does not take the model away.
         model = state.colorizer.catalog.get(options.model)
         colour = partial(_coloured_of_batch, state=state, options=options, model=model)
@@ -316,10 +350,10 @@ async def livez() -> Live:
 @router.get(
     "/readyz",
     summary="Can it take a photo?",
-    responses={200: openapi.WITH_ID, **openapi.problems(_503="Stopping, or stuck")},
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Stopping, stuck or failing")},
 )
 async def readyz(state: Shared) -> Ready:
-    """Models are loaded and warm, workers are not stuck, and the service is not about to stop."""
+    """Models are loaded, warm and not failing, nothing is stuck, and the service is not about to stop."""
     if obstacle := state.obstacle():
         raise Draining(obstacle, retry_after=5)
     catalog = state.colorizer.catalog

@@ -1,9 +1,11 @@
 """Every knob of the service, read from `TOMAU_*` variables."""
 
+import difflib
 import json
 import math
 import os
 import textwrap
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,8 @@ SHIPPED_MODELS = Path(__file__).parent / "models"
 CGROUPS = Path("/sys/fs/cgroup")
 # Empty, they are a mistake that would let everyone call.
 KEYS = frozenset({"api_keys", "api_keys_file"})
+# In .env for docker-compose.yml, which passes all of it on.
+OF_COMPOSE = frozenset({"TARGET"})
 
 
 def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
@@ -107,7 +111,11 @@ class Settings(BaseSettings):
     max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
     max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
     max_batch_photos: int = Field(100, ge=1, description="photos a batch upload")
-    max_batch_bytes: int = Field(500 * MIB, ge=1, description="bytes of all photos of a batch upload")
+    max_batch_bytes: int = Field(
+        500 * MIB,
+        ge=1,
+        description="bytes of all photos of a batch upload; at most max_upload_bytes without a photo's max_bytes",
+    )
     max_photos: int | None = Field(
         None,
         ge=1,
@@ -122,18 +130,29 @@ class Settings(BaseSettings):
     max_wait_s: float = Field(
         0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
     )
-    max_uploads: int = Field(256, ge=1, description="uploads being received at once")
+    max_uploads: int = Field(256, ge=1, description="photos being received at once")
+    max_batch_uploads: int = Field(32, ge=1, description="batches being received at once, beside them")
     max_upload_bytes: int = Field(
         576 * MIB, ge=1, description="bytes of all uploads being received; batches leave those of a photo to others"
     )
     min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
     upload_grace_s: float = Field(15.0, ge=0, description="seconds that an upload may be silent, or behind its rate")
+    max_upload_s: float = Field(1800.0, gt=0, description="seconds that a whole upload may take, however steady it is")
     head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
+    keep_alive_s: int = Field(
+        75, ge=1, description="seconds that a connection is kept open after an answer; longer than a proxy's before it"
+    )
     max_connections: int = Field(
-        1000, ge=1, description="connections at once; on more only /livez, /readyz and /metrics are answered"
+        1000,
+        ge=1,
+        description="connections at once; one more takes the place of one without a request, or else only /livez,"
+        " /readyz and /metrics are answered on it",
     )
     write_s: float = Field(
-        30.0, gt=0, description="seconds in which a client has to take a byte of its answer, else it is dropped"
+        30.0, gt=0, description="seconds that a client may take nothing of its answer, or be behind the rate for it"
+    )
+    min_read_rate: int = Field(
+        8192, ge=1, description="bytes a second that a client has to take of its answer, else it is dropped"
     )
     max_unread_bytes: int = Field(
         512 * MIB, ge=1, description="when answers not read yet have so many bytes, no more photos are taken for now"
@@ -146,8 +165,9 @@ class Settings(BaseSettings):
     stuck_s: float = Field(
         60.0,
         gt=0,
-        description="all workers busy with one photo each for so long: the process ends; more than deadline_s, after"
-        " which it is not ready any more",
+        description="all workers busy with one photo each for so long, or all executors of a model with one run each:"
+        " the process ends; more than deadline_s, after which it is not ready any more. A model that fails on every"
+        " photo for so long ends it, too",
     )
 
     @classmethod
@@ -161,6 +181,11 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """pydantic: the environment is read in our way."""
         return init_settings, Environment(settings_cls), dotenv_settings, file_secret_settings
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _in_lower_case(cls, level: object) -> object:
+        return level.lower() if isinstance(level, str) else level
 
     @field_validator("max_upload_bytes")
     @classmethod
@@ -193,6 +218,18 @@ class Settings(BaseSettings):
         """Processor cores that this process may use; of a container's share of time, whole ones."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, math.ceil(cpu_quota() or cores))
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """What to tell of variables that look like settings and are none."""
+    known = [name.upper() for name in Settings.model_fields]
+    told = []
+    for name in sorted(names):
+        prefix, _, rest = name.upper().partition("_")
+        if prefix == "TOMAU" and rest not in known and rest not in OF_COMPOSE:
+            likely = difflib.get_close_matches(rest, known, 1)
+            told.append(f"{name} is no setting" + "".join(f": is TOMAU_{one} meant?" for one in likely))
+    return told
 
 
 def table(settings: Settings) -> str:

@@ -178,6 +178,8 @@ class _Exchange:
         self._body_is_whole = not headers & {b"content-length", b"transfer-encoding"}
         self._status: int | None = None
         self._code = ""
+        # Of a refusal for the service's state, as one code has many causes; a fault has its own lines.
+        self._detail = ""
         self._sent = 0
         self._is_complete = False
 
@@ -208,6 +210,8 @@ class _Exchange:
     async def refuse(self, problem: Problem, *, drain_s: float = DRAIN_S) -> None:
         """Answers with a problem. A client that still sends may go on for a while: cut off, it would never read it."""
         self._code = problem.code
+        if problem.status > HTTPStatus.INTERNAL_SERVER_ERROR:
+            self._detail = problem.detail
         if isinstance(problem, ClientGone):
             self._status = self._status or problem.status
             return
@@ -253,8 +257,11 @@ class _Exchange:
             "bytes": self._sent,
             "stages": {stage: round(took, 4) for stage, took in self.seconds.items()},
         }
-        line = "%s %s %s %.1f ms %d bytes"
+        line = "%s %s %s %.1f ms %d bytes%s"
+        if self._detail:
+            access["detail"] = self._detail
+        why = f": {self._detail}" if self._detail else ""
         level = logging.DEBUG if route in PROBES and self._status == HTTPStatus.OK else logging.INFO
-        log.log(level, line, method, path, self._status, 1000 * seconds, self._sent, extra={"access": access})
+        log.log(level, line, method, path, self._status, 1000 * seconds, self._sent, why, extra={"access": access})
         if self._span is not None:
             self._span.end(self._started, self.begun, self.seconds, access | {"request_id": self.id})

@@ -1,5 +1,6 @@
-"""A fixed number of threads, of which the one that worked last works next."""
+"""A fixed number of threads, of which the one that worked last works next; and threads that nobody waits for."""
 
+import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -95,3 +96,22 @@ class Threads:
             job.future.cancel()
         for thread in self._threads:
             thread.shutdown(wait=wait)
+
+
+class Apart(threading.Thread):
+    """A thread that nobody waits for at the process's end."""
+
+    def __init__(self, job: Job[Any]) -> None:
+        super().__init__(target=job.run, name="apart", daemon=True)
+
+
+async def apart(call: Callable[[], T]) -> T:
+    """Runs `call` in a thread of its own; those of asyncio keep the process from ending."""
+    job = Job(call)
+    Apart(job).start()
+    return await asyncio.wrap_future(job.future)
+
+
+def is_any_apart() -> bool:
+    """Whether a call goes on that way."""
+    return any(isinstance(thread, Apart) for thread in threading.enumerate())

@@ -1,9 +1,13 @@
 """Receives photos, in memory, counted while they stream: one of a form or a bare body, or several of a form."""
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -22,6 +26,8 @@ from service.problems import (
     UploadTooSlow,
 )
 from service.settings import FORM_OVERHEAD, Settings
+
+log = logging.getLogger(__name__)
 
 FORM = b"multipart/form-data"
 PHOTO_OVERHEAD = 1024
@@ -84,13 +90,24 @@ def _batch_limits(settings: Settings) -> _Limits:
     return _Limits(photos, max(0, min(settings.max_batch_bytes, room)), overhead, is_batch=True)
 
 
+def tell_of_cap(settings: Settings) -> None:
+    """Warns when a batch may not have as many bytes as is set."""
+    most = _batch_limits(settings).bytes
+    if most < settings.max_batch_bytes:
+        log.warning(
+            "TOMAU_MAX_BATCH_BYTES=%d: a batch may have %d bytes only, so that TOMAU_MAX_UPLOAD_BYTES=%d has room for a"
+            " photo of TOMAU_MAX_BYTES=%d beside it",
+            *(settings.max_batch_bytes, most, settings.max_upload_bytes, settings.max_bytes),
+        )
+
+
 def left_by_batches(settings: Settings) -> int:
     """How many of the bytes of all uploads no batch takes, so that single photos find some."""
     return max(settings.max_form_bytes, settings.max_upload_bytes - _batch_limits(settings).body)
 
 
 class _Body:
-    """The request's body, chunk by chunk, with a least rate and a greatest size."""
+    """The request's body, chunk by chunk, with a least rate, a longest time and a greatest size."""
 
     def __init__(
         self,
@@ -107,7 +124,9 @@ class _Body:
         self._receiving = receiving
         self._settings = settings
         self._limits = limits
-        self._ends = time.monotonic() + settings.upload_grace_s
+        now = time.monotonic()
+        self._ends = now + settings.upload_grace_s if settings.min_upload_rate else math.inf
+        self._ends_at_last = now + settings.max_upload_s
         self._bytes = 0
         self._more = True
 
@@ -131,15 +150,19 @@ class _Body:
 
     async def _next_message(self) -> Message:
         """What has come in time is taken, however late it is looked at."""
-        if not self._settings.min_upload_rate:
-            return await self._receive()
         try:
-            async with asyncio.timeout(self._ends - time.monotonic()):
+            async with asyncio.timeout(min(self._ends, self._ends_at_last) - time.monotonic()):
                 return await self._receive()
         except TimeoutError:
-            least, grace = self._settings.min_upload_rate, self._settings.upload_grace_s
-            detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least, {least} bytes a second"
-            raise UploadTooSlow(detail, limit=least) from None
+            raise self._too_slow() from None
+
+    def _too_slow(self) -> UploadTooSlow:
+        if self._ends_at_last < self._ends:
+            most = self._settings.max_upload_s
+            return UploadTooSlow(f"after {self._bytes} bytes the upload has taken {most:g} s", limit=most)
+        least, grace = self._settings.min_upload_rate, self._settings.upload_grace_s
+        detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least, {least} bytes a second"
+        return UploadTooSlow(detail, limit=least)
 
     def _allow_time_for(self, count: int) -> None:
         """The bytes buy time for the next ones, but what comes faster than it must saves up no more than the grace."""
@@ -195,7 +218,7 @@ class _Form:
         if self._name == "file":
             self._begin_photo(parameters.get(b"filename", b""))
         elif b"filename" in parameters:
-            raise InvalidOption(f"the form's file is named {self._name!r:.80}, not `file`", field=self._name[:80])
+            raise MissingFile(f"the form's file is named {self._name!r:.80}, not `file`", field=self._name[:80])
         else:
             self._begin_option()
 
@@ -247,9 +270,18 @@ class _Form:
 def _text(name: bytes) -> str:
     """UTF-8, or else the code page of an old client; this one takes any bytes."""
     try:
-        return name.decode("utf-8")
+        text = name.decode("utf-8")
     except UnicodeDecodeError:
         return name.decode("latin-1")
+    return _decoded_word(text) if text.startswith("=?") else text
+
+
+def _decoded_word(text: str) -> str:
+    """As mails have their names, and .NET's forms."""
+    try:
+        return str(make_header(decode_header(text)))
+    except (HeaderParseError, LookupError, ValueError):
+        return text
 
 
 async def _receive_form(
@@ -271,7 +303,10 @@ async def _receive_form(
 
 
 def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
-    """The body's media type, and the boundary of a form."""
+    """The body's media type, and the boundary of a form. Raises UnsupportedType for one that is compressed."""
+    encoding = request.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedType(f"a body with the Content-Encoding {encoding!r:.80} can't be read; send it as it is")
     declared = request.get("content-type", "")
     if len(declared) > MAX_FIELD_BYTES:
         # Parsing it takes quadratic time.

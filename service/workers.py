@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from service.admission import Places
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
 from service.threads import Threads
+from service.watch import Stints
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Workers:
         self._waiting: dict[int, float] = {}
         self._line: deque[asyncio.Future[None]] = deque()
         self._threads = Threads(count, "photo")
-        self._started: dict[int, float] = {}
+        self._stints = Stints(count)
         self._numbers = itertools.count()
 
     async def line_up(self) -> None:
@@ -142,12 +143,12 @@ class Workers:
         held = [call]
 
         def work() -> T:
-            self._started[number] = time.monotonic()
-            self._waiting.pop(number, None)
             try:
-                if self._line:
-                    loop.call_soon_threadsafe(self._serve_line)
-                return context.run(held.pop(), cancelled)
+                with self._stints.one():
+                    self._waiting.pop(number, None)
+                    if self._line:
+                        loop.call_soon_threadsafe(self._serve_line)
+                    return context.run(held.pop(), cancelled)
             except Exception as error:
                 _let_go(error)
                 raise
@@ -155,8 +156,6 @@ class Workers:
                 _let_go(error)
                 # It would end the event loop's task, too: SystemExit, for one.
                 raise RuntimeError(f"a worker was to end: {error!r}") from error
-            finally:
-                del self._started[number]
 
         def done(_: Future[T]) -> None:
             held.clear()
@@ -175,13 +174,12 @@ class Workers:
 
     def stuck_for(self) -> float:
         """Seconds since any worker took a photo, when all of them have one; else 0."""
-        started = list(self._started.values())
-        return time.monotonic() - max(started) if len(started) >= self.count else 0.0
+        return self._stints.stuck_for()
 
     @property
     def busy(self) -> int:
         """How many workers have a photo."""
-        return len(self._started)
+        return self._stints.busy
 
     def stop(self) -> None:
         """Lets running photos end, drops waiting ones."""

@@ -10,7 +10,8 @@ and a second pass finds and replaces them, where an entry in `xmpMM:History` wou
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from xml.etree import ElementTree as ET
 from xml.parsers import expat
 from xml.sax.saxutils import escape, quoteattr
 
@@ -155,12 +156,12 @@ def _written(raw: str) -> bytes:
     return (f"{parts[2]}:{parts[1]}" if len(parts) == 3 else parts[-1]).encode()
 
 
-def _description(about: str, source_type: str, model: str, version: str) -> bytes:
-    """The note; it brings its own prefixes, whatever a packet binds them to."""
-    values = (source_type, f"tomau, model {model}", version)
+def _description(about: str, values: Sequence[str]) -> bytes:
+    """The note, of the values of its properties; it brings its own prefixes, whatever a packet binds them to."""
     properties = "".join(
         f"<Iptc4xmpExt:{name}>{escape(CONTROLS.sub('', value))}</Iptc4xmpExt:{name}>"
         for (_, name), value in zip(NOTE, values, strict=True)
+        if value
     )
     return (
         f'<rdf:Description xmlns:rdf="{RDF_URI}" xmlns:Iptc4xmpExt="{IPTC_URI}" rdf:about={quoteattr(about)}>'
@@ -168,12 +169,40 @@ def _description(about: str, source_type: str, model: str, version: str) -> byte
     ).encode()
 
 
+def _values(source_type: str, model: str, version: str) -> tuple[str, str, str]:
+    return source_type, f"tomau, model {model}", version
+
+
 def fresh(model: str, version: str) -> bytes:
     """A packet with nothing but the note."""
+    return _packet(_values(SYNTHETIC_COLORS, model, version))
+
+
+def note_of(packet: bytes) -> bytes | None:
+    """A packet with nothing but what this one says of its picture's being synthetic; None if it says no such thing."""
+    packet = packet.strip(b"\0 \t\r\n")
+    try:
+        _Finder(packet, {}).read()
+    except (expat.ExpatError, _Refused):
+        return None
+    rdf = next(ET.fromstring(packet).iter(_braced(RDF)))  # noqa: S314 - there are no entities in it
+    said: dict[str, str] = {}
+    for description in rdf.findall(_braced(DESCRIPTION)):
+        said |= description.attrib | {child.tag: child.text or "" for child in description}
+    values = [said.get(_braced(name), "").strip() for name in NOTE]
+    return _packet(values) if values[0] in (SYNTHETIC, SYNTHETIC_COLORS) else None
+
+
+def _braced(name: Name) -> str:
+    """As ElementTree writes it."""
+    return f"{{{name[0]}}}{name[1]}"
+
+
+def _packet(values: Sequence[str]) -> bytes:
     return (
         b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">'
         + f'<rdf:RDF xmlns:rdf="{RDF_URI}">\n'.encode()
-        + _description("", SYNTHETIC_COLORS, model, version)
+        + _description("", values)
         + b'</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
     )
 
@@ -198,7 +227,7 @@ def corrected(packet: bytes, width: int, height: int, model: str | None, version
     if model is not None and finder.rdf_end is not None:
         removed = b"".join(packet[start:end] for start, end, new in edits if not new)
         source_type = SYNTHETIC if SYNTHETIC.encode() in removed else SYNTHETIC_COLORS
-        note = _description(finder.about, source_type, model, version or "")
+        note = _description(finder.about, _values(source_type, model, version or ""))
         edits.append((finder.rdf_end, finder.rdf_end, note))
     return _edited(packet, edits)
 

@@ -77,7 +77,7 @@ def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
     """Cross-entropy over the bins, or L1 of the chroma; and what the recipe adds to them."""
     settings = cast("Compact", recipe.network)
     if settings.head == "bins":
-        return bin_loss(bins, settings.bin_size, recipe.chroma_statistics, recipe.difference, recipe.gain)
+        return bin_loss(bins, settings.bin_size, recipe.chroma_statistics, recipe.difference, recipe.gain, recipe.steps)
     return chroma_loss(settings.bin_size, recipe.chroma_statistics)
 
 

@@ -21,6 +21,7 @@ from service.settings import Settings
 from tests.api.test_metrics import has_inside, scrape, total
 from tests.api.test_problems import is_problem
 from tests.conftest import Serve, Server, encoded
+from tests.waiting import until
 
 Files = list[tuple[str, bytes]]
 
@@ -216,6 +217,17 @@ def test_single_photos_are_served_during_a_batch(serve: Serve, jpeg: bytes, larg
         for batch in batches:
             images, _ = opened(batch.result().content)
             assert len(images) == 4
+
+
+def test_batches_that_come_slowly_take_no_place_of_single_photos(serve: Serve, jpeg: bytes) -> None:
+    body, kind = encoded_form([("p.jpg", jpeg)])
+    with serve(max_uploads=3, max_batch_uploads=3) as server, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 10))
+            slow.sendall(head_of(len(body), kind) + body[:-1])
+        until(lambda: total(scrape(server), "tomau_uploads") == 3)
+        assert httpx.post(f"{server.url}/colorize", files={"file": jpeg}, timeout=30).status_code == 200
+        is_problem(httpx.post(f"{server.url}/colorize/batch", files=[("file", jpeg)]), 503, "overloaded")
 
 
 def test_a_batch_is_never_refused_in_its_middle(serve: Serve, jpeg: bytes, large: bytes) -> None:

@@ -40,10 +40,13 @@ def test_a_photo_is_coloured_into_the_format_of_its_new_name(tomau, tmp_path: Pa
     [
         (("missing.jpg", "-o", "out.png"), "missing.jpg"),
         (("words.txt", "-o", "out.png"), "not a JPEG"),
-        (("photo.jpg", "-o", "out.bmp"), "format: "),
+        (("photo.jpg", "-o", "out.bmp"), "--output: there are no answers in .bmp"),
+        (("photo.jpg", "-o", "out.png", "--format", "webp"), "--format: webp, but --output is out.png"),
+        (("photo.jpg", "photo.jpg", "-o", "out.png"), "--output: out.png is a name for one photo"),
+        ((".", "-o", "."), "--output: . is where the photos are"),
+        (("photo.jpg", "-o", "words.txt/"), "words.txt"),
         (("photo.jpg", "-o", "out.png", "--model", "nobody"), "nobody"),
         (("photo.jpg", "-o", "out.png", "--strength", "5"), "strength: "),
-        (("photo.jpg", "-o", "no/such/folder/out.png"), "no/such/folder"),
     ],
 )
 def test_what_can_not_be_done_is_said_in_a_line(
@@ -52,6 +55,7 @@ def test_what_can_not_be_done_is_said_in_a_line(
     (tmp_path / "photo.jpg").write_bytes(jpeg)
     (tmp_path / "words.txt").write_text("words")
     said = tomau("colorize", *arguments, code=1)
+    said = said.removeprefix("0 coloured, 0 skipped, 1 failed\n")
     assert reason in said
     assert said.startswith("tomau: ")
     assert said.count("\n") == 1
@@ -87,7 +91,7 @@ def album(tmp_path: Path, jpeg: bytes, gray: np.ndarray, astronaut: np.ndarray) 
 def test_an_album(tomau, album: Path, tmp_path: Path, jpeg: bytes) -> None:
     said = tomau("colorize", "album", "-o", "coloured", "--if-color", "keep", code=1)
     written = {str(path.relative_to(tmp_path / "coloured")) for path in (tmp_path / "coloured").rglob("*.*")}
-    assert written == {"1931/wedding.jpg", "1931/wedding-2.png", "beach.tiff", "holiday.jpg"}
+    assert written == {"1931/wedding.jpg", "1931/wedding.png", "beach.tif", "holiday.jpg"}
     assert "4 coloured, 0 skipped, 1 failed" in said
     assert "tomau: album/damaged.jpg: the JPEG file is damaged" in said
     assert (tmp_path / "coloured" / "holiday.jpg").read_bytes() == (album / "holiday.jpg").read_bytes()
@@ -98,10 +102,36 @@ def test_an_album(tomau, album: Path, tmp_path: Path, jpeg: bytes) -> None:
     assert "5 coloured, 0 skipped, 0 failed" in tomau("colorize", "album", "-o", "coloured", "--force")
 
 
-def test_a_photo_is_never_overwritten_by_its_answer(tomau, album: Path) -> None:
+@pytest.mark.parametrize("output", ["album", "album/holiday.jpg"])
+def test_a_photo_is_never_overwritten_by_its_answer(tomau, album: Path, output: str) -> None:
     before = (album / "holiday.jpg").read_bytes()
-    assert "overwritten" in tomau("colorize", "album/holiday.jpg", "-o", "album", "--force", code=1)
+    assert "overwritten" in tomau("colorize", "album/holiday.jpg", "-o", output, "--force", code=1)
     assert (album / "holiday.jpg").read_bytes() == before
+
+
+def test_what_is_there_already_is_left(tomau, tmp_path: Path, jpeg: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    (tmp_path / "other.png").write_bytes(b"precious")
+    assert "other.png, which is there already" in tomau("colorize", "photo.jpg", "-o", "other.png")
+    assert (tmp_path / "other.png").read_bytes() == b"precious"
+    tomau("colorize", "photo.jpg", "-o", "other.png", "--force")
+    assert (tmp_path / "other.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_name_in_another_encoding(tomau, tmp_path: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8:strict")
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg)
+    assert "1 coloured" in tomau("colorize", "album", "-o", "coloured")
+    assert [os.fsencode(path.name) for path in (tmp_path / "coloured").iterdir()] == [b"caf\xe9.jpg"]
+
+
+def test_a_folder_with_a_dot_in_its_name(tomau, tmp_path: Path, jpeg: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    tomau("colorize", "photo.jpg", "-o", "2024.05/")
+    tomau("colorize", "photo.jpg", "-o", "album.2024")
+    assert (tmp_path / "2024.05" / "photo.jpg").is_file()
+    assert (tmp_path / "album.2024" / "photo.jpg").is_file()
 
 
 def test_several_files_into_a_new_folder(tomau, album: Path, tmp_path: Path) -> None:
@@ -109,4 +139,4 @@ def test_several_files_into_a_new_folder(tomau, album: Path, tmp_path: Path) -> 
         "colorize", "album/beach.tif", "album/holiday.jpg", "-o", "new/folder", "--format", "webp", "--max-side", "100"
     )
     found = {path.name: max(decoded(path.read_bytes()).shape) for path in (tmp_path / "new" / "folder").iterdir()}
-    assert found == {"beach.webp": 100, "holiday.webp": 100}
+    assert found == {"beach.tif.webp": 100, "holiday.jpg.webp": 100}

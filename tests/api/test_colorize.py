@@ -1,3 +1,5 @@
+import gzip
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.colorizer import Options
-from tests.conftest import decoded, encoded, luma
+from tests.conftest import Server, decoded, encoded, luma
 
 
 def post(client: httpx.Client, data: bytes, url: str = "/colorize", **form: str) -> httpx.Response:
@@ -39,6 +41,16 @@ def test_options_in_the_form_and_in_the_query(client: httpx.Client, jpeg: bytes)
     assert by_form.content == by_query.content
     both = post(client, jpeg, "/colorize?model=compact", model="warm")
     assert both.headers["x-tomau-model"] == "compact/1", "the query wins"
+
+
+@pytest.mark.parametrize(("option", "value", "status"), [("model", "{}", 404), ("quality", "101", 422)])
+@pytest.mark.parametrize("path", ["/colorize", "/colorize/batch"])
+def test_what_the_query_overrules_must_be_right_too(
+    client: httpx.Client, jpeg: bytes, path: str, option: str, value: str, status: int
+) -> None:
+    right = {"model": "compact", "quality": "90"}[option]
+    refused = post(client, jpeg, f"{path}?{option}={right}", **{option: value})
+    assert (refused.status_code, refused.json()["field"]) == (status, option)
 
 
 def test_metadata_is_an_option(client: httpx.Client, gray: np.ndarray) -> None:
@@ -154,3 +166,46 @@ def test_what_is_accepted_alone_is_answered(client: httpx.Client, jpeg: bytes, a
     answer = client.post("/colorize", files={"file": jpeg}, headers={"accept": accept})
     assert answer.headers["content-type"] == accept
     assert decoded(answer.content).shape[:2] == (333, 501)
+
+
+@pytest.mark.parametrize("url", ["/readyz", "/livez", "/models", "/metrics", "/docs", "/openapi.json"])
+def test_head_is_get_without_its_body(client: httpx.Client, url: str) -> None:
+    head, get = client.head(url), client.get(url)
+    assert head.status_code == get.status_code == 200
+    assert head.headers["content-type"] == get.headers["content-type"]
+    assert not head.content
+    assert client.head("/colorize").status_code == 405
+
+
+def test_two_accept_headers_are_one(client: httpx.Client, jpeg: bytes) -> None:
+    headers = [("Content-Type", "image/jpeg"), ("Accept", "image/png"), ("Accept", "image/webp")]
+    answer = client.post("/colorize", content=jpeg, headers=headers)
+    assert answer.headers["content-type"] == "image/jpeg"
+
+
+def test_a_compressed_body_is_refused(client: httpx.Client, jpeg: bytes) -> None:
+    answer = client.post(
+        "/colorize", content=gzip.compress(jpeg), headers={"Content-Type": "image/jpeg", "Content-Encoding": "gzip"}
+    )
+    assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_type")
+    assert "'gzip'" in answer.json()["detail"]
+    plain = {"Content-Type": "image/jpeg", "Content-Encoding": "identity"}
+    assert client.post("/colorize", content=jpeg, headers=plain).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/colorize", "/colorize/batch"])
+@pytest.mark.parametrize(("query", "status"), [("strenght=1", 422), ("strength=9", 422), ("model=nobody", 404)])
+def test_a_wrong_query_is_refused_before_the_photo_comes(server: Server, path: str, query: str, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), 15) as one:
+        one.sendall(
+            f"POST {path}?{query} HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n"
+            "Expect: 100-continue\r\n\r\n".encode()
+        )
+        assert one.recv(12) == f"HTTP/1.1 {status}".encode()
+
+
+def test_the_query_has_no_defaults_that_would_overrule_a_form(client: httpx.Client) -> None:
+    document = client.get("/openapi.json").json()["paths"]["/colorize"]["post"]
+    assert not [parameter for parameter in document["parameters"] if "default" in parameter["schema"]]
+    form = document["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert form["strength"]["default"] == 1

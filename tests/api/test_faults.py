@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from service.app import EXIT_STUCK
+from service.settings import Settings
 from tests.api.test_problems import is_problem
 from tests.conftest import (
     ANSWERS_ANOTHER_SHAPE,
@@ -74,6 +75,18 @@ def test_a_model_that_fails_is_a_fault_of_its_photo_alone(moody_server: Server, 
     assert [answer.status_code for answer in answers[1::2]] == [200] * 8
 
 
+def red_until_its_end(server: Server) -> httpx.Response:
+    """What /readyz said last but 200, while photos met their deadline, before the process ended by itself."""
+    red = None
+    with contextlib.suppress(httpx.TransportError):
+        while server.process.poll() is None:
+            is_problem(post(server, photo(0)), 504, "deadline_exceeded")
+            ready = httpx.get(f"{server.url}/readyz")
+            red = ready if ready.status_code != 200 else red
+    assert red is not None
+    return red
+
+
 def test_a_model_that_hangs(serve: Serve, moody: Path) -> None:
     """Its clients are answered in time; the others too, while a worker is left; then the process ends."""
     with serve(models=moody, workers=2, deadline_s=0.5, stuck_s=1.5) as server:
@@ -84,16 +97,23 @@ def test_a_model_that_hangs(serve: Serve, moody: Path) -> None:
         time.sleep(2)
         assert httpx.get(f"{server.url}/readyz").status_code == 200, "one of two is not all"
         is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
-        red = None
-        with contextlib.suppress(httpx.TransportError):
-            while server.process.poll() is None:
-                is_problem(post(server, photo(0)), 504, "deadline_exceeded")
-                ready = httpx.get(f"{server.url}/readyz")
-                red = ready if ready.status_code != 200 else red
-        assert red is not None
+        red = red_until_its_end(server)
         is_problem(red, 503, "draining")
         assert server.process.wait(10) == EXIT_STUCK
         assert "all 2 workers are stuck" in server.log.read_text()
+
+
+def test_a_model_that_hangs_among_more_workers_than_executors(serve: Serve, moody: Path) -> None:
+    """As on a GPU: who waits for an executor leaves at the deadline, and only those that have one are stuck."""
+    cores = Settings().cores
+    limits = {"workers": cores + 4, "deadline_s": 0.5, "stuck_s": 1.5}
+    with serve(models=moody, **limits) as server, ThreadPoolExecutor(cores) as pool:
+        for answer in pool.map(lambda _: post(server, photo(HANGS)), range(cores)):
+            is_problem(answer, 504, "deadline_exceeded")
+        red = red_until_its_end(server)
+        assert is_problem(red, 503, "draining")["detail"] == "no run of the model compact has ended in time"
+        assert server.process.wait(10) == EXIT_STUCK
+        assert "all runs of the model compact are stuck" in server.log.read_text()
 
 
 def test_a_worker_that_hangs_does_not_keep_the_process_from_ending(serve: Serve, moody: Path) -> None:

@@ -1,3 +1,5 @@
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +30,7 @@ def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, a
             time.sleep(0.01)
         assert (ready.status_code, ready.json()["code"]) == (503, "draining")
         assert "retry-after" in ready.headers
+        assert ready.headers["connection"] == "close"
         assert client.get("/livez").status_code == 200
         assert list(pool.map(send, range(4))) == [200] * 4, "requests are still taken"
         assert server.process.wait(15) in (0, -signal.SIGTERM)
@@ -59,6 +62,45 @@ def test_what_the_end_cuts_off_is_told_and_logged(serve: Serve, astronaut: np.nd
         assert "POST /colorize 503" in log
         assert "POST /colorize/batch 200" in log
         assert "Traceback" not in log
+
+
+AS_FIRST_PROCESS = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def is_there(tool: list[str]) -> bool:
+    return shutil.which(tool[0]) is not None and not subprocess.run([*tool, "true"], check=False).returncode
+
+
+def only_child(process: subprocess.Popen[bytes]) -> int:
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    until(lambda: bool(children.read_text()))
+    return int(children.read_text())
+
+
+@pytest.mark.skipif(not is_there(AS_FIRST_PROCESS), reason="no namespaces")
+def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path: Path, models: Path) -> None:
+    keys = tmp_path / "keys"
+    os.mkfifo(keys)
+    command = [*AS_FIRST_PROCESS, str(Path(sys.executable).with_name("tomau")), "serve"]
+    environment = environment_of(models=models, port=0, api_keys_file=keys)
+    with subprocess.Popen(command, env=environment) as process, keys.open("w"):  # it is open once both have opened it
+        os.kill(only_child(process), signal.SIGTERM)
+        assert process.wait(15) == 128 + signal.SIGTERM
+
+
+@pytest.mark.skipif(not is_there(AS_FIRST_PROCESS), reason="no namespaces")
+def test_sigterm_ends_the_first_process_of_a_container_with_zero_once_it_serves(serve: Serve) -> None:
+    with serve(shell=f'exec {" ".join(AS_FIRST_PROCESS)} "$@"', drain_delay_s=0) as server:
+        os.kill(only_child(server.process), signal.SIGTERM)
+        assert server.process.wait(15) == 0
+
+
+def test_what_is_set_in_vain_is_told_at_start(serve: Serve) -> None:
+    with serve(api_key="secret", log_level="WARNING", max_batch_bytes=1 << 30) as server:
+        log = server.log.read_text()
+        assert "TOMAU_API_KEY is no setting: is TOMAU_API_KEYS meant?" in log
+        assert "TOMAU_MAX_BATCH_BYTES=1073741824: a batch may have" in log
+        assert "secret" not in log
 
 
 @pytest.mark.parametrize(

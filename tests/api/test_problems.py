@@ -84,7 +84,7 @@ def test_a_side_that_webp_can_not_hold(client: httpx.Client) -> None:
 
 
 def test_forms(client: httpx.Client, jpeg: bytes) -> None:
-    is_problem(client.post("/colorize", files={"photo": ("a", jpeg)}), 422, "invalid_option")
+    is_problem(client.post("/colorize", files={"photo": ("a", jpeg)}), 422, "missing_file")
     is_problem(client.post("/colorize", files=[("file", jpeg), ("file", jpeg)]), 422, "missing_file")
     is_problem(client.post("/colorize", json={"file": "no"}), 415, "unsupported_type")
     headers = {"content-type": "multipart/form-data"}

@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -107,6 +109,20 @@ def test_too_many_requests_of_one_client(gateway: httpx.Client) -> None:
     time.sleep(2)
 
 
+def test_slow_batches_leave_room_for_photos(project: Project, gateway: httpx.Client, jpeg: bytes) -> None:
+    address = urlsplit(project.gateway)
+    form = "Content-Type: multipart/form-data; boundary=x\r\nContent-Length: 99"
+    with ExitStack() as slow:
+        for _ in range(16):
+            sender = slow.enter_context(socket.create_connection((address.hostname, address.port)))
+            sender.sendall(f"POST /colorize/batch HTTP/1.1\r\nHost: x\r\n{form}\r\n\r\n--x".encode())
+        time.sleep(1)
+        refused = gateway.post("/colorize/batch", files={"file": ("a.jpg", jpeg, "image/jpeg")})
+        assert refused.status_code == 429
+        assert problem_of(refused) == "too_many_requests"
+        assert gateway.post("/colorize", content=jpeg, headers=JPEG).status_code == 200
+
+
 def test_no_request_is_a_problem_too(project: Project) -> None:
     ended = subprocess.run(
         ["curl", "-s", "-i", "-X", "GE T", f"{project.gateway}/"],
@@ -156,7 +172,8 @@ def test_metrics_are_scraped_inside(project: Project) -> None:
     rules = httpx.get(f"{project.prometheus}/api/v1/rules", timeout=5).json()["data"]["groups"][0]["rules"]
     assert {rule["health"] for rule in rules} <= {"ok", "unknown"}
     assert {rule["name"] for rule in rules} == {
-        f"Tomau{name}" for name in ("Down", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed")
+        f"Tomau{name}"
+        for name in ("Down", "InstanceDown", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed")
     }
 
 

@@ -38,8 +38,12 @@ batch = 4
 
 
 def model_export(*arguments: object, code: int = 0) -> str:
+    return python("-m", "model_export", *arguments, code=code)
+
+
+def python(*arguments: object, code: int) -> str:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
-    command = [sys.executable, "-m", "model_export", *map(str, arguments)]
+    command = [sys.executable, *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
     assert ended.returncode == code, ended.stdout + ended.stderr
     return ended.stdout + ended.stderr
@@ -183,6 +187,69 @@ def test_a_run_can_be_repeated_however_often_it_checks_itself(tmp_path: Path, sh
     with np.load(tmp_path / "often" / "weights.npz") as often, np.load(tmp_path / "once" / "weights.npz") as once:
         for name in often.files:
             np.testing.assert_array_equal(often[name], once[name])
+
+
+# A signal to the program itself, at its third step or while it writes a checkpoint.
+INTERRUPTED = """
+import os, signal, sys
+from model_export import checkpoint, cli, train
+
+def signalled(where, made):
+    def call(*arguments):
+        if where == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return made(*arguments)
+    return call
+
+def third(step):
+    taken = []
+    def call(*arguments):
+        taken.append(None)
+        if len(taken) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+    return call
+
+made = train._mean_loss
+checkpoint.save = signalled("check", checkpoint.save)
+train.choose_bins = signalled("set-up", train.choose_bins)
+if sys.argv[1] == "step":
+    train._mean_loss = lambda step, batches: made(third(step), batches)
+cli.main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("where", "views"), [("step", 12), ("check", 200), ("set-up", None)])
+def test_a_run_that_is_stopped_goes_on(
+    tmp_path: Path, shards: tuple[Path, Path], where: str, views: int | None
+) -> None:
+    recipe, run = tmp_path / "tiny.toml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(space="lab", bin_size=20.0, views=600))
+    command = ["train", recipe, "--data", shards[0], "--run", run, "--checkpoint-minutes", 0]
+    said = python("-c", INTERRUPTED, where, *command, code=143)
+    assert "interrupted; the same command goes on" in said
+    assert "Traceback" not in said
+    assert (run / "data.json").exists()
+    if views is None:
+        assert not (run / "state.json").exists()
+    else:
+        assert json.loads((run / "state.json").read_text())["views"] == views
+        assert len((run / "history.jsonl").read_text().splitlines()) == 1
+    assert not list(run.glob("new-*"))
+    said = model_export(*command)
+    assert "views in" in said
+    assert json.loads((run / "state.json").read_text())["progress"] == 1
+
+
+@pytest.mark.slow
+def test_a_run_that_diverges_is_an_error_and_keeps_what_it_had(tmp_path: Path, shards: tuple[Path, Path]) -> None:
+    recipe, run = tmp_path / "tiny.toml", tmp_path / "run"
+    recipe.write_text(RECIPE.format(space="lab", bin_size=20.0, views=200) + "\nlearning_rate = 1e30\n")
+    said = model_export("train", recipe, "--data", shards[0], "--run", run, code=1)
+    assert re.search("Diverged: the loss is (nan|inf) after 200 views: nothing was written", said)
+    assert not list(run.glob("*.npz"))
+    assert not (run / "state.json").exists()
 
 
 @pytest.mark.slow

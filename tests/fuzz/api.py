@@ -19,6 +19,7 @@ CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, help="by default a new one")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name, socket.socket() as probe:
         folder = Path(name)
@@ -41,7 +42,9 @@ def main() -> int:
                 "run",
                 "--continue-on-failure",
             ]
-            command += ["--max-time", str(arguments.seconds), f"http://127.0.0.1:{port}/openapi.json"]
+            command += ["--max-time", str(arguments.seconds)]
+            command += [] if arguments.seed is None else ["--seed", str(arguments.seed)]
+            command.append(f"http://127.0.0.1:{port}/openapi.json")
             # It leaves a folder where it is run.
             code = subprocess.run(command, cwd=folder, check=False).returncode
         finally:

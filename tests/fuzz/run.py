@@ -17,12 +17,14 @@ def run(
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0, help="0: a new one")
     parser.add_argument("--corpus", type=Path, help="a folder; by default a temporary one")
     parser.add_argument("--found", type=Path, default=Path.cwd(), help="folder for the inputs that failed")
     parser.add_argument("again", type=Path, nargs="*", help="inputs to try again, and nothing else")
     arguments = parser.parse_args()
     arguments.found.mkdir(parents=True, exist_ok=True)
     flags = [f"-artifact_prefix={arguments.found}/", "-timeout=10", "-rss_limit_mb=2048", f"-max_len={largest}"]
+    flags.append(f"-seed={arguments.seed}")
     if arguments.again:
         flags += map(str, arguments.again)
     else:

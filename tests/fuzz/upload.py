@@ -1,5 +1,6 @@
 """Feeds damaged forms, in chunks of any size, to the upload's parser: python -m tests.fuzz.upload --help"""
 
+import asyncio
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -13,10 +14,10 @@ with atheris.instrument_imports(include=["service", "python_multipart"]):
     from service.problems import Problem
     from service.routes import options_of
     from service.settings import Settings
-    from service.upload import receive, receive_batch
+    from service.upload import Upload, receive, receive_batch
 
-# Without a least rate nothing waits, so that no event loop is needed.
-SETTINGS = Settings(max_bytes=300, max_batch_bytes=2000, max_batch_photos=3, min_upload_rate=0)
+SETTINGS = Settings(max_bytes=300, max_batch_bytes=2000, max_batch_photos=3)
+RUNNER = asyncio.Runner()
 SEPARATOR = b"\0\0"
 
 
@@ -53,14 +54,11 @@ def one_body(data: bytes) -> None:
         uploads, held = Places("uploads", 1), Places("bytes", 10_000)
         try:
             with Receiving(uploads, held) as receiving:
-                coroutine = call({"content-type": declared.decode("latin-1")}, channel(chunks), receiving, SETTINGS)
-                try:
-                    coroutine.send(None)
-                except StopIteration as end:
-                    upload = end.value
-                    if call is receive and len(upload.data) > SETTINGS.max_bytes:
-                        raise AssertionError("more bytes than are taken") from None
-                    options_of([], upload.fields, "")
+                headers = {"content-type": declared.decode("latin-1")}
+                upload = RUNNER.run(call(headers, channel(chunks), receiving, SETTINGS))
+                if isinstance(upload, Upload) and len(upload.data) > SETTINGS.max_bytes:
+                    raise AssertionError("more bytes than are taken")
+                options_of([], upload.fields, "")
         except Problem as problem:
             if not 400 <= problem.status < 500:
                 raise

@@ -212,6 +212,103 @@ def test_a_waiter_gives_up_at_its_deadline_while_the_engine_hangs(pool: ThreadPo
     assert engine.batches == [[0]]
 
 
+def test_executors_that_hang_are_known_when_all_who_waited_have_left(pool: ThreadPoolExecutor) -> None:
+    engine = Doubler(held=True)
+    batcher = Batcher([engine] * 2, max_batch=4, capacity=16)
+    assert batcher.runs.stuck_for() == 0
+    first = start_first(pool, batcher, engine)
+    assert batcher.runs.stuck_for() == 0, "one of two is not all"
+    second = start_first(pool, batcher, engine)
+    for _ in range(3):
+        with pytest.raises(DeadlineExceeded):
+            batcher.predict(item(1), deadline=time.monotonic() + 0.01)
+    assert batcher.runs.busy == 2
+    assert batcher.runs.stuck_for() >= 0.03
+    engine.door.set()
+    assert [value_of(future.result(WAIT_S)) for future in (first, second)] == [0, 0]
+    assert batcher.runs.stuck_for() == 0
+
+
+def test_each_run_of_a_failed_batch_begins_anew(pool: ThreadPoolExecutor) -> None:
+    """Photos that are tried again one by one take many runs, of which none is long."""
+    clock = Clock()
+
+    class Engine(Doubler):
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
+            longest.append(batcher.runs.stuck_for())
+            clock.now += 10
+            return super().predict(lightness)
+
+    longest: list[float] = []
+    engine = Engine(held=True, fails_on=frozenset({2.0}))
+    batcher = Batcher([engine], max_batch=4, capacity=8, clock=clock)
+    first = start_first(pool, batcher, engine)
+    rest = queue_up(pool, batcher, [1, 2, 3])
+    engine.door.set()
+    assert [future.exception(WAIT_S) is None for future in [first, *rest]] == [True, True, False, True]
+    assert longest == [0] * 5
+
+
+BLACK = item(0)
+
+
+def test_a_photo_that_fails_makes_its_executor_suspect_and_a_black_one_clears_it() -> None:
+    bad, good = Doubler(fails_on=frozenset({1.0})), Doubler()
+    batcher = Batcher([bad, good], max_batch=1, capacity=8)
+    with pytest.raises(RuntimeError, match="can't do"):
+        batcher.predict(item(1))
+    assert batcher.suspects
+    assert batcher.suspects.failing_for() == 0, "it may be the photo's fault"
+    assert batcher.suspects.probe(BLACK)
+    assert (bad.batches, good.batches) == ([[1], [0]], []), "only it was tried"
+    assert not batcher.suspects
+
+
+def test_an_executor_that_fails_on_a_black_photo_fails_until_a_photo_is_run() -> None:
+    clock = Clock()
+    engine = Doubler(fails_on=frozenset({0.0, 1.0}))
+    batcher = Batcher([engine] * 2, max_batch=1, capacity=8, clock=clock)
+    with pytest.raises(RuntimeError, match="can't do"):
+        batcher.predict(item(1))
+    assert not batcher.suspects.probe(BLACK)
+    clock.now += 5
+    assert not batcher.suspects.probe(BLACK)
+    clock.now += 5
+    assert batcher.suspects.failing_for() == 10, "since the first time"
+    assert value_of(batcher.predict(item(2))) == 4
+    assert (bool(batcher.suspects), batcher.suspects.failing_for()) == (False, 0)
+
+
+def test_a_batch_that_fails_together_but_not_one_by_one_makes_no_suspect(pool: ThreadPoolExecutor) -> None:
+    class Engine(Doubler):
+        def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
+            chroma = super().predict(lightness)
+            if len(lightness) > 1:
+                raise MemoryError
+            return chroma
+
+    engine = Engine(held=True)
+    batcher = Batcher([engine], max_batch=4, capacity=8)
+    first = start_first(pool, batcher, engine)
+    rest = queue_up(pool, batcher, [1, 2])
+    engine.door.set()
+    assert [value_of(future.result(WAIT_S)) for future in [first, *rest]] == [0, 2, 4]
+    assert engine.batches == [[0], [1, 2], [1], [2]]
+    assert not batcher.suspects
+
+
+def test_it_works_only_if_every_executor_does() -> None:
+    narrow, wide = Doubler(), Doubler()
+    batcher = Batcher([narrow] * 2, max_batch=1, capacity=8, spread=wide)
+    assert batcher.works(BLACK)
+    assert (narrow.batches, wide.batches) == ([[0]], [[0]])
+    wide.fails_on = frozenset({0.0})
+    assert not batcher.works(BLACK)
+    wide.fails_on = frozenset()
+    assert batcher.works(BLACK)
+    assert not batcher.suspects
+
+
 def test_a_cancelled_one_is_not_run(pool: ThreadPoolExecutor) -> None:
     engine = Doubler(held=True)
     batcher = Batcher([engine], max_batch=4, capacity=8)

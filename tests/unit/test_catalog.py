@@ -7,10 +7,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from service.catalog import Catalog, CatalogError
+from service.catalog import Catalog, CatalogError, Model
+from service.color import Floats
 from service.contract import ContractError
 from service.engine import Engine, available, buckets
-from service.executor import EngineError
+from service.executor import Batch, EngineError, Plain
 from service.problems import UnknownModel
 from service.settings import Settings
 from tests.conftest import contract, tint_model, unrunnable_model
@@ -171,6 +172,44 @@ def test_what_is_known_is_taken_over_and_the_rest_is_fresh(folder: Path) -> None
     assert new.get("tint") is old.get("tint")
     assert new.fresh == [new.get("other")]
     assert old.fresh == [old.get("tint")]
+
+
+def breaks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on the sessions that it has fail, as after an error of the device."""
+    broken = model.batcher._all
+    predict = Plain.predict
+
+    def perhaps(plain: Plain, lightness: Batch) -> Floats:
+        if plain in broken:
+            raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+        return predict(plain, lightness)
+
+    monkeypatch.setattr(Plain, "predict", perhaps)
+
+
+def test_what_is_known_but_does_not_run_any_more_is_loaded_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = Catalog(settings(folder))
+    breaks(old.get("tint"), monkeypatch)
+    new = Catalog(settings(folder), known=old)
+    assert new.get("tint") is not old.get("tint")
+    assert new.fresh == [new.get("tint")]
+    assert new.get("tint").batcher.works(new.get("tint").black)
+    assert "does not run any more, and is loaded anew" in caplog.text
+
+
+def test_what_is_known_but_can_not_be_run_nor_loaded_anew_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    old = Catalog(settings(folder))
+    monkeypatch.setattr(Plain, "predict", broken)
+    with pytest.raises(EngineError, match=r"tint\.onnx: can't be run on cpu: CUDA failure 700"):
+        Catalog(settings(folder), known=old)
+    assert old.get("tint").batcher.suspects.failing_for() > 0, "it is not ready any more"
 
 
 def test_runs_are_told_with_their_places(folder: Path) -> None:

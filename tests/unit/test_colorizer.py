@@ -3,6 +3,7 @@ import struct
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from PIL import Image
 from service import color, decoding
 from service.catalog import Catalog
 from service.colorizer import Colorizer, Options
+from service.executor import Plain
 from service.photo import FORMATS
 from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel, UnsupportedType
 from service.settings import Settings
 from tests.conftest import decoded, encoded, luma
+from tests.waiting import WAIT_S, until
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,40 @@ def test_only_a_photo_that_is_alone_is_spread(models: Path, jpeg: bytes, monkeyp
     with pytest.raises(UnsupportedType):
         colorizer.colorize(b"no photo", Options())
     assert colorizer._inside == 0
+
+
+def test_a_photo_is_finished_before_the_next_is_begun(
+    models: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else as many decoded photos as there are threads wait in memory."""
+    monkeypatch.setattr(Settings, "cores", 1)
+    settings = Settings(models=models, device="cpu")
+    colorizer = Colorizer(Catalog(settings), settings)
+    stages: list[str] = []
+    predicts, door = threading.Event(), threading.Event()
+
+    def spy(place: object, name: str, call: Callable[[], object]) -> None:
+        original = getattr(place, name)
+
+        def also(*arguments: object, **options: object) -> object:
+            call()
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(place, name, also)
+
+    spy(decoding, "decode", lambda: stages.append("decode"))
+    spy(color, "merge_planes", lambda: stages.append("merge"))
+    spy(Plain, "predict", lambda: (predicts.set(), door.wait(WAIT_S)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(colorizer.colorize, jpeg, Options())
+        assert predicts.wait(WAIT_S)
+        with colorizer._cores.to_begin():
+            second = pool.submit(colorizer.colorize, jpeg, Options())
+            until(lambda: len(colorizer._cores._beginning) == 1)
+            door.set()
+            until(lambda: len(colorizer._cores._going_on) == 1)
+        assert first.result(WAIT_S).data == second.result(WAIT_S).data
+    assert stages == ["decode", "merge"] * 2
 
 
 def test_the_same_photo_gives_the_same_bytes(colorizer: Colorizer, jpeg: bytes) -> None:

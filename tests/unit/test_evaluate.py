@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -272,9 +275,67 @@ def test_the_command_goes_on_without_what_can_not_be_read(tmp_path: Path, models
     assert {"sheet.jpg", "best.jpg", "worst.jpg", "hues.png", "curves.png"} < {file.name for file in output.iterdir()}
 
 
+def test_a_set_without_colour_has_no_hue_and_no_gain() -> None:
+    gray = np.dstack([color.luma_of_rgb(made_up_truth())] * 3)
+    random = np.random.default_rng(0).normal(0, 20, (2, *SHAPE)).astype(np.float32)
+    sample = Sample(color.luma_of_rgb(gray), random, gray, "lab")
+    figures = evaluate.measure(sample)
+    assert figures.hue == 90
+    assert figures.vivid_gain is None
+    assert figures.de00_vivid is None
+    assert evaluate.gain_table(sample, [1.5]).splitlines()[2].endswith("| - |")
+
+
+def test_what_can_not_be_read_is_told_of_by_name_and_not_by_the_decoder(tmp_path: Path, models: Path) -> None:
+    data = write_folder(tmp_path / "data", photographs(3) | {os.fsdecode(b"caf\xe9.tif"): b"II*\0\x08\0\0\0"})
+    paths = ["--model", models / "warm.onnx", "--data", data, "--output", tmp_path / "figures"]
+    command = [sys.executable, "-m", "model_export", "evaluate", *map(str, paths)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert r"left out: caf\xe9.tif" in ended.stderr
+    assert "[ERROR" not in ended.stderr
+    assert "3 photographs" in (tmp_path / "figures" / "figures.md").read_text("utf-8")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    return capsys.readouterr().err
+
+
 @pytest.mark.parametrize("count", ["0", "-1", "many"])
 def test_a_sheet_has_a_photograph(count: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as refusal:
-        cli.main(["evaluate", "--model", "m.onnx", "--data", "d", "--output", "o", f"--sheet={count}"])
-    assert refusal.value.code == 2
-    assert f"--sheet: {count}: not a whole number from 1 on" in capsys.readouterr().err
+    said = refusal(capsys, "evaluate", "--model", "m.onnx", "--data", "d", "--output", "o", f"--sheet={count}")
+    assert f"--sheet: {count}: not a whole number from 1 on" in said
+
+
+def test_a_sheet_is_a_jpeg(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from model_export import sheet
+
+    said = refusal(capsys, "evaluate", "--model", "m.onnx", "--data", "d", "--output", "o", "--sheet", "1276")
+    assert "--sheet: 1276: a JPEG has room for 1,275 at most" in said
+    one = write_folder(tmp_path / "one", photographs(1))
+    row = sheet.draw(sources.find([one]), lambda _: np.zeros((2, 1, 1), np.float32), "lab")
+    sheet.save(np.zeros((len(row) * -(-cli.MOST_ON_A_SHEET // 3), 8, 3), np.uint8), tmp_path / "sheet.jpg")
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"),
+    [
+        *(("--max-minutes", wrong) for wrong in ("0", "-1", "nan", "inf", "soon")),
+        *(("--stop-after", wrong) for wrong in ("-1", "nan")),
+        *(("--checkpoint-minutes", wrong) for wrong in ("-0.5", "nan")),
+    ],
+)
+def test_no_time_is_less_than_nothing(option: str, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "train", "compact", "--data", "d", "--run", "r", f"{option}={wrong}")
+    assert f"{option}: {wrong}: " in said
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong"), [("--gain", "0"), ("--gain", "-1"), ("--gain", "nan"), ("--size", "0"), ("--size", "100")]
+)
+def test_an_export_has_a_gain_and_a_side(option: str, wrong: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "export", "--run", "r", "--output", "o.onnx", "--data", "d", f"{option}={wrong}")
+    assert f"{option}: {wrong}: " in said

@@ -45,6 +45,14 @@ def tiff(pixels: np.ndarray, **options: object) -> bytes:
     return stream.getvalue()
 
 
+def tiff_with_mask(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as file:
+        file.write(pixels, photometric="rgb")
+        file.write(pixels[..., 0] > 0, photometric="mask", subfiletype=4)
+    return stream.getvalue()
+
+
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
@@ -158,6 +166,7 @@ def test_a_tiff_that_was_compressed_as_jpeg(picture: np.ndarray) -> None:
         (lambda rgb: tiff(rgb[..., 0].astype(np.int16)), "signed"),
         (lambda rgb: tiff(rgb[..., 0].astype(np.uint32)), "32 bits"),
         (lambda rgb: tiff(np.stack([rgb[..., 0]] * 3), photometric="minisblack"), "several pages"),
+        (lambda rgb: tiff_with_mask(rgb), "mask"),
         (lambda rgb: tiff(rgb[..., 0].copy(), extratags=[(50706, 1, 4, b"\1\4\0\0", True)]), "raw"),
         (lambda rgb: tiff(rgb, photometric="cielab"), r"kind \(8\)"),
         (

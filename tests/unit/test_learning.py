@@ -1,5 +1,6 @@
 """The parts that a network is taught by. Slow only because Keras takes its time to be imported."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from model_export.recipe import Recipe
+from tests.unit.test_data import photographs, write_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 BINS = np.array([[a, b] for a in range(-60, 61, 10) for b in range(-60, 61, 10)], np.float32)
@@ -75,13 +77,29 @@ def test_chroma_statistics_are_not_bought_by_a_glaring_spot() -> None:
     assert of_spotted > 0.8 * of_timid > 0.5
 
 
+def test_steps_see_a_glow_and_not_a_tint() -> None:
+    from model_export.losses import step_error
+
+    head = np.zeros((1, 24, 24, 2), np.float32)
+    head[:, 8:16, 8:16] = 30
+    distance = np.maximum(np.abs(np.arange(24) - 11.5) - 3.5, 0)
+    glow = np.maximum(30 - 10 * np.maximum(distance[:, np.newaxis], distance), 0)[np.newaxis, ..., np.newaxis]
+    patch = head.copy()
+    patch[:, 2:5, 18:21] = 15
+    answers = (head + 20, 0 * head + glow, patch)
+    tinted, glowing, patched = (float(np.asarray(step_error(head, a.astype(np.float32)))[0]) for a in answers)
+    assert tinted < 0.01
+    assert glowing > 1
+    assert patched > 0.3
+
+
 def test_the_losses_gradient_is_finite_for_a_flat_answer() -> None:
     import tensorflow as tf
 
     from model_export.losses import bin_loss
 
     chroma = np.random.default_rng(3).uniform(-40, 40, (2, 8, 8, 2)).astype(np.float32)
-    loss = bin_loss(BINS, 10.0, 0.5, difference=1.0)
+    loss = bin_loss(BINS, 10.0, 0.5, difference=1.0, steps=1.0)
     logits = tf.Variable(tf.zeros((2, 8, 8, len(BINS))))
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(loss(chroma, logits))
@@ -214,6 +232,7 @@ def test_a_run_starts_from_the_mean_of_others(tmp_path: Path) -> None:
 
 def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) -> None:
     from model_export import train
+    from model_export.beginning import begin_with
     from model_export.networks import compact
 
     small, large = tiny(blocks=(1, 2, 2, 1)), tiny(blocks=(1, 2, 4, 2))
@@ -221,7 +240,7 @@ def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) ->
     assert begun is not None
     networks = [compact.build(recipe, BINS[:5]) for recipe in (small, large)]
     for network, recipe in zip(networks, (small, large), strict=True):
-        train._begin_with(network, recipe, begun)
+        begin_with(network, recipe, begun)
     picture = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
     answers = [np.asarray(network(picture)) for network in networks]
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
@@ -229,23 +248,196 @@ def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) ->
     larger = train.start(small, [saved_run(tmp_path / "more", 1, blocks=(1, 2, 4, 2))])
     assert larger is not None
     with pytest.raises(ValueError, match="has no place"):
-        train._begin_with(networks[0], small, larger)
+        begin_with(networks[0], small, larger)
 
 
-def test_what_is_held_out_stays_held_out() -> None:
+def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> None:
+    from model_export.beginning import Start, hold_out
     from model_export.checkpoint import Setup
     from model_export.sources import Entry, digest
-    from model_export.train import Start, _hold_out
 
     entries = [Entry(f"made/{number}.jpg", "shard.tar", 0, 1) for number in range(40)]
     before = {"made/3.jpg", digest("made/5.jpg"), "elsewhere.jpg"}
     begun = Start([], Setup(tiny(), BINS[:5], []), before, [])
-    assert _hold_out(tiny(), entries, begun) == ["made/3.jpg", "made/5.jpg"]
+    assert hold_out(tiny(), entries, begun) == ["made/3.jpg", "made/5.jpg"]
+    assert not capsys.readouterr().out
     # Own photographs, none of them known: a tenth at most validates.
     own = [entry._replace(name=f"own/{number}.jpg") for number, entry in enumerate(entries)]
-    assert len(_hold_out(tiny().model_copy(update={"validate_on": 500}), own, begun)) == 4
+    assert len(hold_out(tiny().model_copy(update={"validate_on": 500}), own, begun)) == 4
+    assert "none of the 3 photographs held out before is here: 4 others validate" in capsys.readouterr().out
     with pytest.raises(ValueError, match="too few"):
-        _hold_out(tiny(), entries[:9], begun)
+        hold_out(tiny(), entries[:9], begun)
+    every = Start([], begun.setup, {entry.name for entry in entries}, [])
+    with pytest.raises(ValueError, match="none is left to learn from"):
+        hold_out(tiny(), entries, every)
+
+
+@pytest.mark.parametrize("validate_on", [20, 500])
+def test_no_other_validates_than_those_held_out_before(validate_on: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """An archive that has grown since, or a recipe that would have more of them."""
+    from model_export.beginning import Start, hold_out
+    from model_export.checkpoint import Setup
+    from model_export.sources import Entry
+
+    entries = [Entry(f"{number}.jpg", "shard.tar", 0, 1) for number in range(2000)]
+    first = hold_out(tiny().model_copy(update={"validate_on": 20}), entries[:400], None)
+    begun = Start([], Setup(tiny(), BINS[:5], []), set(first), [])
+    assert hold_out(tiny().model_copy(update={"validate_on": validate_on}), entries, begun) == first
+    assert ("20 photographs validate" in capsys.readouterr().out) == (validate_on > 20)
+
+
+def test_what_was_held_out_is_known_by_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from model_export import sources
+    from model_export.beginning import Start, hold_out
+    from model_export.checkpoint import Setup
+
+    made = photographs(40)
+    write_folder(tmp_path / "archive", made)
+    recipe = tiny().model_copy(update={"validate_on": 4})
+    entries = sources.find([tmp_path / "archive"])
+    first = hold_out(recipe, entries, None)
+    contents = sources.contents(sources.split_off(entries, first)[1])
+    begun = Start([], Setup(recipe, BINS[:5], []), set(first), [], {content for content in contents if content})
+    above = hold_out(recipe, sources.find([tmp_path]), begun)
+    assert above == [f"archive/{name}" for name in first]
+    # The names alone, as older runs have them, don't say so; it is told.
+    assert hold_out(recipe, sources.find([tmp_path]), Start([], begun.setup, set(first), [])) != above
+    assert "none of the 4 photographs held out before" in capsys.readouterr().out
+
+
+def run_of(folder: Path, *, knows_contents: bool) -> Path:
+    from model_export import checkpoint, sift, sources
+
+    write_folder(folder / "data", photographs(40))
+    paths = [folder / "data"]
+    sift.choose(folder, paths, tiny()).save(folder)
+    _, held_out = sources.hold_out(sources.find(paths), 4)
+    names = [entry.name for entry in held_out]
+    known = [content for content in sources.contents(held_out) if content and knows_contents]
+    checkpoint.save_setup(folder, checkpoint.Setup(tiny(), BINS[:5], names, [], known))
+    return folder
+
+
+def test_only_what_a_run_has_held_out_is_measured(tmp_path: Path) -> None:
+    """Not what has the same names, as photographs of other cameras have."""
+    from model_export import checkpoint
+
+    new, old = run_of(tmp_path / "new", knows_contents=True), run_of(tmp_path / "old", knows_contents=False)
+    (old / checkpoint.CONTENTS).unlink()
+    names = checkpoint.load_setup(new).held_out
+    for run in (new, old):
+        assert sorted(entry.name for entry in checkpoint.held_out_of(run, [run / "data"])) == sorted(names)
+    made = photographs(40)
+    others = write_folder(tmp_path / "others", dict(zip(made, reversed([*made.values()]), strict=True)))
+    found = checkpoint.held_out_of(new, [others])
+    assert {entry.encoded() for entry in found} == {made[name] for name in names}
+    assert not {entry.name for entry in found} & set(names)
+    with pytest.raises(ValueError, match="others is not of the data of the run"):
+        checkpoint.held_out_of(old, [others])
+    with pytest.raises(FileNotFoundError, match="none of the 4"):
+        checkpoint.held_out_of(new, [write_folder(tmp_path / "none", {"a.jpg": b"no"})])
+
+
+def test_old_and_new_programs_read_a_runs_setup(tmp_path: Path) -> None:
+    """Older ones know `held-out.json` as a list of names, and have no other file of that."""
+    from model_export import checkpoint
+
+    setup = checkpoint.Setup(tiny(), BINS[:5], ["a", "b"], ["x 12"], ["5-abc"])
+    checkpoint.save_setup(tmp_path, setup)
+    assert json.loads((tmp_path / "held-out.json").read_text()) == ["a", "b"]
+    assert checkpoint.load_setup(tmp_path).contents == ["5-abc"]
+    (tmp_path / checkpoint.CONTENTS).unlink()
+    assert checkpoint.load_setup(tmp_path).contents == []
+
+
+def test_broken_origins_are_said(tmp_path: Path) -> None:
+    from model_export import checkpoint
+    from model_export.beginning import start
+
+    run = saved_run(tmp_path / "run", 1)
+    (run / checkpoint.BEST).write_bytes((run / checkpoint.BEST).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"best\.npz is broken"):
+        start(tiny(), [run])
+    (tmp_path / "broken.onnx").write_bytes(b"\x08no model at all")
+    with pytest.raises(ValueError, match=r"broken\.onnx is no ONNX file, or broken"):
+        start(tiny(), [tmp_path / "broken.onnx"])
+
+
+def test_what_is_wrong_is_said_before_the_photographs_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model_export import sift, train
+
+    folder = write_folder(tmp_path / "data", photographs(20))
+    with monkeypatch.context() as patch:
+        patch.delattr(sift, "choose")
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            train.train(tiny(), tmp_path / "run", [folder], train.Limits(), [tmp_path / "nowhere"])
+        (tmp_path / "file").write_text("")
+        with pytest.raises(FileExistsError):
+            train.train(tiny(), tmp_path / "file", [folder], train.Limits())
+        run = saved_run(tmp_path / "other", 1, context=9)
+        (run / "state.json").write_text("{}")
+        with pytest.raises(ValueError, match="another recipe"):
+            train.train(tiny(), run, [folder], train.Limits())
+
+    def fail(*_: object) -> None:
+        raise ValueError("the set-up fails")
+
+    monkeypatch.setattr(train, "hold_out", fail)
+    with pytest.raises(ValueError, match="the set-up fails"):
+        train.train(tiny(), tmp_path / "run", [folder], train.Limits())
+    assert (tmp_path / "run" / sift.MANIFEST).exists()
+
+
+def test_a_run_that_goes_on_tells_of_other_origins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from model_export import checkpoint, train
+
+    origin, other = (saved_run(tmp_path / name, seed) for seed, name in enumerate(("origin", "other")))
+    begun = train.start(tiny(), [origin])
+    assert begun is not None
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint.save_setup(run, checkpoint.Setup(tiny(), BINS[:5], [], begun.origins))
+    (run / "state.json").write_text("{}")
+    for same in ([], [origin]):
+        assert train._begin(tiny(), run, same) is None
+        assert not capsys.readouterr().out
+    assert train._begin(tiny(), run, [other]) is None
+    assert "goes on from its own checkpoint; it began from origin" in capsys.readouterr().out
+    (origin / checkpoint.BEST).unlink()
+    assert train._begin(tiny(), run, [origin]) is None
+    assert "it began from origin" in capsys.readouterr().out
+
+
+def test_all_of_a_checkpoint_is_put_in_its_place_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_export import checkpoint
+    from model_export.networks import compact
+
+    network = compact.build(tiny(), BINS[:5])
+    files = (checkpoint.WEIGHTS, checkpoint.AVERAGE, checkpoint.BEST)
+    checkpoint.save(tmp_path, dict.fromkeys(files, network), checkpoint.State(views=1))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert sorted(before) == sorted([*files, "state.json"])
+    write, written = np.savez, []
+
+    def killed(path: Path, **arrays: NDArray[np.float32]) -> None:
+        if len(written) == 2:
+            raise SystemExit
+        written.append(path)
+        write(path, **{name: array + 1 for name, array in arrays.items()})
+
+    monkeypatch.setattr(np, "savez", killed)
+    with pytest.raises(SystemExit):
+        checkpoint.save(tmp_path, dict.fromkeys(files, network), checkpoint.State(views=2))
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("field", ["beta_1", "average"])
+def test_a_momentum_of_one_would_learn_nothing(field: str) -> None:
+    assert Recipe.model_validate({"name": "x", "optimizer": {field: 0.99}})
+    with pytest.raises(ValueError, match=field):
+        Recipe.model_validate({"name": "x", "optimizer": {field: 1.0}})
 
 
 def test_cie94_is_the_librarys() -> None:
@@ -260,6 +452,33 @@ def test_cie94_is_the_librarys() -> None:
     np.testing.assert_allclose(np.asarray(cie94(true, true)), 0, atol=0.05)
 
 
-def test_the_difference_is_for_bins_in_lab() -> None:
-    with pytest.raises(ValueError, match="difference"):
-        Recipe.model_validate({"name": "x", "color_space": "hsv", "difference": 1})
+@pytest.mark.parametrize("term", ["difference", "steps"])
+def test_some_losses_are_for_bins_in_lab(term: str) -> None:
+    with pytest.raises(ValueError, match=term):
+        Recipe.model_validate({"name": "x", "color_space": "hsv", term: 1})
+
+
+class Exported(Exception):
+    """What an export was about to make."""
+
+
+@pytest.mark.parametrize(("given", "gain"), [(None, 1.6), (1.2, 1.2)])
+def test_a_model_is_exported_with_the_gain_that_it_was_trained_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, gain: float
+) -> None:
+    from model_export import checkpoint, export
+
+    run = saved_run(tmp_path / "run", 1)
+    checkpoint.save_setup(run, checkpoint.Setup(tiny().model_copy(update={"gain": 1.6}), BINS[:5], []))
+
+    def seen(network: object, setup: object, size: int, gain: float) -> None:
+        raise Exported(gain)
+
+    monkeypatch.setattr(export, "serving_model", seen)
+    facts = {"name": "x", "version": "1", "size": 64, "license_": "l", "trained_on": "d", "photographs": []}
+    with pytest.raises(Exported) as made:
+        export.export(run, tmp_path / "x.onnx", gain=given, **facts)  # type: ignore[arg-type]
+    assert made.value.args == (gain,)
+    for name in ("model.bin", "x.fp16.onnx"):
+        with pytest.raises(ValueError, match="the service takes only"):
+            export.export(run, tmp_path / name, gain=given, **facts)  # type: ignore[arg-type]

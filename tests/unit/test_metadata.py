@@ -438,6 +438,26 @@ def test_strip_leaves_the_density(pixels: np.ndarray) -> None:
     assert values(packet_of(data), "ext:DigitalSourceType") == [xmp.SYNTHETIC_COLORS]
 
 
+PACKETS = {
+    "synthetic colours": (xmp.fresh("compact", "5"), [xmp.SYNTHETIC_COLORS, "tomau, model compact", "5"]),
+    "synthetic": (xmp.fresh("a", "1").replace(xmp.SYNTHETIC_COLORS.encode(), xmp.SYNTHETIC.encode()), [xmp.SYNTHETIC]),
+    "a photograph": (xmp.fresh("a", "1").replace(xmp.SYNTHETIC_COLORS.encode(), b"digitalCapture"), []),
+    "damaged": (xmp.fresh("a", "1")[:-30], []),
+    "nothing": (b"", []),
+}
+
+
+@pytest.mark.parametrize(("packet", "said"), PACKETS.values(), ids=PACKETS)
+def test_strip_leaves_that_a_picture_is_synthetic(pixels: np.ndarray, packet: bytes, said: list[str]) -> None:
+    private = packet.replace(b"<rdf:Description", b'<rdf:Description xmlns:x="urn:x" x:Owner="Anna"', 1)
+    stripped = metadata.strip(Metadata(xmp=private or None))
+    data = metadata.write(picture(pixels, "jpeg"), "jpeg", answer(stripped, model=None))
+    assert b"Anna" not in data
+    found = [values(packet_of(data), f"ext:{name}") for _, name in xmp.NOTE] if stripped.xmp else []
+    assert [value for values_ in found for value in values_][: len(said)] == said
+    assert bool(stripped.xmp) == bool(said)
+
+
 @ORDERS
 @pytest.mark.parametrize("damage", ["header", "offset", "count", "cut"])
 def test_a_damaged_block_is_left_out(order: str, damage: str) -> None:

@@ -104,7 +104,7 @@ def test_queries_ask_for_labels_that_there_are(query: str, state: State) -> None
 
 def test_every_alert_has_its_chapter() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    alerts = ["Down", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed"]
+    alerts = ["Down", "InstanceDown", "NotReady", "Errors", "Overloaded", "Slow", "Memory", "ReloadFailed"]
     chapters = re.findall(r"^### Tomau(\w+)\n\n```promql\n(.*?)```", page, re.MULTILINE | re.DOTALL)
     assert [name for name, _ in chapters] == alerts
     rules = ROOT / "docker" / "prometheus" / "alerts.yml"
@@ -136,6 +136,7 @@ def test_what_can_happen_is_zero_before_it_does() -> None:
         assert value(metrics, "tomau_stage_seconds_count", stage=stage) == 0
     for result in ("success", "failure"):
         assert value(metrics, "tomau_reloads_total", result=result) == 0
+    assert value(metrics, "tomau_photos_total", model="") == 0
 
 
 def test_two_apps_do_not_count_together() -> None:
@@ -191,15 +192,21 @@ def test_gauges_are_read_when_they_are_asked_for(state: State) -> None:
     before = value(state.metrics, "tomau_photos_inside")
     state.workers.places.take(3)
     state.upload_bytes.take(1000)
+    state.unread.take(2000)
+    state.connections.take(7)
     try:
         assert value(state.metrics, "tomau_photos_inside") == before + 3
         assert value(state.metrics, "tomau_upload_bytes_inflight") == 1000
+        assert value(state.metrics, "tomau_unread_bytes") == 2000
+        assert value(state.metrics, "tomau_connections") == 7
         state.draining = True
         assert value(state.metrics, "tomau_ready") == 0
     finally:
         state.draining = False
         state.workers.places.give_back(3)
         state.upload_bytes.give_back(1000)
+        state.unread.give_back(2000)
+        state.connections.give_back(7)
     assert value(state.metrics, "tomau_photos_inside") == before
 
 
@@ -232,8 +239,9 @@ ACCEPTS = st.tuples(TYPES, PARAMETERS, PARAMETERS).map(";".join)
 
 @given(st.lists(ACCEPTS, max_size=3).map(",".join))
 @example("text/plain;version=x")
+@example("text/plain;escaping=dots;version=1.0.0")
 @example("application/openmetrics-text; version=2.x")
 def test_whatever_is_accepted_gets_a_page(accept: str) -> None:
     text, media_type = METRICS.page(accept)
-    assert b"tomau_requests" in text
+    assert text.startswith(b"# HELP tomau_"), "its names may be escaped, with more underscores"
     assert media_type.startswith(("text/plain", "application/openmetrics-text"))

@@ -37,11 +37,13 @@ def test_kernels_that_their_batch_norm_has_silenced_take_no_other_kernels_place(
     factors = random.uniform(0.5, 2, 6).astype(np.float32)
     proto = graph_of({"other": other * loudness * factors, "silent": silent * loudness, "heard": heard * factors})
     given_weights = [heard, silent, other, factors]
-    readback.embed(proto, given_weights, Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), ["a"]))
+    bins = np.zeros((1, 2), np.float32)
+    readback.embed(proto, given_weights, Setup(Recipe(name="x"), bins, ["a"], contents=["7-abc"]))
     onnx.save(proto, tmp_path / "m.onnx")
 
     weights, setup = readback.load(tmp_path / "m.onnx")
     assert setup.recipe.name == "x"
+    assert setup.contents == ["7-abc"]
     for read, given in zip(weights, given_weights, strict=True):
         np.testing.assert_allclose(read, given, atol=5e-3)
 
@@ -53,3 +55,12 @@ def test_a_graph_without_a_kernel_is_refused() -> None:
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
     with pytest.raises(readback.NoWeights, match="no tensor"):
         readback.embed(graph_of({"other": kernel[::-1]}), [kernel], Setup(Recipe(name="x"), np.zeros((1, 2)), []))
+
+
+def test_a_file_that_was_exported_before_there_were_contents_is_read() -> None:
+    from model_export import readback
+
+    shipped = Path(readback.__file__).parents[1] / "service" / "models" / "compact.onnx"
+    _, setup = readback.load(shipped)
+    assert setup.held_out
+    assert setup.contents == []

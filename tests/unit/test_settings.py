@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from service import settings
 from service.access import AccessError, key_digests
-from service.settings import KEYS, Settings, cpu_quota
+from service.settings import KEYS, Settings, cpu_quota, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,28 @@ def test_a_time_is_finite(monkeypatch: pytest.MonkeyPatch, name: str, value: str
     monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
     with pytest.raises(ValidationError, match=rf"{name}\n.* finite number"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("TOMAU_API_KEY", ["TOMAU_API_KEY is no setting: is TOMAU_API_KEYS meant?"]),
+        ("tomau_max_btyes", ["tomau_max_btyes is no setting: is TOMAU_MAX_BYTES meant?"]),
+        ("TOMAU_QQQ", ["TOMAU_QQQ is no setting"]),
+        ("TOMAU_PORT", []),
+        ("tomau_port", []),
+        ("TOMAU_TARGET", []),
+        ("COLORIZE_PORT", []),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_told(name: str, told: list[str]) -> None:
+    assert unknown_variables(["PATH", name]) == told
+
+
+@pytest.mark.parametrize("level", ["INFO", "Info", "info"])
+def test_levels_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    monkeypatch.setenv("TOMAU_LOG_LEVEL", level)
+    assert Settings().log_level == "info"
 
 
 def test_an_empty_variable_is_none_except_keys(monkeypatch: pytest.MonkeyPatch) -> None:

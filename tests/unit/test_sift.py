@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 from collections import Counter
 from pathlib import Path
@@ -256,3 +257,14 @@ def test_data_of_which_nothing_is_fit_is_an_error(tmp_path: Path, recipe: Recipe
     folder = write_folder(tmp_path / "photos", {"gray.png": encoded(np.full((100, 100), 90, np.uint8), "PNG")})
     with pytest.raises(ValueError, match="no photograph is fit"):
         sift.choose(tmp_path, [folder], recipe)
+
+
+def test_a_manifest_has_names_that_are_not_utf8(tmp_path: Path, recipe: Recipe) -> None:
+    odd = tmp_path / os.fsdecode(b"caf\xe9s")
+    write_folder(odd, photographs(3) | {os.fsdecode(b"caf\xe9.jpg"): b"no"})
+    first = sift.choose(tmp_path, [odd], recipe)
+    first.save(tmp_path)
+    (collection,) = json.loads((tmp_path / sift.MANIFEST).read_text())["collections"]
+    assert collection["name"] == r"caf\xe9s"
+    assert collection["left_out"] == {"broken": [r"caf\xe9.jpg"]}
+    assert sift.choose(tmp_path, [odd], recipe) == first

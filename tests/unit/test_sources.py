@@ -1,5 +1,6 @@
 import errno
 import io
+import os
 import struct
 import tarfile
 import zipfile
@@ -256,3 +257,76 @@ def test_the_permissive_recipe_is_compact_on_fewer_sources() -> None:
     permissive, compact = (load(RECIPES / f"{name}.toml") for name in ("permissive", "compact"))
     assert permissive.sources
     assert permissive.model_copy(update={"name": "compact", "sources": ()}) == compact
+
+
+def test_a_name_that_is_not_utf8_is_spelt_out(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / os.fsdecode(b"caf\xe9.jpg")).write_bytes(PHOTO)
+    shard = write_shard(tmp_path / "train.tar", {os.fsdecode(b"caf\xe9.jpg"): PHOTO})
+    for place in (folder, shard):
+        (entry,) = sources.find([place])
+        assert entry.name == r"caf\xe9.jpg"
+        assert entry.encoded() == PHOTO
+        assert sources.hold_out([entry], 1) == ([], [entry])
+        assert len(sources.digest(entry.name)) == 16
+
+
+def cut_and_damaged(tmp_path: Path) -> tuple[bytes, list[int]]:
+    """A tar of ten photographs, and where its members begin."""
+    path = write_shard(tmp_path / "whole.tar", photographs(10))
+    with tarfile.open(path) as tar:
+        return path.read_bytes(), [member.offset for member in tar]
+
+
+def test_a_tar_with_a_damaged_header_is_refused(tmp_path: Path) -> None:
+    whole, offsets = cut_and_damaged(tmp_path)
+    damaged = bytearray(whole)
+    damaged[offsets[5] + 20] ^= 0x55
+    for content in (bytes(damaged), whole[: offsets[5] + 100]):
+        (tmp_path / "bad.tar").write_bytes(content)
+        with pytest.raises(ValueError, match=f"bad.tar is damaged at byte {offsets[5]:,}: no photograph"):
+            sources.find([tmp_path / "bad.tar"])
+    outer = write_shard(tmp_path / "outer.tar", {"first/1.jpg": PHOTO, "second.tar": bytes(damaged)})
+    with tarfile.open(outer) as tar:
+        second = tar.getmember("second.tar").offset_data
+    with pytest.raises(ValueError, match=f"outer.tar is damaged at byte {second + offsets[5]:,}"):
+        sources.find([outer])
+
+
+def test_a_tar_without_its_end_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, offsets = cut_and_damaged(tmp_path)
+    (tmp_path / "cut.tar").write_bytes(whole[: offsets[5]])
+    assert len(sources.find([tmp_path / "cut.tar"])) == 5
+    assert f"cut.tar stops at byte {offsets[5]:,} without" in caplog.text
+
+
+def test_a_tar_behind_another_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole, _ = cut_and_damaged(tmp_path)
+    (tmp_path / "whole.tar").write_bytes(whole + bytes(2**21))
+    assert len(sources.find([tmp_path / "whole.tar"])) == 10
+    assert not caplog.text
+    (tmp_path / "two.tar").write_bytes(whole + whole)
+    assert len(sources.find([tmp_path / "two.tar"])) == 10
+    assert "the other tar" in caplog.text
+
+
+def test_photographs_are_known_by_their_contents(tmp_path: Path) -> None:
+    files = photographs(6)
+    known = sources.contents(sources.find([write_folder(tmp_path / "old", files)])[:2])
+    renamed = {f"elsewhere/{n}.jpg": content for n, content in enumerate(files.values())}
+    # Other photographs under the old names.
+    others = dict(zip(files, reversed([*files.values()]), strict=True))
+    for made in (
+        write_folder(tmp_path / "new", renamed),
+        write_shard(tmp_path / "new.tar", renamed),
+        write_zip(tmp_path / "new.zip", renamed, zipfile.ZIP_DEFLATED),
+    ):
+        found = sources.of_contents(sources.find([made]), known)
+        assert [entry.name for entry in found] == ["elsewhere/0.jpg", "elsewhere/1.jpg"]
+    found = sources.of_contents(sources.find([write_folder(tmp_path / "others", others)]), known)
+    assert [entry.name for entry in found] == ["made/004.jpg", "made/005.jpg"]
+    (gone,) = sources.find([write_folder(tmp_path / "gone", {"a.jpg": PHOTO})])
+    assert sources.of_contents([gone], []) == []
+    Path(gone.file).unlink()
+    assert sources.contents([gone]) == [None]

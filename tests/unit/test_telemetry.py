@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from service.metrics import Metrics
-from service.problems import NotFound
+from service.problems import NotFound, Overloaded, Problem
 from service.telemetry import Telemetry, note, set_up_logging
 from service.tracing import parse_traceparent
 
@@ -155,6 +155,24 @@ def test_a_problem_names_its_request_and_not_its_trace(logged: Logged) -> None:
     assert TRACE.encode() not in body["body"]
     (access,) = map(json.loads, logged())
     assert (access["route"], access["path"], access["code"]) == ("other", "/nowhere", "not_found")
+
+
+@pytest.mark.parametrize(
+    ("problem", "told"), [(Overloaded("too many uploads at once (100%)"), True), (NotFound("POST /x"), False)]
+)
+@pytest.mark.parametrize("format_", ["text", "json"])
+def test_why_a_good_request_was_refused_is_logged(logged: Logged, problem: Problem, told: bool, format_: str) -> None:
+    """One code has many causes. What a client did wrong is for the client, in its own words."""
+
+    async def refused(*_: object) -> None:
+        raise problem
+
+    set_up_logging("info", format_)
+    exchange(refused)
+    (line,) = logged()
+    assert (problem.detail in line) is told
+    if format_ == "json":
+        assert json.loads(line).get("detail") == (problem.detail if told else None)
 
 
 @pytest.mark.parametrize("begun", [False, True])

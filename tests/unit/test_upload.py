@@ -32,6 +32,7 @@ from service.upload import (
     left_by_batches,
     receive,
     receive_batch,
+    tell_of_cap,
 )
 
 T = TypeVar("T")
@@ -142,7 +143,7 @@ def test_no_body_is_a_fault(receiver: Callable[..., Awaitable[object]], pieces: 
 @pytest.mark.parametrize(
     ("content_type", "body", "problem", "field"),
     [
-        (FORM, form(part("photo", b"x", "a.jpg")), InvalidOption, "photo"),
+        (FORM, form(part("photo", b"x", "a.jpg")), MissingFile, "photo"),
         (FORM, form(part("strength", b"1")), MissingFile, "file"),
         (FORM, form(part("file", b"x", "a"), part("file", b"x", "b")), MissingFile, "file"),
         (
@@ -222,6 +223,22 @@ def test_a_steady_upload_may_take_longer_than_the_grace() -> None:
     assert len(asyncio.run(main()).data) == 900
 
 
+@pytest.mark.parametrize("rate", [0, 10])
+def test_no_upload_lasts_for_ever_however_steady_it_is(rate: int) -> None:
+    async def receive_steadily() -> dict[str, object]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def main() -> None:
+        with Receiving(Places("uploads", 1), Places("bytes", 1_000_000)) as receiving:
+            patient = Settings(max_bytes=1_000_000, min_upload_rate=rate, max_upload_s=0.3)
+            await receive({"content-type": "image/png"}, receive_steadily, receiving, patient)
+
+    with pytest.raises(UploadTooSlow, match=r"bytes the upload has taken 0\.3 s") as caught:
+        asyncio.run(asyncio.wait_for(main(), 20))
+    assert caught.value.limit == 0.3
+
+
 def test_places_are_given_back_whatever_happens() -> None:
     uploads, held = Places("uploads", 1), Places("bytes", 10)
     with pytest.raises(Overloaded) as caught:
@@ -262,6 +279,10 @@ def test_a_batch_has_its_photos_in_order_with_their_names() -> None:
         ("Möbel.jpg".encode("latin-1"), "Möbel.jpg"),
         (b"../../a.jpg", "../../a.jpg"),
         (b'a\\"b.jpg', 'a"b.jpg'),
+        (b"=?utf-8?B?dMO0LmpwZw==?=", "tô.jpg"),
+        (b"=?no-such-code?B?dMO0LmpwZw==?=", "=?no-such-code?B?dMO0LmpwZw==?="),
+        (b"=?utf-8?B?d?=", "=?utf-8?B?d?="),
+        (b"=?", "=?"),
         (b"x" * 3000, "x" * 3000),
     ],
 )
@@ -310,7 +331,7 @@ OVERHEAD = FORM_OVERHEAD + 3 * PHOTO_OVERHEAD
         (form(part("file", b"x" * 2001, "a")), TooManyBytes, 2000),
         (part("file", b"x", "a") + b"y" * (2000 + OVERHEAD), TooManyBytes, 2000),
         (form(part("strength", b"1")), MissingFile, None),
-        (form(part("photo", b"x", "a.jpg")), InvalidOption, None),
+        (form(part("photo", b"x", "a.jpg")), MissingFile, None),
         (form(part("file", b"x", "a"), *[part(f"field{i}", b"") for i in range(33)]), BrokenUpload, 32),
         (part("file", b"x", "a"), BrokenUpload, None),
     ],
@@ -320,6 +341,21 @@ def test_bad_batches(body: bytes, problem: type[Problem], limit: int | None) -> 
         with pytest.raises(problem) as caught:
             take_batch([body[i : i + size] for i in range(0, len(body), size)], (Places("u", 1), Places("b", 100_000)))
         assert caught.value.limit == limit
+
+
+@pytest.mark.parametrize(("batch", "uploads", "told"), [(2000, 100_000, 0), (100_000, 100_000, 1), (2000, 70_000, 1)])
+def test_a_batch_that_may_have_less_than_is_set_is_told(
+    caplog: pytest.LogCaptureFixture, batch: int, uploads: int, told: int
+) -> None:
+    given = Settings(
+        max_bytes=1000, max_batch_photos=3, max_batch_bytes=batch, max_upload_bytes=uploads + FORM_OVERHEAD
+    )
+    tell_of_cap(given)
+    assert len(caplog.records) == told
+    real = _batch_limits(given).bytes
+    assert (real < batch) == bool(told)
+    if told:
+        assert f"TOMAU_MAX_BATCH_BYTES={batch}: a batch may have {real} bytes only" in caplog.text
 
 
 def test_photos_of_just_the_bytes_that_a_batch_may_have() -> None:

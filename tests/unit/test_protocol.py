@@ -8,15 +8,17 @@ import logging
 import socket
 import weakref
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service import protocol
 from service.admission import Places
 from service.metrics import Metrics
-from service.server import MAX_HEAD_BYTES, Full, Protocol
+from service.protocol import MAX_HEAD_BYTES, Full, Protocol
 from service.settings import Settings
 from tests.waiting import eventually
 
@@ -32,11 +34,17 @@ class Service:
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.unread = Places("bytes", settings.max_unread_bytes)
-        metrics = Metrics([])
-        full = Full(app, settings, metrics)
-        limits = {"settings": settings, "unread": self.unread, "metrics": metrics, "full": full}
+        self.state = SimpleNamespace(
+            settings=settings,
+            metrics=Metrics([]),
+            unread=self.unread,
+            connections=Places("connections", settings.max_connections),
+            draining=False,
+        )
+        limits = {"state": self.state, "full": Full(app, settings, self.state.metrics), "silent": {}}
         protocol = type("Limited", (Protocol,), limits)
-        config = uvicorn.Config(app, http=protocol, ws="none", lifespan="off", log_config=None, access_log=False)
+        options = {"ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
+        config = uvicorn.Config(app, http=protocol, timeout_keep_alive=settings.keep_alive_s, **options)
         config.load()
         self.clients: list[socket.socket] = []
         self.server = uvicorn.Server(config)
@@ -155,7 +163,7 @@ def test_an_answer_that_is_not_read_is_dropped_with_its_memory(caplog: pytest.Lo
 
     with caplog.at_level(logging.INFO):
         play(scene, big, write_s=0.3)
-    assert "reads nothing of its answer" in caplog.text
+    assert "reads too little of its answer" in caplog.text
 
 
 def test_a_stream_that_is_not_read_ends_too() -> None:
@@ -200,6 +208,71 @@ def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
         await answer(send, bytes(size))
 
     play(scene, big, write_s=0.4)
+
+
+def test_a_client_that_reads_too_slowly_gets_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Else each few bytes would buy it as long as a client may take nothing at all."""
+    size = 32 << 20
+
+    async def scene(service: Service) -> None:
+        client = await service.connect(window=1 << 16)
+        await send(client, GET)
+        got = 0
+        with contextlib.suppress(ConnectionError):
+            while piece := await asyncio.get_running_loop().sock_recv(client, 1 << 15):
+                got += len(piece)
+                await asyncio.sleep(0.05)  # at most, 640 KiB a second
+        assert got < size
+        client.close()
+
+    async def big(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, bytes(size))
+
+    with caplog.at_level(logging.INFO):
+        play(scene, big, write_s=0.4, min_read_rate=1 << 20)
+    assert "reads too little of its answer" in caplog.text
+
+
+def test_a_stream_that_is_read_slowly_comes_whole() -> None:
+    """As much waits for the client at each look, though it takes some all the time."""
+    piece, pieces = bytes(1 << 16), 96
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, *[piece] * pieces)
+
+    async def scene(service: Service) -> None:
+        client = await service.connect(window=1 << 16)
+        loop, got = asyncio.get_running_loop(), 0
+        await send(client, GET)
+        while got < len(piece) * pieces:
+            came = await loop.sock_recv(client, 1 << 15)
+            assert came, f"cut off after {got} bytes"
+            got += len(came)
+            await asyncio.sleep(0.02)
+        client.close()
+
+    play(scene, stream, write_s=0.4)
+
+
+def test_what_is_taken_buys_time_though_as_much_waits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a stream, of which each piece is written as soon as there is room for it."""
+    ended = []
+    transport = SimpleNamespace(written=0, get_write_buffer_size=lambda: 1 << 16, abort=lambda: ended.append(True))
+
+    async def scene(service: Service) -> None:
+        await service.connect()
+        await eventually(lambda: service.connections == 1)
+        (connection,) = service.server.server_state.connections
+        monkeypatch.setattr(connection, "transport", transport)
+        for written, ends in ((1 << 30, False), (2 << 30, False), (2 << 30, True)):
+            transport.written = written
+            connection._patience_ends = 0.0
+            connection._look_at_reading()
+            assert bool(ended) is ends
+        monkeypatch.undo()
+
+    monkeypatch.setattr(protocol, "_in_the_kernel", lambda _: 0)
+    play(scene, hello, min_read_rate=1)
 
 
 def test_an_idle_connection_is_closed_whatever_it_sent_before() -> None:
@@ -329,6 +402,129 @@ def test_a_connection_too_many_is_told_so_and_may_still_ask_for_health() -> None
         again.close()
 
     play(scene, hello, max_connections=1)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    with contextlib.suppress(BlockingIOError, ConnectionError):
+        return connection.recv(1) == b""
+    return False
+
+
+def test_a_connection_too_many_takes_the_place_of_a_silent_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """First that of the longest silent, whether it has had an answer or never asked."""
+
+    async def scene(service: Service) -> None:
+        kept, mute = await service.connect(), await service.connect()
+        await send(kept, GET)
+        await until(kept, b"hello")
+        await eventually(lambda: service.connections == 2)
+        monkeypatch.setattr(protocol, "SILENT_S", -1.0)
+        for gone in (mute, kept):
+            client = await service.connect()
+            await send(client, GET)
+            assert (await until(client, b"hello")).startswith(b"HTTP/1.1 200 ")
+            assert await whole(gone) == b""
+            assert service.connections == 2
+            client.close()
+            await eventually(lambda: service.connections == 1)
+            await service.connect()
+            await eventually(lambda: service.connections == 2)
+
+    monkeypatch.setattr(protocol, "SILENT_S", 1000.0)
+    with caplog.at_level(logging.WARNING):
+        play(scene, hello, max_connections=2)
+    assert caplog.text.count("more connections at once than TOMAU_MAX_CONNECTIONS=2") == 1
+
+
+def test_one_too_many_takes_but_the_place_of_another_one_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await answer(send, b"hello")
+
+    async def scene(service: Service) -> None:
+        busy = await service.connect()
+        await send(busy, GET)
+        await eventually(lambda: bool(service.server.server_state.tasks))
+        mute = await service.connect()
+        await eventually(lambda: service.connections == 2)
+        refused = await service.connect()
+        await send(refused, GET)
+        assert (await whole(refused)).startswith(b"HTTP/1.1 503 ")
+        assert await whole(mute) == b""
+        go_on.set()
+        await until(busy, b"hello")
+
+    monkeypatch.setattr(protocol, "SILENT_S", -1.0)
+    play(scene, slow, max_connections=1)
+
+
+def test_connections_too_many_leave_files_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have to send their request soon, and beyond half of the files to spare there are no more of them."""
+
+    async def scene(service: Service) -> None:
+        first = await service.connect()
+        await eventually(lambda: service.connections == 1)
+        many = [await service.connect() for _ in range(6)]
+        await eventually(lambda: service.connections == 3)
+        assert not is_closed(many[0])
+        assert [await whole(one) for one in many] == [b""] * 6
+        assert service.connections == 1
+        assert not is_closed(first)
+
+    monkeypatch.setattr(protocol, "SILENT_S", 1000.0)
+    monkeypatch.setattr(protocol, "SPARE_FILES", 4)
+    monkeypatch.setattr(protocol, "FULL_HEAD_S", 1.0)
+    play(scene, hello, max_connections=1, head_s=60)
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+@pytest.mark.parametrize("length", [[], [(b"Content-Length", b"10")]])
+def test_an_old_client_gets_no_chunks(method: bytes, length: list[tuple[bytes, bytes]]) -> None:
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        for more in (True, False):
+            await send({"type": "http.response.body", "body": b"hello", "more_body": more})
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, method + b" / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
+        head, _, body = (await whole(client)).partition(b"\r\n\r\n")
+        assert b"\r\nconnection: close" in head
+        assert b"transfer-encoding" not in head
+        assert (b"content-length: 10" in head) is bool(length)
+        assert body == (b"" if method == b"HEAD" else b"hellohello")
+
+    play(scene, stream)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_the_last_answer_before_the_end_says_so(begun: bool) -> None:
+    """Else the client would send its next request on a connection that is about to be closed."""
+    go_on = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await go_on.wait()
+        await answer(send, b"hello")
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        if not begun:
+            service.state.draining = True
+        await send(client, GET)
+        await eventually(lambda: bool(service.server.server_state.tasks))
+        if begun:
+            for connection in service.server.server_state.connections:
+                connection.let_go()
+        go_on.set()
+        found = await whole(client)
+        assert b"\r\nconnection: close\r\n" in found
+        assert found.endswith(b"\r\n\r\nhello")
+
+    play(scene, slow)
 
 
 def test_a_page_may_read_that_there_are_too_many_connections() -> None:

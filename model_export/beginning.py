@@ -52,12 +52,12 @@ def is_from(origins: Sequence[Path], known: Sequence[str]) -> bool:
 
 
 def _misfit(setup: Setup, recipe: Recipe) -> str | None:
-    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks."""
+    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks, and propagation."""
     if setup.recipe.color_space != recipe.color_space:
         return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
     old, new = setup.recipe.network, recipe.network
     if isinstance(old, Compact) and isinstance(new, Compact):
-        old = old.model_copy(update={"blocks": new.blocks})
+        old = old.model_copy(update={"blocks": new.blocks, "propagation": new.propagation})
     return None if old == new else "has another network than the recipe"
 
 

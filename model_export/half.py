@@ -52,22 +52,45 @@ def halve(model: onnx.ModelProto) -> onnx.ModelProto:
     # Imported here: it puts its own folder on the path.
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    half = cast("onnx.ModelProto", convert_float_to_float16(model, keep_io_types=True))
+    too_narrow = _from_running_sums(model.graph)
+    half = cast("onnx.ModelProto", convert_float_to_float16(model, keep_io_types=True, node_block_list=too_narrow))
     _drop_idle_casts(half.graph)
     _sort(half.graph)
     onnx.checker.check_model(half)
     return half
 
 
+def _from_running_sums(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes behind a running sum, and of it: differences between its late members need all their digits.
+
+    Nodes that have no name are given one.
+    """
+    made, names = set[str](), []
+    for number, node in enumerate(graph.node):
+        if node.op_type == "CumSum" or not made.isdisjoint(node.input):
+            made.update(node.output)
+            node.name = node.name or f"from_running_sum_{number}"
+            names.append(node.name)
+    return names
+
+
 def _drop_idle_casts(graph: onnx.GraphProto) -> None:
-    """Takes out the casts of weights that our exports keep in half precision, and that now lead to the same."""
+    """Takes out the casts of weights that our exports keep in half precision, and that now lead to the same.
+
+    And of those that the converter makes around every node that stays float32: the ones from float32 to half and back,
+    and those made again for each node that takes them, all with one name.
+    """
     halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
-    idle = {
-        node.output[0]: node.input[0]
-        for node in graph.node
-        if node.op_type == "Cast" and node.input[0] in halves and node.attribute[0].i == TensorProto.FLOAT16
+    last = {port.name for port in graph.output}
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in last]
+    to_half = {node.output[0]: node.input[0] for node in casts if node.attribute[0].i == TensorProto.FLOAT16}
+    idle = {made: taken for made, taken in to_half.items() if taken in halves}
+    idle |= {
+        node.output[0]: to_half[node.input[0]]
+        for node in casts
+        if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half
     }
-    nodes = [node for node in graph.node if node.output[0] not in idle]
+    nodes = list({node.output[0]: node for node in graph.node if node.output[0] not in idle}.values())
     for node in nodes:
         node.input[:] = [idle.get(name, name) for name in node.input]
     del graph.node[:]

@@ -9,6 +9,7 @@ from keras import ops
 from numpy.typing import NDArray
 
 Tensor: TypeAlias = keras.KerasTensor
+Propagate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def occupied_bins(chroma: NDArray[np.float32], size: float, least: float = 1e-5) -> NDArray[np.float32]:
@@ -93,19 +94,22 @@ def bin_loss(
     difference: float = 0.0,
     gain: float = 1.0,
     steps: float = 0.0,
+    propagate: Propagate | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of the soft-encoded true chroma, [N, s, s, 2], under logits, [N, s, s, Q].
 
     Plus, of the answer, which is the distribution's mean times `gain`: `chroma_statistics` times the error of its
     statistics, `difference` times its mean CIE94 and `steps` times its error of steps, in bins. A mean is duller than
     what it is of; with a gain the answer can be as colourful as the photographs are while the distribution stays what
-    it is.
+    it is. propagate: what becomes of the answer before it is measured, by the guide that then lies behind the logits.
     """
 
     def loss(chroma: Tensor, logits: Tensor) -> Tensor:
-        log_probability = ops.log_softmax(logits, axis=-1)
+        log_probability = ops.log_softmax(logits[..., : len(bins)], axis=-1)
         total = -ops.mean(ops.sum(soft_encode(chroma, bins, size) * log_probability, axis=-1), axis=(1, 2))
         answer = ops.matmul(ops.exp(log_probability), gain * bins)
+        if propagate:
+            answer = propagate(answer, logits[..., len(bins) :])
         if chroma_statistics:
             total = total + chroma_statistics * _statistics_error(chroma, answer, size)
         if difference:

@@ -26,6 +26,7 @@ class Compact(_Table):
     )
     blocks: tuple[int, int, int, int] = Field((1, 2, 4, 2), description="residual blocks at 1/4 .. 1/32")
     context: int = Field(384, description="hidden units of the global-context branch")
+    propagation: bool = Field(False, description="chroma flows along even lightness and stops at edges; with bins only")
     head: Literal["bins", "chroma"] = Field("bins", description="a distribution over chroma bins, or chroma itself")
     bin_size: float = Field(10.0, gt=0, description="pitch of the chroma bins: Lab units, or 0..1 for hsv")
 
@@ -147,6 +148,8 @@ class Recipe(_Table):
         if kind != "compact" and self.chroma_statistics:
             raise ValueError(f"chroma_statistics: not for {kind}")
         has_bins = isinstance(self.network, Compact) and self.network.head == "bins"
+        if isinstance(self.network, Compact) and self.network.propagation and not has_bins:
+            raise ValueError("propagation: only for a network with bins")
         for term in ("difference", "steps"):
             if getattr(self, term) and not (has_bins and self.color_space == "lab"):
                 raise ValueError(f"{term}: only for a network with bins in lab")

@@ -1,8 +1,8 @@
 """Our network: a small residual U-Net with a global-context branch, over soft-encoded bins of chroma.
 
 The head predicts a distribution over bins of chroma as in Zhang, Isola and Efros, "Colorful Image Colorization"
-(ECCV 2016), at a quarter of the input's size; the answer is the distribution's mean, times a gain. The other head
-predicts chroma itself.
+(ECCV 2016), at a quarter of the input's size; the answer is the distribution's mean, times a gain, and where the recipe
+says so propagated within what it belongs to (propagation.py). The other head predicts chroma itself.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from model_export.losses import bin_loss, chroma_loss
-from model_export.networks import Loss, Tensor
+from model_export.losses import Propagate, bin_loss, chroma_loss
+from model_export.networks import Loss, Tensor, propagation
 from model_export.recipe import Compact, Recipe
 
 STRIDE = 4
@@ -53,7 +53,10 @@ def _up(x: Tensor, skip: Tensor, filters: int, name: str) -> Tensor:
 
 
 def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:
-    """To logits of the bins, or to chroma in units of a bin's pitch. A fixed side makes a simpler graph."""
+    """To logits of the bins, or to chroma in units of a bin's pitch. A fixed side makes a simpler graph.
+
+    Where chroma is propagated, the guide lies behind the logits.
+    """
     settings = cast("Compact", recipe.network)
     stem, *widths = settings.widths
     lightness = keras.Input((side, side, 1), name="lightness")
@@ -70,6 +73,12 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
         x = _up(x, skip, max(skip.shape[-1], 64), f"up_{stage}")
     channels = len(bins) if settings.head == "bins" else 2
     answer = layers.Conv2D(channels, 1, dtype="float32", name="logits")(x)
+    if settings.propagation:
+        said = layers.Conv2D(
+            propagation.CHANNELS, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="guide_conv"
+        )(x)
+        places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
+        answer = layers.Concatenate(dtype="float32")([answer, propagation.Guide("guide")(places, said)])
     return keras.Model(lightness, answer, name="compact")
 
 
@@ -77,30 +86,50 @@ def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
     """Cross-entropy over the bins, or L1 of the chroma; and what the recipe adds to them."""
     settings = cast("Compact", recipe.network)
     if settings.head == "bins":
-        return bin_loss(bins, settings.bin_size, recipe.chroma_statistics, recipe.difference, recipe.gain, recipe.steps)
+        return bin_loss(
+            bins,
+            settings.bin_size,
+            recipe.chroma_statistics,
+            recipe.difference,
+            recipe.gain,
+            recipe.steps,
+            propagation.propagate if settings.propagation else None,
+        )
     return chroma_loss(settings.bin_size, recipe.chroma_statistics)
 
 
 def chroma(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
-    """The mean of the distribution, or the answer in chroma's own units."""
+    """The mean of the distribution, propagated where the recipe says so; or the answer in chroma's own units."""
     settings = cast("Compact", recipe.network)
-    return ExpectedChroma(bins, gain) if settings.head == "bins" else layers.Rescaling(settings.bin_size * gain)
+    if settings.head == "bins":
+        return ExpectedChroma(bins, gain, propagation.propagate if settings.propagation else None)
+    return layers.Rescaling(settings.bin_size * gain)
 
 
 class ExpectedChroma(layers.Layer):  # type: ignore[misc]
     """Mean of a distribution over chroma bins, times a gain: logits [N, s, s, Q] to chroma [N, s, s, 2].
 
+    propagate: takes the mean and what lies behind the logits.
+
     Bins and gain are frozen weights: a constant that a traced function captures becomes an input of the ONNX graph.
     """
 
-    def __init__(self, bins: NDArray[np.float32], gain: float = 1.0) -> None:
+    def __init__(self, bins: NDArray[np.float32], gain: float = 1.0, propagate: Propagate | None = None) -> None:
         super().__init__(name="expected_chroma", dtype="float32", trainable=False)
-        initializer = keras.initializers.Constant(bins * gain)
-        self.bins = self.add_weight(shape=bins.shape, initializer=initializer, trainable=False, name="bins")
+        self.propagate = propagate
+        self.count = len(bins)
+        kernel = np.concatenate([bins * gain, np.ones((len(bins), 1), np.float32)], axis=1)[np.newaxis, np.newaxis]
+        initializer = keras.initializers.Constant(kernel)
+        self.moments = self.add_weight(shape=kernel.shape, initializer=initializer, trainable=False, name="bins")
 
     def call(self, logits: Tensor) -> Tensor:
         """Keras."""
-        return ops.matmul(ops.softmax(logits, axis=-1), self.bins)
+        of_bins = logits[..., : self.count]
+        likely = ops.exp(of_bins - ops.max(of_bins, axis=-1, keepdims=True))
+        # The sums over all bins, by a convolution: ONNX Runtime's softmax takes three times as long.
+        sums = ops.conv(likely, self.moments, padding="valid")
+        mean = sums[..., :2] / sums[..., 2:]
+        return self.propagate(mean, logits[..., self.count :]) if self.propagate else mean
 
     def compute_output_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
         """Keras."""

@@ -109,6 +109,39 @@ def test_weights_that_are_stored_as_halves_are_not_cast_to_halves(tmp_path: Path
     assert nodes[2].input[1] == "weight_half"
 
 
+def test_what_comes_from_a_running_sum_stays_float32(tmp_path: Path) -> None:
+    """Sums of up to 100,000: more than a half holds, and steps of 0.5 are less than it tells apart."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "large"], ["steps"]),
+            helper.make_node("CumSum", ["steps", "axis"], ["sums"]),
+            helper.make_node("Slice", ["sums", "one", "end", "axis"], ["late"]),
+            helper.make_node("Slice", ["sums", "zero", "last", "axis"], ["early"]),
+            helper.make_node("Sub", ["late", "early"], ["between"]),
+            helper.make_node("Relu", ["between"], ["y"]),
+        ],
+        "steps",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1001])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1000])],
+        [
+            numpy_helper.from_array(np.float32(100), "large"),
+            *(
+                numpy_helper.from_array(np.array([value], np.int64), name)
+                for name, value in (("axis", 1), ("zero", 0), ("one", 1), ("last", -1), ("end", 2000))
+            ),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    halved = half.halve(model)
+    assert {node.name for node in halved.graph.node if node.op_type in ("Mul", "CumSum")} >= {"from_running_sum_1"}
+    x = np.ones((1, 1001), np.float32)
+    x[0, 500:] = 1.005
+    for proto in (halved.SerializeToString(), half.emulated(halved)):
+        session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+        steps = session.run(None, {"x": x})[0][0]
+        np.testing.assert_allclose(steps[[0, 400, 600, 999]], [100, 100, 100.5, 100.5], atol=0.07)
+
+
 def test_a_model_that_needs_more_than_half_precision_is_not_written(
     tmp_path: Path, photographs: list[sources.Entry]
 ) -> None:

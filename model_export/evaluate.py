@@ -27,6 +27,7 @@ from model_export.metrics import (
     psnr,
     rarity,
     strips,
+    unevenness,
 )
 from service import color
 from service.color import Bytes, ColorSpace, Floats
@@ -40,6 +41,8 @@ T = TypeVar("T")
 PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_GAIN = 8.0
+# Photographs are shrunk to this side where their places are compared.
+PLACES = 32
 # A set of less colourfulness has none that answers could be held against.
 NO_COLOR = 0.5
 # The rows that every table begins with.
@@ -58,9 +61,10 @@ class Figures:
     hue: mean absolute error of hue, weighted by the true chroma. vivid_gain: the gain that makes the set as colourful
     as the truth (Hasler and Suesstrunk 2003), None where nothing does; de00_vivid: CIEDE2000 at that gain.
     cf_gap: mean colourfulness minus the truth's; cf_err: mean of the photographs' absolute differences.
-    neutral: mean chroma given to nearly neutral photographs. auc, auc_reb: accuracy of Zhang et al. 2016, percent,
-    plain and rebalanced. ab_rmse in Lab units, hs_rmse in OpenCV's (H 0..179, S 0..255), psnr in dB (None for the
-    truth itself).
+    neutral: mean chroma given to nearly neutral photographs. uneven: chroma that strays within things of one colour, of
+    which a duller answer has less (None where only pixels are known). auc, auc_reb: accuracy of Zhang et al. 2016,
+    percent, plain and rebalanced. ab_rmse in Lab units, hs_rmse in OpenCV's (H 0..179, S 0..255), psnr in dB (None for
+    the truth itself).
     """
 
     de00: float
@@ -72,6 +76,7 @@ class Figures:
     cf_gap: float
     cf_err: float
     neutral: float | None
+    uneven: float | None
     auc: float
     auc_reb: float
     ab_rmse: float
@@ -90,12 +95,16 @@ class SourceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Measured pixels: luma uint8 [P, n], an answer's chroma float32 [2, P, n], true RGB uint8 [P, n, 3]."""
+    """Measured pixels: luma uint8 [P, n], an answer's chroma float32 [2, P, n], true RGB uint8 [P, n, 3].
+
+    uneven: the unevenness of each photograph's answer at strength 1, float64 [P].
+    """
 
     luma: Bytes
     chroma: Floats
     truth: Bytes
     color_space: ColorSpace
+    uneven: Doubles | None = None
 
     def answered(self, strength: float) -> Bytes:
         """The answer's RGB at a strength, uint8 [P, n, 3]."""
@@ -182,17 +191,19 @@ def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int
 def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space: ColorSpace) -> Sample:
     """Colours every photograph at its own size and keeps some pixels of each."""
 
-    def one(entry: sources.Entry) -> tuple[Bytes, Floats, Bytes]:
+    def one(entry: sources.Entry) -> tuple[Bytes, Floats, Bytes, float]:
         rgb = entry.read()
         luma = color.luma_of_rgb(rgb)
         planes = color.enlarge(predict(luma), *luma.shape)
+        answered = color.rgb_at(luma, *planes, color_space)
+        uneven = unevenness(color.square(answered, PLACES), color.square(rgb, PLACES))
         drawn = np.random.default_rng(luma.size).integers(luma.size, size=PIXELS)
-        return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn]
+        return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn], uneven
 
     with ThreadPoolExecutor() as pool:
         rows = list(_told(pool.map(one, entries), len(entries), "colouring"))
-    luma, chroma, truth = (np.stack(parts) for parts in zip(*rows, strict=True))
-    return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space)
+    luma, chroma, truth, uneven = (np.stack(parts) for parts in zip(*rows, strict=True))
+    return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space, uneven)
 
 
 def vivid_gain(sample: Sample) -> float | None:
@@ -225,6 +236,7 @@ def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
         cf_gap=float(gaps.mean()),
         cf_err=float(np.abs(gaps).mean()),
         neutral=None if neutral is None else mean_chroma(neutral.answered(1)),
+        uneven=None if sample.uneven is None else float(sample.uneven.mean()),
         auc=accuracy(errors),
         auc_reb=accuracy(errors, rarity(truth)),
         ab_rmse=ab_rmse(errors),

@@ -13,7 +13,7 @@ import pytest
 
 from model_export import cli, evaluate, sources
 from model_export.evaluate import Figures, Report, Sample
-from model_export.metrics import lab
+from model_export.metrics import lab, unevenness
 from service import color
 from service.contract import Contract
 from tests.unit.test_data import photographs, write_folder
@@ -109,6 +109,32 @@ def test_colourfulness_can_be_bought_and_accuracy_can_not(figures: dict[str, Fig
         assert bought.auc_reb < gray.auc_reb - 3
         assert bought.ab_rmse > gray.ab_rmse
         assert bought.hue > 80
+
+
+def test_unevenness_sees_blotches_and_neither_tints_nor_wrong_colours() -> None:
+    """A blue and a brown half: as they are, both wrong, tinted, gray, with a spot, and with one half fading away."""
+    random = np.random.default_rng(1)
+    truth = np.empty((32, 32, 3), np.uint8)
+    truth[:, :16], truth[:, 16:] = (90, 105, 140), (130, 105, 85)
+    truth = (truth + random.integers(-4, 5, truth.shape)).clip(0, 255).astype(np.uint8)
+    luma = color.luma_of_rgb(truth)
+    _, true = color.split_rgb(truth, "lab")
+    fading = true.copy()
+    fading[:, :16] *= np.linspace(1.5, 0, 32, dtype=np.float32)[:, np.newaxis, np.newaxis]
+    spotted = true.copy()
+    spotted[8:16, 4:12] = (30, 20)
+    wrong = np.where(np.arange(32)[:, np.newaxis] < 16, 20, -15) + 0 * true
+    answers = {"truth": true, "wrong": wrong, "tint": true * 0 + 15, "gray": true * 0}
+    even = {name: uneven(luma, chroma, truth) for name, chroma in answers.items()}
+    assert max(even.values()) < 0.15
+    for blotched in (fading, spotted):
+        assert uneven(luma, blotched, truth) > 0.4
+        assert uneven(luma, blotched / 2, truth) < 0.7 * uneven(luma, blotched, truth)
+
+
+def uneven(luma: np.ndarray, chroma: np.ndarray, truth: np.ndarray) -> float:
+    rgb = color.rgb_at(luma, *np.ascontiguousarray(chroma.transpose(2, 0, 1), np.float32), "lab")
+    return unevenness(rgb, truth)
 
 
 def test_dullness_buys_what_is_for_comparison_only(figures: dict[str, Figures]) -> None:

@@ -42,7 +42,7 @@ PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MOST_GAIN = 8.0
 # Photographs are shrunk to this side where their places are compared.
-PLACES = 32
+PLACES = 24
 # A set of less colourfulness has none that answers could be held against.
 NO_COLOR = 0.5
 # The rows that every table begins with.

@@ -57,6 +57,8 @@ def _misfit(setup: Setup, recipe: Recipe) -> str | None:
         return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
     old, new = setup.recipe.network, recipe.network
     if isinstance(old, Compact) and isinstance(new, Compact):
+        if old.propagation and not new.propagation:
+            return "propagates chroma, and only a recipe with network.propagation goes on from it"
         old = old.model_copy(update={"blocks": new.blocks, "propagation": new.propagation})
     return None if old == new else "has another network than the recipe"
 

@@ -117,10 +117,8 @@ def test_a_network_begins_as_the_one_without_whose_answer_is_propagated(tmp_path
     chroma = np.asarray(compact.chroma(without, BINS[:5], 1.5)(logits))
     expected = propagated(chroma, guided(places))
     np.testing.assert_allclose(np.asarray(compact.chroma(with_, BINS[:5], 1.5)(both)), expected, atol=1e-3)
-    back = train.start(without, [saved_run(tmp_path / "more", 1, propagation=True)])
-    assert back is not None
-    with pytest.raises(ValueError, match="has no place"):
-        begin_with(networks[0], without, back)
+    with pytest.raises(ValueError, match=r"more propagates chroma, and only a recipe with network\.propagation"):
+        train.start(without, [saved_run(tmp_path / "more", 1, propagation=True)])
 
 
 def test_it_is_for_bins() -> None:

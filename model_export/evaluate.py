@@ -194,9 +194,10 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
     def one(entry: sources.Entry) -> tuple[Bytes, Floats, Bytes, float]:
         rgb = entry.read()
         luma = color.luma_of_rgb(rgb)
-        planes = color.enlarge(predict(luma), *luma.shape)
-        answered = color.rgb_at(luma, *planes, color_space)
-        uneven = unevenness(color.square(answered, PLACES), color.square(rgb, PLACES))
+        chroma = predict(luma)
+        planes = color.enlarge(chroma, *luma.shape)
+        small = color.merge_rgb(color.square(luma, PLACES), chroma, color_space)
+        uneven = unevenness(small, color.square(rgb, PLACES))
         drawn = np.random.default_rng(luma.size).integers(luma.size, size=PIXELS)
         return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn], uneven
 

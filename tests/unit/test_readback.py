@@ -1,5 +1,6 @@
 """Weights that are read back from an ONNX file. Slow only because Keras takes its time to be imported."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,20 @@ def test_a_graph_without_a_kernel_is_refused() -> None:
         readback.embed(graph_of({"other": kernel[::-1]}), [kernel], Setup(Recipe(name="x"), np.zeros((1, 2)), []))
 
 
-def test_a_file_that_was_exported_before_there_were_contents_is_read() -> None:
+def test_a_file_that_was_exported_before_there_were_contents_is_read(tmp_path: Path) -> None:
     from model_export import readback
+    from model_export.checkpoint import Setup
 
-    shipped = Path(readback.__file__).parents[1] / "service" / "models" / "compact.onnx"
-    _, setup = readback.load(shipped)
-    assert setup.held_out
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
+    proto = graph_of({"kernel": kernel})
+    bins = np.zeros((1, 2), np.float32)
+    readback.embed(proto, [kernel], Setup(Recipe(name="x"), bins, ["a"], contents=["7-abc"]))
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == readback.KEY)
+    document = json.loads(entry.value)
+    del document["contents"]
+    entry.value = json.dumps(document)
+    onnx.save(proto, tmp_path / "m.onnx")
+
+    _, setup = readback.load(tmp_path / "m.onnx")
+    assert len(setup.held_out) == 1
     assert setup.contents == []

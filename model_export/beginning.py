@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from model_export import checkpoint, networks, readback, sources
+from model_export import checkpoint, networks, pretrained, readback, sources
 from model_export.checkpoint import Setup, Weights
 from model_export.recipe import Compact, Recipe
 
@@ -51,6 +51,10 @@ def is_from(origins: Sequence[Path], known: Sequence[str]) -> bool:
         return False
 
 
+def _has_backbone(recipe: Recipe) -> bool:
+    return isinstance(recipe.network, Compact) and bool(recipe.network.backbone)
+
+
 def _misfit(setup: Setup, recipe: Recipe) -> str | None:
     """Why a recipe can't go on from a run; None when it can. It may have more residual blocks, and propagation."""
     if setup.recipe.color_space != recipe.color_space:
@@ -59,17 +63,24 @@ def _misfit(setup: Setup, recipe: Recipe) -> str | None:
     if isinstance(old, Compact) and isinstance(new, Compact):
         if old.propagation and not new.propagation:
             return "propagates chroma, and only a recipe with network.propagation goes on from it"
-        old = old.model_copy(update={"blocks": new.blocks, "propagation": new.propagation})
+        if old.backbone and not new.backbone:
+            return "has a backbone, and only a recipe with the same goes on from it"
+        added = {"blocks": new.blocks, "propagation": new.propagation, "backbone": new.backbone}
+        old = old.model_copy(update=added)
     return None if old == new else "has another network than the recipe"
 
 
 def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
     """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
 
+    A backbone that none of them has must be at hand, or pretrained.NoWeights is raised.
+
     Runs that began with the same weights can be averaged, and the mean is often better than each of them (Wortsman
     et al., "Model soups", 2022). Raises ValueError when the recipe can't go on from one, or they don't fit together.
     """
     if not origins:
+        if _has_backbone(recipe):
+            pretrained.find()
         return None
     found = [_best_of(origin) for origin in origins]
     first = found[0][1]
@@ -78,17 +89,24 @@ def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
             raise ValueError(f"{origin} {why}")
         if setup.recipe.network != first.recipe.network or not np.array_equal(setup.bins, first.bins):
             raise ValueError(f"{origin} has another network or other bins than {origins[0]}")
+    if _has_backbone(recipe) and not _has_backbone(first.recipe):
+        pretrained.find()
     mean = [np.mean(arrays, axis=0) for arrays in zip(*(weights for weights, _ in found), strict=True)]
     held_out = {name for _, setup in found for name in setup.held_out}
     contents = {content for _, setup in found for content in setup.contents}
     return Start(mean, first, held_out, [_fingerprint(origin) for origin in origins], contents)
 
 
-def begin_with(network: keras.Model, recipe: Recipe, begun: Start) -> None:
-    """Gives a network the weights of one that may have fewer layers; those that are new stay as they are.
+def begin_with(network: keras.Model, recipe: Recipe, begun: Start | None) -> None:
+    """Gives a new network the weights of one that may have fewer layers; those that are new stay as they are.
 
-    Raises ValueError when the other has more, or other shapes.
+    But for a new backbone's, which are what it learnt as a classifier. Raises ValueError when the other has more, or
+    other shapes, and pretrained.NoWeights.
     """
+    if _has_backbone(recipe) and not (begun and _has_backbone(begun.setup.recipe)):
+        pretrained.fill(network)
+    if not begun:
+        return
     if begun.setup.recipe.network == recipe.network:
         network.set_weights(begun.weights)
         return

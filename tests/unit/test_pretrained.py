@@ -104,7 +104,6 @@ def test_it_changes_nothing_before_its_features_have_been_learnt_from() -> None:
     from model_export import networks, pretrained
     from model_export.beginning import Start, begin_with
     from model_export.checkpoint import Setup
-    from model_export.networks import efficientnet
 
     without = RECIPE.model_copy(update={"network": WITH.model_copy(update={"backbone": ""})})
     old = networks.of(without).build(without, BINS)
@@ -114,13 +113,30 @@ def test_it_changes_nothing_before_its_features_have_been_learnt_from() -> None:
     x = np.random.default_rng(0).uniform(size=(2, 64, 64, 1)).astype(np.float32)
     np.testing.assert_allclose(new.predict(x, verbose=0), old.predict(x, verbose=0), atol=1e-4)
 
-    known = [layer for layer in new.layers if layer.name.startswith(efficientnet.PREFIX)]
-    before = [[array.copy() for array in layer.get_weights()] for layer in known]
-    joins = [layer.get_weights()[0].copy() for layer in new.layers if layer.name.startswith("join")]
-    new.compile("sgd", networks.of(RECIPE).loss(RECIPE, BINS))
-    new.train_on_batch(x, np.random.default_rng(1).normal(0, 20, (2, 16, 16, 2)).astype(np.float32))
-    for layer, arrays in zip(known, before, strict=True):
-        for now, then in zip(layer.get_weights(), arrays, strict=True):
-            np.testing.assert_array_equal(now, then)
-    after = [layer.get_weights()[0] for layer in new.layers if layer.name.startswith("join")]
-    assert all(np.abs(now - then).max() > 0 for now, then in zip(after, joins, strict=True))
+
+@pytest.mark.parametrize("learning_blocks", [0, 5])
+def test_the_backbone_learns_no_more_than_it_is_told_to(learning_blocks: int) -> None:
+    from model_export import networks
+    from model_export.networks import efficientnet
+
+    recipe = RECIPE.model_copy(update={"network": WITH.model_copy(update={"learning_blocks": learning_blocks})})
+    network = networks.of(recipe).build(recipe, BINS)
+    for layer in network.layers:
+        if layer.name.startswith("join"):
+            layer.set_weights([np.full_like(array, 0.01) for array in layer.get_weights()])
+    before = {layer.name: [array.copy() for array in layer.get_weights()] for layer in network.layers}
+    network.compile("sgd", networks.of(recipe).loss(recipe, BINS))
+    random = np.random.default_rng(0)
+    x, y = random.uniform(size=(4, 64, 64, 1)), random.normal(0, 20, (4, 16, 16, 2))
+    network.train_on_batch(x.astype(np.float32), y.astype(np.float32))
+
+    def has_changed(layer: str) -> bool:
+        arrays = network.get_layer(layer).get_weights()
+        return not all(np.array_equal(now, then) for now, then in zip(arrays, before[layer], strict=True))
+
+    learning = {"head", *(str(block) for block in range(16 - learning_blocks, 16))} if learning_blocks else set()
+    for name, arrays in before.items():
+        if name.startswith(efficientnet.PREFIX) and arrays:
+            part = name.removeprefix(efficientnet.PREFIX).split("_")[0]
+            assert has_changed(name) == (part in learning), name
+    assert all(has_changed(name) for name in before if name.startswith("join"))

@@ -19,15 +19,15 @@ HALF, BYTES, SCALE = "_half", "_bytes", "_scale"
 PRECISION = 0.5 / STEPS + 1e-3
 
 
-def narrow(graph: onnx.GraphProto) -> None:
-    """Stores the float32 weights of a graph so."""
+def narrow(graph: onnx.GraphProto, *, in_bytes: bool) -> None:
+    """Stores the float32 weights of a graph so; the large kernels in half precision as well unless in_bytes."""
     nodes: list[onnx.NodeProto] = []
     for tensor in list(graph.initializer):
         values = numpy_helper.to_array(tensor)
         if tensor.data_type != TensorProto.FLOAT or values.size < LEAST_HALF or values.ndim < 2:
             continue
         graph.initializer.remove(tensor)
-        if values.ndim == 4 and values.size >= LEAST_BYTES:
+        if in_bytes and values.ndim == 4 and values.size >= LEAST_BYTES:
             nodes += _in_bytes(graph, tensor.name, values)
         else:
             half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}{HALF}")

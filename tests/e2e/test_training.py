@@ -304,8 +304,8 @@ run = Path({str(tmp_path)!r})
 checkpoint.save_setup(run, checkpoint.Setup(recipe, bins, []))
 checkpoint.save_weights(run / checkpoint.BEST, compact.build(recipe, bins))
 whole = export.{step}
-def spoilt(*given):
-    made = whole(*given)
+def spoilt(*given, **how):
+    made = whole(*given, **how)
     for tensor in {graph}.initializer:
         if len(tensor.dims) == 4:
             values = onnx.numpy_helper.to_array(tensor)

@@ -41,7 +41,7 @@ def test_a_large_kernel_is_kept_in_bytes_and_answers_nearly_the_same(random: np.
     model = convolution(kernel)
     x = random.normal(size=(1, 64, 8, 8)).astype(np.float32)
     before, size = answer(model, x), model.ByteSize()
-    narrow(model.graph)
+    narrow(model.graph, in_bytes=True)
     onnx.checker.check_model(model, full_check=True)
     assert model.ByteSize() < size / 3.9
     assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{BYTES}", f"w{SCALE}"}
@@ -55,14 +55,33 @@ def test_a_large_kernel_is_kept_in_bytes_and_answers_nearly_the_same(random: np.
 def test_a_smaller_one_is_kept_in_half_precision_and_a_bias_as_it_is(random: np.random.Generator) -> None:
     kernel = random.normal(size=(8, 8, 3, 3)).astype(np.float32)
     model = convolution(kernel)
-    narrow(model.graph)
+    narrow(model.graph, in_bytes=True)
     assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{HALF}"}
     np.testing.assert_array_equal(kernels(model)[f"w{HALF}"], kernel.astype(np.float16))
 
 
 def test_a_kernel_of_nothing_stays_nothing() -> None:
     model = convolution(np.zeros((64, 64, 3, 3), np.float32))
-    narrow(model.graph)
+    narrow(model.graph, in_bytes=True)
     (stored,) = kernels(model).values()
     np.testing.assert_array_equal(stored, 0)
     np.testing.assert_array_equal(answer(model, np.ones((1, 64, 8, 8), np.float32)), 0)
+
+
+def test_an_export_falls_back_to_half_precision_and_then_gives_up(random: np.random.Generator) -> None:
+    from model_export import export
+
+    model = convolution(random.normal(size=(64, 64, 3, 3)).astype(np.float32))
+    x = random.normal(size=(1, 64, 8, 8)).astype(np.float32)
+    wanted = answer(model, x)
+
+    def check(proto: onnx.ModelProto) -> export.Parity:
+        return export.parity(wanted, answer(proto, x))
+
+    in_bytes, stored = export._narrow(model, check, 1.0)
+    in_half, closer = export._narrow(model, check, stored.mean / 2)
+    assert {tensor.data_type for tensor in in_bytes.graph.initializer} == {TensorProto.FLOAT, TensorProto.INT8}
+    assert {tensor.data_type for tensor in in_half.graph.initializer} == {TensorProto.FLOAT, TensorProto.FLOAT16}
+    assert closer.mean < stored.mean / 10
+    with pytest.raises(export.ParityError, match="on average, more than"):
+        export._narrow(model, check, 0.0)

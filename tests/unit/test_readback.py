@@ -64,7 +64,7 @@ def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, chan
     for name, kernel in (("a", depthwise.transpose(2, 3, 0, 1)), ("b", of_one.transpose(3, 2, 0, 1))):
         tensor = numpy_helper.from_array(kernel * factors[:, np.newaxis, np.newaxis, np.newaxis], name)
         proto.graph.initializer.append(tensor)
-    narrow(proto.graph)
+    narrow(proto.graph, in_bytes=True)
     given_weights = [depthwise, of_one, factors]
     readback.embed(proto, given_weights, Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), []))
     onnx.save(proto, tmp_path / "m.onnx")

@@ -55,6 +55,12 @@ def _has_backbone(recipe: Recipe) -> bool:
     return isinstance(recipe.network, Compact) and bool(recipe.network.backbone)
 
 
+def _built(recipe: Recipe) -> object:
+    """What a recipe's network is built of: what learns of it may differ."""
+    network = recipe.network
+    return network.model_copy(update={"learning_blocks": 0}) if isinstance(network, Compact) else network
+
+
 def _misfit(setup: Setup, recipe: Recipe) -> str | None:
     """Why a recipe can't go on from a run; None when it can. It may have more residual blocks, and propagation."""
     if setup.recipe.color_space != recipe.color_space:
@@ -87,7 +93,7 @@ def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
     for origin, (_, setup) in zip(origins, found, strict=True):
         if why := _misfit(setup, recipe):
             raise ValueError(f"{origin} {why}")
-        if setup.recipe.network != first.recipe.network or not np.array_equal(setup.bins, first.bins):
+        if _built(setup.recipe) != _built(first.recipe) or not np.array_equal(setup.bins, first.bins):
             raise ValueError(f"{origin} has another network or other bins than {origins[0]}")
     if _has_backbone(recipe) and not _has_backbone(first.recipe):
         pretrained.find()

@@ -2,7 +2,8 @@
 
 The head predicts a distribution over bins of chroma as in Zhang, Isola and Efros, "Colorful Image Colorization"
 (ECCV 2016), at a quarter of the input's size; the answer is the distribution's mean, times a gain, and where the recipe
-says so propagated within what it belongs to (propagation.py). The other head predicts chroma itself.
+says so propagated within what it belongs to (propagation.py). The other head predicts chroma itself. The features of a
+classifier of photographs may join those of the encoder (efficientnet.py).
 """
 
 from collections.abc import Sequence

@@ -62,16 +62,18 @@ def _built(recipe: Recipe) -> object:
 
 
 def _misfit(setup: Setup, recipe: Recipe) -> str | None:
-    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks, and propagation."""
+    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks, propagation, keys and a backbone."""
     if setup.recipe.color_space != recipe.color_space:
         return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
     old, new = setup.recipe.network, recipe.network
     if isinstance(old, Compact) and isinstance(new, Compact):
         if old.propagation and not new.propagation:
             return "propagates chroma, and only a recipe with network.propagation goes on from it"
+        if old.nonlocal_channels not in (0, new.nonlocal_channels):
+            return f"has {old.nonlocal_channels} nonlocal_channels, and only a recipe with as many goes on from it"
         if old.backbone and not new.backbone:
             return "has a backbone, and only a recipe with the same goes on from it"
-        may_differ = ("blocks", "propagation", "backbone", "learning_blocks")
+        may_differ = ("blocks", "propagation", "nonlocal_channels", "backbone", "learning_blocks")
         old = old.model_copy(update={name: getattr(new, name) for name in may_differ})
     return None if old == new else "has another network than the recipe"
 

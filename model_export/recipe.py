@@ -27,6 +27,9 @@ class Compact(_Table):
     blocks: tuple[int, int, int, int] = Field((1, 2, 4, 2), description="residual blocks at 1/4 .. 1/32")
     context: int = Field(384, description="hidden units of the global-context branch")
     propagation: bool = Field(False, description="chroma flows along even lightness and stops at edges; with bins only")
+    nonlocal_channels: int = Field(
+        0, ge=0, description="keys by which places that look alike share chroma; with propagation only"
+    )
     backbone: Literal["", "efficientnet-lite0"] = Field(
         "", description="a classifier of photographs whose features join those of the network's own encoder"
     )
@@ -156,6 +159,8 @@ class Recipe(_Table):
         has_bins = isinstance(self.network, Compact) and self.network.head == "bins"
         if isinstance(self.network, Compact) and self.network.propagation and not has_bins:
             raise ValueError("propagation: only for a network with bins")
+        if isinstance(self.network, Compact) and self.network.nonlocal_channels and not self.network.propagation:
+            raise ValueError("nonlocal_channels: only for a network with propagation")
         for term in ("difference", "steps"):
             if getattr(self, term) and not (has_bins and self.color_space == "lab"):
                 raise ValueError(f"{term}: only for a network with bins in lab")

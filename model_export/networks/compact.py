@@ -58,6 +58,22 @@ def _joined(x: Tensor, found: Tensor, name: str) -> Tensor:
     return layers.Add()([x, layers.Conv2D(x.shape[-1], 1, kernel_initializer="zeros", name=name)(found)])
 
 
+def _said(x: Tensor, channels: int, name: str) -> Tensor:
+    """Says nothing until it has learnt."""
+    return layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros", dtype="float32", name=name)(x)
+
+
+def _guide(lightness: Tensor, x: Tensor, keys: int) -> list[Tensor]:
+    """The channels that lead chroma, and those by which places are alike."""
+    said = _said(x, propagation.CHANNELS, "guide_conv")
+    alike = []
+    if keys:
+        said = layers.Concatenate(dtype="float32")([said, _said(x, 1, "given_conv")])
+        alike = [_convolution(x, keys, "keys", 1)]
+    places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
+    return [propagation.Guide("guide")(places, said), *alike]
+
+
 def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:
     """To logits of the bins, or to chroma in units of a bin's pitch. A fixed side makes a simpler graph.
 
@@ -83,11 +99,7 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
     channels = len(bins) if settings.head == "bins" else 2
     answer = layers.Conv2D(channels, 1, dtype="float32", name="logits")(x)
     if settings.propagation:
-        said = layers.Conv2D(
-            propagation.CHANNELS, 3, padding="same", kernel_initializer="zeros", dtype="float32", name="guide_conv"
-        )(x)
-        places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
-        answer = layers.Concatenate(dtype="float32")([answer, propagation.Guide("guide")(places, said)])
+        answer = layers.Concatenate(dtype="float32")([answer, *_guide(lightness, x, settings.nonlocal_channels)])
     network = keras.Model(lightness, answer, name="compact")
     efficientnet.freeze(network, settings.learning_blocks)
     return network

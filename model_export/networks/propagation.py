@@ -5,6 +5,9 @@ The geodesic filter of Gastal and Oliveira, "Domain Transform for Edge-Aware Ima
 Weiss, "Colorization Using Optimization" (SIGGRAPH 2004), and a network learns what they miss, as in Chen et al.,
 "Semantic Image Segmentation with Task-Specific Edge Detection Using CNNs and a Discriminatively Trained Domain
 Transform" (CVPR 2016). It also learns how far each place can be trusted.
+
+Between the rounds, places that look alike may share their chroma however far apart they are, as in Wang et al.,
+"Non-local Neural Networks" (CVPR 2018), with a Gaussian of learnt keys: a face and its hands have one colour.
 """
 
 from keras import layers, ops
@@ -14,18 +17,24 @@ from model_export.networks import Tensor
 # Without steps of lightness, chroma fades to 1/e in so many places; and in one over such a step of lightness in 0..1.
 REACH = 20.0
 STEP = 0.02
-# Rows, then columns, and again: chroma that has gone round corners.
-ROUNDS = 2
 # Of the logarithm of what is learnt.
 MOST = 5.0
-# Channels of a guide: the distance to the next place on the right and below, and the logarithm of the confidence.
+# Channels of a guide: the distance to the next place on the right and below, and the logarithm of the confidence. Where
+# places that look alike share chroma: also the logarithm of what they are given beside their own, and their keys.
 CHANNELS = 3
+# Keys are compared with those of so many places square together, of which there are fewer.
+BLOCK = 2
+# Two places are alike to 1/e where their keys, of variance 1 each, differ by this much squared, on average.
+APART = 0.1
+# Beside how alike a place is to all others together: who is like none is given nothing.
+NONE_ALIKE = 1e-3
 
 
 class Guide(layers.Layer):  # type: ignore[misc]
-    """Lightness in 0..1, [N, s, s, 1], and what a network says, [N, s, s, 3], to a guide, float32 [N, s, s, 3].
+    """Lightness in 0..1, [N, s, s, 1], and what a network says, [N, s, s, 3 or 4], to a guide, float32 of its shape.
 
-    What it says multiplies the distances, as a logarithm: zeros change nothing, and trust all places alike.
+    What it says multiplies the distances, as a logarithm: zeros change nothing, and trust all places alike. The fourth
+    channel is the logarithm of what a place is given by those that look like it, beside what it has.
     """
 
     def __init__(self, name: str) -> None:
@@ -48,16 +57,51 @@ def _nearness(distances: Tensor) -> Tensor:
     return ops.exp(-ops.abs(ops.expand_dims(position, -1) - ops.expand_dims(position, -2)))
 
 
+def _likeness(keys: Tensor) -> Tensor:
+    """How alike all blocks of places are to each place, in 0..1: keys [N, s, s, K] to [N, s / 2 * s / 2, s * s]."""
+    # Not `keys.shape`: a graph that has seen photos of two sizes knows neither.
+    _, side, _, channels = ops.shape(keys)
+    blocks = ops.reshape(ops.average_pool(keys, BLOCK), (-1, (side // BLOCK) ** 2, channels))
+    keys = ops.reshape(keys, (-1, side**2, channels))
+    # -|b - k|^2 = 2 b k - |b|^2 - |k|^2, all three in one product: there are a million of them.
+    blocks, keys = (each / (APART * channels) ** 0.5 for each in (blocks, keys))
+    ones = ops.ones_like(keys[..., :1])
+    keys = ops.concatenate([2 * keys, ones, -ops.sum(ops.square(keys), axis=-1, keepdims=True)], axis=-1)
+    ones = ops.ones_like(blocks[..., :1])
+    blocks = ops.concatenate([blocks, -ops.sum(ops.square(blocks), axis=-1, keepdims=True), ones], axis=-1)
+    return ops.exp(ops.matmul(blocks, ops.transpose(keys, (0, 2, 1))))
+
+
+def _shared(flow: Tensor, likeness: Tensor) -> Tensor:
+    """The mean flow of the blocks that look like each place: both [N, s, channel, s]."""
+    _, side, channels, _ = ops.shape(flow)
+    some = side // BLOCK
+    blocks = ops.mean(ops.reshape(flow, (-1, some, BLOCK, channels, some, BLOCK)), axis=(2, 5))
+    blocks = ops.reshape(ops.transpose(blocks, (0, 2, 1, 3)), (-1, channels, some**2))
+    count = ops.sum(likeness, axis=1, keepdims=True) + NONE_ALIKE
+    mean = ops.matmul(blocks, likeness) / count
+    return ops.transpose(ops.reshape(mean, (-1, channels, side, side)), (0, 2, 1, 3))
+
+
 def propagate(chroma: Tensor, guide: Tensor) -> Tensor:
-    """Chroma [N, s, s, 2], as a guide leads it: the mean of all places, by their nearness and confidence."""
-    rows = _nearness(guide[..., 0])
-    columns = _nearness(ops.transpose(guide[..., 1], (0, 2, 1)))
-    confidence = ops.exp(guide[..., 2:])
+    """Chroma [N, s, s, 2], as a guide leads it: the mean of all places, by their nearness and confidence.
+
+    And, where the guide has more than three channels, by their likeness; s is even then.
+    """
+    nearness = _nearness(guide[..., 0]), _nearness(ops.transpose(guide[..., 1], (0, 2, 1)))
+    confidence = ops.exp(guide[..., 2:CHANNELS])
     flow = ops.concatenate([chroma * confidence, confidence], axis=-1)
     # [N, line, channel, place]: a product with a short and wide matrix is quicker than with a thin one.
-    flow = ops.transpose(flow, (0, 1, 3, 2))
-    for _ in range(ROUNDS):
-        for nearness in (rows, columns):
-            flow = ops.transpose(ops.matmul(flow, nearness), (0, 3, 2, 1))
-    flow = ops.transpose(flow, (0, 1, 3, 2))
+    flow = _along(ops.transpose(flow, (0, 1, 3, 2)), *nearness)
+    if guide.shape[-1] > CHANNELS:
+        given = ops.expand_dims(ops.exp(guide[..., CHANNELS]), 2)
+        flow = flow + given * _shared(flow, _likeness(guide[..., CHANNELS + 1 :]))
+    flow = ops.transpose(_along(flow, *nearness), (0, 1, 3, 2))
     return flow[..., :2] / flow[..., 2:]
+
+
+def _along(flow: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Along rows, then columns; twice, and chroma has gone round corners."""
+    for nearness in (rows, columns):
+        flow = ops.transpose(ops.matmul(flow, nearness), (0, 3, 2, 1))
+    return flow

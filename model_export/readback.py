@@ -89,6 +89,17 @@ def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) 
     return name, factors
 
 
+def _is_depthwise(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> bool:
+    """Only the graph tells a depthwise kernel from one with a single output: Keras gives both the same form."""
+    if kernel.shape[-1] != 1:
+        return False
+    try:
+        _find(kernel, tensors)
+    except NoWeights:
+        return True
+    return False
+
+
 def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
     """Adds what `load` needs to the file's metadata. Raises NoWeights when the graph doesn't hold all kernels."""
     tensors = _kernels(proto)
@@ -101,7 +112,7 @@ def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
             arrays[key] = array
         elif array.ndim == 4:
             kernel = array
-            if array.shape[-1] == 1:
+            if _is_depthwise(array, tensors):
                 depthwise.append(key)
                 kernel = _turned(array)
             names[key], arrays[key] = _find(kernel, tensors)

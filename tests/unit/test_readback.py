@@ -51,7 +51,10 @@ def test_kernels_that_their_batch_norm_has_silenced_take_no_other_kernels_place(
 
 @pytest.mark.parametrize("channels", [8, 4096])
 def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, channels: int) -> None:
-    """Keras has a depthwise kernel's single channel last, ONNX where the others have their inputs."""
+    """Keras has a depthwise kernel's single channel last, ONNX where the others have their inputs.
+
+    And a kernel of one output is of the same form as a depthwise one in Keras, and of another in ONNX.
+    """
     from model_export import readback
     from model_export.checkpoint import Setup
     from model_export.narrow import narrow
@@ -59,13 +62,15 @@ def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, chan
     random = np.random.default_rng(0)
     depthwise = random.normal(size=(3, 3, channels, 1)).astype(np.float32)
     of_one = random.normal(size=(3, 3, 1, channels)).astype(np.float32)
+    to_one = random.normal(size=(3, 3, channels, 1)).astype(np.float32)
     factors = random.uniform(0.5, 2, channels).astype(np.float32)
     proto = graph_of({})
     for name, kernel in (("a", depthwise.transpose(2, 3, 0, 1)), ("b", of_one.transpose(3, 2, 0, 1))):
         tensor = numpy_helper.from_array(kernel * factors[:, np.newaxis, np.newaxis, np.newaxis], name)
         proto.graph.initializer.append(tensor)
+    proto.graph.initializer.append(numpy_helper.from_array(to_one.transpose(3, 2, 0, 1), "c"))
     narrow(proto.graph, in_bytes=True)
-    given_weights = [depthwise, of_one, factors]
+    given_weights = [to_one, depthwise, of_one, factors]
     readback.embed(proto, given_weights, Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), []))
     onnx.save(proto, tmp_path / "m.onnx")
     weights, _ = readback.load(tmp_path / "m.onnx")

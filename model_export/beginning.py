@@ -62,7 +62,7 @@ def _built(recipe: Recipe) -> object:
 
 
 def _misfit(setup: Setup, recipe: Recipe) -> str | None:
-    """Why a recipe can't go on from a run; None when it can. It may have more residual blocks, propagation, keys and a backbone."""
+    """Why a recipe can't go on from a run; None when it can. It may have more blocks, propagation, keys, a backbone."""
     if setup.recipe.color_space != recipe.color_space:
         return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
     old, new = setup.recipe.network, recipe.network

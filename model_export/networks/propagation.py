@@ -57,6 +57,13 @@ def _nearness(distances: Tensor) -> Tensor:
     return ops.exp(-ops.abs(ops.expand_dims(position, -1) - ops.expand_dims(position, -2)))
 
 
+def _along(flow: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Along rows, then columns; twice, and chroma has gone round corners."""
+    for nearness in (rows, columns):
+        flow = ops.transpose(ops.matmul(flow, nearness), (0, 3, 2, 1))
+    return flow
+
+
 def _likeness(keys: Tensor) -> Tensor:
     """How alike all blocks of places are to each place, in 0..1: keys [N, s, s, K] to [N, s / 2 * s / 2, s * s]."""
     # Not `keys.shape`: a graph that has seen photos of two sizes knows neither.
@@ -98,10 +105,3 @@ def propagate(chroma: Tensor, guide: Tensor) -> Tensor:
         flow = flow + given * _shared(flow, _likeness(guide[..., CHANNELS + 1 :]))
     flow = ops.transpose(_along(flow, *nearness), (0, 1, 3, 2))
     return flow[..., :2] / flow[..., 2:]
-
-
-def _along(flow: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Along rows, then columns; twice, and chroma has gone round corners."""
-    for nearness in (rows, columns):
-        flow = ops.transpose(ops.matmul(flow, nearness), (0, 3, 2, 1))
-    return flow

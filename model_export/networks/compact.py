@@ -23,11 +23,19 @@ BATCH_NORM_MOMENTUM = 0.9
 
 
 def _convolution(
-    x: Tensor, filters: int, name: str, kernel: int = 3, stride: int = 1, *, silent: bool = False
+    x: Tensor,
+    filters: int,
+    name: str,
+    kernel: int = 3,
+    stride: int = 1,
+    *,
+    silent: bool = False,
+    seed: int | None = None,
 ) -> Tensor:
-    """silent: its answer is nothing until it has learnt."""
+    """silent: its answer is nothing until it has learnt. seed: of its kernel; that of the run if None."""
+    begin = keras.initializers.HeNormal(seed)
     x = layers.Conv2D(
-        filters, kernel, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv"
+        filters, kernel, stride, padding="same", use_bias=False, kernel_initializer=begin, name=f"{name}_conv"
     )(x)
     gamma = "zeros" if silent else "ones"
     return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, gamma_initializer=gamma, name=f"{name}_norm")(x)
@@ -69,7 +77,8 @@ def _guide(lightness: Tensor, x: Tensor, keys: int) -> list[Tensor]:
     alike = []
     if keys:
         said = layers.Concatenate(dtype="float32")([said, _said(x, 1, "given_conv")])
-        alike = [_convolution(x, keys, "keys", 1)]
+        # Runs that are given keys by themselves can be averaged only if these begin alike.
+        alike = [_convolution(x, keys, "keys", 1, seed=0)]
     places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
     return [propagation.Guide("guide")(places, said), *alike]
 

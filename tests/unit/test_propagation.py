@@ -205,6 +205,8 @@ def test_a_network_may_be_given_keys_and_keeps_as_many(tmp_path: Path) -> None:
     assert with_.shape[-1] == 5 + 3 + 1 + 4
     np.testing.assert_allclose(with_[..., :8], without, atol=1e-4)
     np.testing.assert_array_equal(with_[..., 8], 0)
+    kernels = [compact.build(new, BINS[:5]).get_layer("keys_conv").kernel for _ in range(2)]
+    np.testing.assert_array_equal(*kernels)
     for other in (old, tiny(propagation=True, nonlocal_channels=8)):
         with pytest.raises(ValueError, match="more has 4 nonlocal_channels, and only a recipe with as many"):
             train.start(other, [saved_run(tmp_path / "more", 1, propagation=True, nonlocal_channels=4)])

@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 Tensor: TypeAlias = keras.KerasTensor
 Propagate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
+# Where all places are compared with each other, so many square are one: at 48 a side, a third of a million pairs.
+EVEN_BLOCK = 2
+# Two places have one true colour to 1 / sqrt(e) where it differs by so many Lab units.
+ONE_COLOR = 4.0
+
 
 def occupied_bins(chroma: NDArray[np.float32], size: float, least: float = 1e-5) -> NDArray[np.float32]:
     """Centres of the square chroma bins that hold at least a share `least` of the pixels.
@@ -87,6 +92,38 @@ def step_error(chroma: Tensor, answer: Tensor) -> Tensor:
     return sum(ops.mean(_size(step), axis=(1, 2)) for step in steps) / len(steps)
 
 
+def _by_place(chroma: Tensor) -> Tensor:
+    """Chroma [N, s, s, 2] as [N, s / 2 * s / 2, 2]."""
+    pooled = ops.average_pool(chroma, EVEN_BLOCK)
+    # Not `pooled.shape`: a graph that has seen photos of two sizes knows neither.
+    _, height, width, _ = ops.shape(pooled)
+    return ops.reshape(pooled, (-1, height * width, 2))
+
+
+def evenness_error(chroma: Tensor, answer: Tensor) -> Tensor:
+    """What places lack, or have too much, of the colour of others of their true colour: float [N], Lab units.
+
+    Both are (a*, b*), [N, s, s, 2]. That colour is the mean answer of all places of one true colour, in which vivid
+    answers count for more. Along it a place lacks what those have, where it has less than these and than the
+    photograph; and it has too much where it has more than their plain mean and than the photograph. So a hand is
+    brought up to its face, and a glow down to its wall, but a wrong colour is not spread and a right one not taken.
+    What a place is compared with learns nothing from it: one thing has one colour most easily when it is gray.
+    """
+    true, own = _by_place(chroma), _by_place(answer)
+    square = ops.sum(ops.square(true), axis=-1)
+    products = ops.matmul(true, ops.transpose(true, (0, 2, 1)))
+    apart = ops.expand_dims(square, 1) + ops.expand_dims(square, 2) - 2 * products
+    size = ops.expand_dims(_size(own), -1)
+    sums = ops.concatenate([own * size, size, own, ops.ones_like(size)], axis=-1)
+    sums = ops.stop_gradient(ops.matmul(ops.exp(-apart / (2 * ONE_COLOR**2)), sums))
+    vivid, usual = sums[..., :2] / sums[..., 2:3], sums[..., 3:5] / sums[..., 5:]
+    most = _size(vivid)
+    true, own, usual = (ops.sum(each * vivid, axis=-1) / most for each in (true, own, usual))
+    lacking = ops.relu(ops.minimum(most, true) - own)
+    too_much = ops.relu(own - ops.maximum(usual, true))
+    return ops.mean(lacking + too_much, axis=-1)
+
+
 def bin_loss(
     bins: NDArray[np.float32],
     size: float,
@@ -94,14 +131,16 @@ def bin_loss(
     difference: float = 0.0,
     gain: float = 1.0,
     steps: float = 0.0,
+    evenness: float = 0.0,
     propagate: Propagate | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Cross-entropy of the soft-encoded true chroma, [N, s, s, 2], under logits, [N, s, s, Q].
 
     Plus, of the answer, which is the distribution's mean times `gain`: `chroma_statistics` times the error of its
-    statistics, `difference` times its mean CIE94 and `steps` times its error of steps, in bins. A mean is duller than
-    what it is of; with a gain the answer can be as colourful as the photographs are while the distribution stays what
-    it is. propagate: what becomes of the answer before it is measured, by the guide that then lies behind the logits.
+    statistics, `difference` times its mean CIE94, `steps` times its error of steps and `evenness` times its error of
+    evenness, in bins. A mean is duller than what it is of; with a gain the answer can be as colourful as photographs
+    are while the distribution stays what it is. propagate: what becomes of the answer before it is measured, by the
+    guide that then lies behind the logits.
     """
 
     def loss(chroma: Tensor, logits: Tensor) -> Tensor:
@@ -116,6 +155,8 @@ def bin_loss(
             total = total + difference * ops.mean(cie94(chroma, answer), axis=(1, 2)) / size
         if steps:
             total = total + steps * step_error(chroma, answer) / size
+        if evenness:
+            total = total + evenness * evenness_error(chroma, answer) / size
         return total
 
     return loss

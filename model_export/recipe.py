@@ -131,6 +131,11 @@ class Recipe(_Table):
     steps: float = Field(
         0.0, ge=0, description="weight of the error of its steps from place to place, per bin; lab only"
     )
+    evenness: float = Field(
+        0.0,
+        ge=0,
+        description="weight of what places lack or have too much of the colour of their like, per bin; lab only",
+    )
     gain: float = Field(
         1.0, gt=0, description="what the mean of the bins' distribution is multiplied with before these look at it"
     )
@@ -161,7 +166,7 @@ class Recipe(_Table):
             raise ValueError("propagation: only for a network with bins")
         if isinstance(self.network, Compact) and self.network.nonlocal_channels and not self.network.propagation:
             raise ValueError("nonlocal_channels: only for a network with propagation")
-        for term in ("difference", "steps"):
+        for term in ("difference", "steps", "evenness"):
             if getattr(self, term) and not (has_bins and self.color_space == "lab"):
                 raise ValueError(f"{term}: only for a network with bins in lab")
         least = 256 if isinstance(self.network, UNet) and self.network.encoder == "plain" else 32

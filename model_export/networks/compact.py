@@ -125,6 +125,7 @@ def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
             recipe.difference,
             recipe.gain,
             recipe.steps,
+            recipe.evenness,
             propagation.propagate if settings.propagation else None,
         )
     return chroma_loss(settings.bin_size, recipe.chroma_statistics)

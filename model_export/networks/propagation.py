@@ -85,8 +85,10 @@ def _shared(flow: Tensor, likeness: Tensor) -> Tensor:
     some = side // BLOCK
     blocks = ops.mean(ops.reshape(flow, (-1, some, BLOCK, channels, some, BLOCK)), axis=(2, 5))
     blocks = ops.reshape(ops.transpose(blocks, (0, 2, 1, 3)), (-1, channels, some**2))
-    count = ops.sum(likeness, axis=1, keepdims=True) + NONE_ALIKE
-    mean = ops.matmul(blocks, likeness) / count
+    # Beside them ones, for how many there are: a sum over all that is alike would be a pass of its own.
+    blocks = ops.concatenate([blocks, ops.ones_like(blocks[:, :1])], axis=1)
+    total = ops.matmul(blocks, likeness)
+    mean = total[:, :-1] / (total[:, -1:] + NONE_ALIKE)
     return ops.transpose(ops.reshape(mean, (-1, channels, side, side)), (0, 2, 1, 3))
 
 

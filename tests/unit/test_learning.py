@@ -93,13 +93,73 @@ def test_steps_see_a_glow_and_not_a_tint() -> None:
     assert patched > 0.3
 
 
+def evenness_error(truth: np.ndarray, answer: np.ndarray) -> float:
+    from model_export.losses import evenness_error
+
+    return float(np.asarray(evenness_error(truth.astype(np.float32), answer.astype(np.float32)))[0])
+
+
+def test_a_hand_lacks_the_colour_of_its_face() -> None:
+    """A face of chroma 30 and a hand, on gray: what counts is what the hand has less than the face was given."""
+    person = np.zeros((1, 24, 24, 2), np.float32)
+    person[:, 2:14, 4:12] = np.array([18, 24])
+    face = person.copy()
+    person[:, 16:22, 16:22] = np.array([18, 24])
+    share = 36 / 24**2
+    assert evenness_error(person, person) < 0.01
+    assert evenness_error(person, 0 * person) < 0.01
+    assert evenness_error(person, person / 2) < 0.01
+    assert evenness_error(person, face) == pytest.approx(30 * share, rel=0.02)
+    assert evenness_error(person, face / 2) == pytest.approx(15 * share, rel=0.02)
+    # It lacks no more than it should have itself, and the face has more than both do on average.
+    too_much = 60 * 36 / (36 + 96) * 96 / 24**2
+    assert evenness_error(person, 2 * face) == pytest.approx(30 * share + too_much, rel=0.02)
+
+
+def test_a_glow_is_more_than_its_wall_is_given() -> None:
+    person = np.zeros((1, 24, 24, 2), np.float32)
+    person[:, 2:14, 4:12] = np.array([18, 24])
+    glowing = person.copy()
+    glowing[:, 14:18, 4:8] = np.array([9, 12])
+    wall = (24**2 - 96) / 4
+    assert evenness_error(person, glowing) == pytest.approx(15 * (1 - 4 / wall) * 16 / 24**2, rel=0.02)
+    # A tint of all of it is no unevenness.
+    assert evenness_error(person, person + np.array([3, 4])) < 0.01
+
+
+def test_a_wrong_colour_is_not_spread() -> None:
+    person = np.zeros((1, 24, 24, 2), np.float32)
+    person[:, 2:14, 4:12] = np.array([18, 24])
+    half_blue = -person
+    half_blue[:, 8:14] = 0
+    # Who is not blue lacks nothing; who is has 15 more than both do on average.
+    assert evenness_error(person, half_blue) == pytest.approx(15 * 48 / 24**2, rel=0.02)
+
+
+def test_what_is_compared_with_learns_nothing_from_who_lacks_colour() -> None:
+    """The face is not made gray for its hand's sake."""
+    import tensorflow as tf
+
+    from model_export.losses import evenness_error
+
+    person = np.full((1, 8, 8, 2), 20, np.float32)
+    answer = person.copy()
+    answer[:, :, 6:] = 0
+    answer = tf.Variable(answer)
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(evenness_error(person, answer))
+    gradient = tape.gradient(total, answer).numpy()
+    assert not gradient[:, :, :6].any()
+    assert (gradient[:, :, 6:] < 0).all()
+
+
 def test_the_losses_gradient_is_finite_for_a_flat_answer() -> None:
     import tensorflow as tf
 
     from model_export.losses import bin_loss
 
     chroma = np.random.default_rng(3).uniform(-40, 40, (2, 8, 8, 2)).astype(np.float32)
-    loss = bin_loss(BINS, 10.0, 0.5, difference=1.0, steps=1.0)
+    loss = bin_loss(BINS, 10.0, 0.5, difference=1.0, steps=1.0, evenness=1.0)
     logits = tf.Variable(tf.zeros((2, 8, 8, len(BINS))))
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(loss(chroma, logits))
@@ -113,7 +173,7 @@ def test_the_loss_knows_photos_of_two_sizes() -> None:
     from model_export.losses import bin_loss
 
     loss = tf.function(
-        bin_loss(BINS, 10.0, 0.5),
+        bin_loss(BINS, 10.0, 0.5, steps=1.0, evenness=1.0),
         input_signature=[tf.TensorSpec((None, None, None, 2)), tf.TensorSpec((None, None, None, len(BINS)))],
     )
     for side in (8, 12):
@@ -453,7 +513,7 @@ def test_cie94_is_the_librarys() -> None:
     np.testing.assert_allclose(np.asarray(cie94(true, true)), 0, atol=0.05)
 
 
-@pytest.mark.parametrize("term", ["difference", "steps"])
+@pytest.mark.parametrize("term", ["difference", "steps", "evenness"])
 def test_some_losses_are_for_bins_in_lab(term: str) -> None:
     with pytest.raises(ValueError, match=term):
         Recipe.model_validate({"name": "x", "color_space": "hsv", term: 1})

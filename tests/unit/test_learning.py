@@ -93,6 +93,13 @@ def test_steps_see_a_glow_and_not_a_tint() -> None:
     assert patched > 0.3
 
 
+def a_face() -> np.ndarray:
+    """Of chroma 30, a sixth of a gray photograph."""
+    truth = np.zeros((1, 24, 24, 2), np.float32)
+    truth[:, 2:14, 4:12] = np.array([18, 24])
+    return truth
+
+
 def evenness_error(truth: np.ndarray, answer: np.ndarray) -> float:
     from model_export.losses import evenness_error
 
@@ -100,10 +107,8 @@ def evenness_error(truth: np.ndarray, answer: np.ndarray) -> float:
 
 
 def test_a_hand_lacks_the_colour_of_its_face() -> None:
-    """A face of chroma 30 and a hand, on gray: what counts is what the hand has less than the face was given."""
-    person = np.zeros((1, 24, 24, 2), np.float32)
-    person[:, 2:14, 4:12] = np.array([18, 24])
-    face = person.copy()
+    """What counts is what the hand has less than the face was given."""
+    face, person = a_face(), a_face()
     person[:, 16:22, 16:22] = np.array([18, 24])
     share = 36 / 24**2
     assert evenness_error(person, person) < 0.01
@@ -117,23 +122,19 @@ def test_a_hand_lacks_the_colour_of_its_face() -> None:
 
 
 def test_a_glow_is_more_than_its_wall_is_given() -> None:
-    person = np.zeros((1, 24, 24, 2), np.float32)
-    person[:, 2:14, 4:12] = np.array([18, 24])
-    glowing = person.copy()
+    face, glowing = a_face(), a_face()
     glowing[:, 14:18, 4:8] = np.array([9, 12])
     wall = (24**2 - 96) / 4
-    assert evenness_error(person, glowing) == pytest.approx(15 * (1 - 4 / wall) * 16 / 24**2, rel=0.02)
+    assert evenness_error(face, glowing) == pytest.approx(15 * (1 - 4 / wall) * 16 / 24**2, rel=0.02)
     # A tint of all of it is no unevenness.
-    assert evenness_error(person, person + np.array([3, 4])) < 0.01
+    assert evenness_error(face, face + np.array([3, 4])) < 0.01
 
 
 def test_a_wrong_colour_is_not_spread() -> None:
-    person = np.zeros((1, 24, 24, 2), np.float32)
-    person[:, 2:14, 4:12] = np.array([18, 24])
-    half_blue = -person
+    half_blue = -a_face()
     half_blue[:, 8:14] = 0
     # Who is not blue lacks nothing; who is has 15 more than both do on average.
-    assert evenness_error(person, half_blue) == pytest.approx(15 * 48 / 24**2, rel=0.02)
+    assert evenness_error(a_face(), half_blue) == pytest.approx(15 * 48 / 24**2, rel=0.02)
 
 
 def test_what_is_compared_with_learns_nothing_from_who_lacks_colour() -> None:

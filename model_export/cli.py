@@ -58,6 +58,12 @@ def _not_negative(text: str) -> float:
     return number
 
 
+def _share(text: str) -> float:
+    if not 0 <= (number := _number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: not in 0..1")
+    return number
+
+
 def _side(text: str) -> int:
     if (side := _count(text)) % STRIDE:
         raise argparse.ArgumentTypeError(f"{text}: not a multiple of {STRIDE}")
@@ -122,6 +128,7 @@ def _export(args: argparse.Namespace) -> None:
         version=args.version,
         size=args.size,
         gain=args.gain,
+        cast=args.cast,
         license_=args.license,
         trained_on=args.trained_on,
         photographs=photographs,
@@ -221,6 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--gain", type=_positive, help="what the chroma is multiplied with; by default the recipe's, often 1"
+    )
+    export.add_argument(
+        "--cast", type=_share, default=0.0, help="share of each photo's mean chroma that is taken away (default 0)"
     )
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)

@@ -8,7 +8,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 import onnx
-from keras import layers
+from keras import KerasTensor, layers
 from onnx import helper
 
 from model_export import checkpoint, data, networks, readback, sources
@@ -38,12 +38,27 @@ class Parity:
     mean: float
 
 
-def serving_model(network: keras.Model, setup: checkpoint.Setup, size: int, gain: float) -> keras.Model:
-    """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, s, s]."""
+def _without_cast(chroma: KerasTensor, share: float) -> KerasTensor:
+    """Less so much of each photograph's mean chroma."""
+    mean = layers.GlobalAveragePooling2D(keepdims=True, dtype="float32")(chroma)
+    return layers.Add(dtype="float32")([chroma, layers.Rescaling(-share, dtype="float32")(mean)])
+
+
+def serving_model(
+    network: keras.Model, setup: checkpoint.Setup, size: int, gain: float, cast: float = 0.0
+) -> keras.Model:
+    """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, s, s].
+
+    gain: what the chroma is multiplied with. cast: the share of a photograph's mean chroma, times the gain, that is
+    then taken away from all of it. An answer that is a mean leans everywhere to what most photographs are, which is
+    tan; so what is sure stays more colourful than what is not, and equal places stay equal.
+    """
     lightness = keras.Input((1, size, size), name=INPUT)
     # One channel: moving its axis to the end is a reshape.
     answer = network(layers.Reshape((size, size, 1))(lightness))
     chroma = networks.of(setup.recipe).chroma(setup.recipe, setup.bins, gain)(answer)
+    if cast:
+        chroma = _without_cast(chroma, cast)
     return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
 
 
@@ -108,6 +123,7 @@ def export(
     version: str,
     size: int | None,
     gain: float | None,
+    cast: float = 0.0,
     license_: str,
     trained_on: str,
     photographs: Sequence[sources.Entry],
@@ -116,7 +132,8 @@ def export(
     """Writes `output` and, beside it, its SHA-256; returns how far it is from the network.
 
     size: side of the input; that of the run's last stage if None. gain: what the chroma is multiplied with; that of the
-    recipe if None, which the network was trained for. photographs: real ones for the parity check.
+    recipe if None, which the network was trained for. cast: the share of each photograph's mean chroma, in 0..1, that
+    is taken away. photographs: real ones for the parity check.
     Raises ParityError, and writes nothing, when it is off.
     """
     check_name(output)
@@ -129,7 +146,7 @@ def export(
     network, setup = checkpoint.load_network(run, weights, size)
     color_space = setup.recipe.color_space
     contract = Contract(name, version, color_space, size, license_, trained_on)
-    model = serving_model(network, setup, size, gain)
+    model = serving_model(network, setup, size, gain, cast)
     proto = to_onnx(model, contract)
     photos, _ = data.fixed(photographs, size, data.Form(color_space))
     lightness = np.ascontiguousarray(photos.transpose(0, 3, 1, 2))

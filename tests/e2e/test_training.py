@@ -89,7 +89,7 @@ def test_train_resume_export_evaluate_and_serve(
 
     models = tmp_path / "models"
     file = models / "tiny.onnx"
-    export = ["export", "--run", run, "--output", file, "--data", held_out, "--gain", 1.5]
+    export = ["export", "--run", run, "--output", file, "--data", held_out, "--gain", 1.5, "--cast", 0.2]
     assert "differs from the network by" in model_export(*export)
     proto = onnx.load(file)
     assert {port.name for port in proto.graph.input} == {"lightness"}, "no constant became an input"

@@ -524,23 +524,23 @@ class Exported(Exception):
     """What an export was about to make."""
 
 
-@pytest.mark.parametrize(("given", "gain"), [(None, 1.6), (1.2, 1.2)])
+@pytest.mark.parametrize(("given", "gain", "cast"), [(None, 1.6, 0.0), (1.2, 1.2, 0.3)])
 def test_a_model_is_exported_with_the_gain_that_it_was_trained_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, gain: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, gain: float, cast: float
 ) -> None:
     from model_export import checkpoint, export
 
     run = saved_run(tmp_path / "run", 1)
     checkpoint.save_setup(run, checkpoint.Setup(tiny().model_copy(update={"gain": 1.6}), BINS[:5], []))
 
-    def seen(network: object, setup: object, size: int, gain: float) -> None:
-        raise Exported(gain)
+    def seen(network: object, setup: object, size: int, gain: float, cast: float) -> None:
+        raise Exported(gain, cast)
 
     monkeypatch.setattr(export, "serving_model", seen)
     facts = {"name": "x", "version": "1", "size": 64, "license_": "l", "trained_on": "d", "photographs": []}
     with pytest.raises(Exported) as made:
-        export.export(run, tmp_path / "x.onnx", gain=given, **facts)  # type: ignore[arg-type]
-    assert made.value.args == (gain,)
+        export.export(run, tmp_path / "x.onnx", gain=given, cast=cast, **facts)  # type: ignore[arg-type]
+    assert made.value.args == (gain, cast)
     for name in ("model.bin", "x.fp16.onnx"):
         with pytest.raises(ValueError, match="the service takes only"):
             export.export(run, tmp_path / name, gain=given, **facts)  # type: ignore[arg-type]

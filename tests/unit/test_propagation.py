@@ -238,12 +238,14 @@ def test_the_exported_graph_answers_the_same_and_so_does_its_half(keys: int) -> 
         for variable in network.get_layer(name).weights:
             variable.assign(keras.random.normal(variable.shape, seed=1))
     setup = checkpoint.Setup(recipe, bins, [])
-    model = export.serving_model(network, setup, 4 * SIDE, 1.5)
+    model = export.serving_model(network, setup, 4 * SIDE, 1.5, 0.3)
     proto = export.to_onnx(model, contract(input_size=4 * SIDE))
     pictures = np.random.default_rng(0).uniform(size=(3, 1, 4 * SIDE, 4 * SIDE)).astype(np.float32)
     pictures[0] = 0  # in an even photo everything flows everywhere: the largest sums
     wanted = np.asarray(model(pictures))
     assert np.ptp(wanted[1:], axis=(2, 3)).min() > 0.1
+    whole = np.asarray(export.serving_model(network, setup, 4 * SIDE, 1.5)(pictures))
+    np.testing.assert_allclose(wanted, whole - 0.3 * whole.mean(axis=(2, 3), keepdims=True), atol=1e-4)
     for graph, close in ((proto.SerializeToString(), 0.01), (half.emulated(half.halve(proto)), 1.0)):
         session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
         np.testing.assert_allclose(session.run(None, {"lightness": pictures})[0], wanted, atol=close)

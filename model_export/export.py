@@ -8,7 +8,7 @@ from typing import Any, cast
 import keras
 import numpy as np
 import onnx
-from keras import KerasTensor, layers
+from keras import KerasTensor, layers, ops
 from onnx import helper
 
 from model_export import checkpoint, data, networks, readback, sources
@@ -24,6 +24,8 @@ OPSET = 18
 # on average by no more than this.
 CONVERTED = {"lab": 0.1, "hsv": 0.001}
 STORED_MEAN = {"lab": 0.1, "hsv": 0.001}
+# Beside the square of a photograph's mean chroma, which may be nothing.
+SMALL = 1e-6
 
 
 class ParityError(RuntimeError):
@@ -38,10 +40,23 @@ class Parity:
     mean: float
 
 
-def _without_cast(chroma: KerasTensor, share: float) -> KerasTensor:
-    """Less so much of each photograph's mean chroma."""
-    mean = layers.GlobalAveragePooling2D(keepdims=True, dtype="float32")(chroma)
-    return layers.Add(dtype="float32")([chroma, layers.Rescaling(-share, dtype="float32")(mean)])
+class WithoutCast(layers.Layer):  # type: ignore[misc]
+    """Takes a share of each photograph's mean chroma from what leans the same way: [N, s, s, 2] to the same.
+
+    All of that share from a place that has as much of it as the mean or more, in proportion from one that has less,
+    and nothing from one that has none or leans the other way: what is gray stays gray.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__(name="without_cast", dtype="float32", trainable=False)
+        self.share = share
+
+    def call(self, chroma: KerasTensor) -> KerasTensor:
+        """Keras."""
+        mean = ops.mean(chroma, axis=(1, 2), keepdims=True)
+        square = ops.sum(ops.square(mean), axis=-1, keepdims=True) + SMALL
+        along = ops.sum(chroma * mean, axis=-1, keepdims=True) / square
+        return chroma - self.share * mean * ops.clip(along, 0, 1)
 
 
 def serving_model(
@@ -49,16 +64,15 @@ def serving_model(
 ) -> keras.Model:
     """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, s, s].
 
-    gain: what the chroma is multiplied with. cast: the share of a photograph's mean chroma, times the gain, that is
-    then taken away from all of it. An answer that is a mean leans everywhere to what most photographs are, which is
-    tan; so what is sure stays more colourful than what is not, and equal places stay equal.
+    gain: what the chroma is multiplied with. cast: the share of a photograph's mean chroma that is then taken away: an
+    answer that is a mean of what is likely leans to tan where nothing is known.
     """
     lightness = keras.Input((1, size, size), name=INPUT)
     # One channel: moving its axis to the end is a reshape.
     answer = network(layers.Reshape((size, size, 1))(lightness))
     chroma = networks.of(setup.recipe).chroma(setup.recipe, setup.bins, gain)(answer)
     if cast:
-        chroma = _without_cast(chroma, cast)
+        chroma = WithoutCast(cast)(chroma)
     return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
 
 

@@ -520,6 +520,19 @@ def test_some_losses_are_for_bins_in_lab(term: str) -> None:
         Recipe.model_validate({"name": "x", "color_space": "hsv", term: 1})
 
 
+def test_a_cast_is_taken_from_what_has_it_and_gray_stays_gray() -> None:
+    from model_export.export import WithoutCast
+
+    chroma = np.zeros((2, 2, 2, 2), np.float32)
+    chroma[0] = [[[20, 0], [8, 0]], [[0, 0], [-8, 4]]]  # their mean is (5, 1)
+    answer = np.asarray(WithoutCast(0.4)(chroma))
+    np.testing.assert_allclose(answer[0, 0], [[18, -0.4], [6, -0.4]], atol=1e-4)
+    np.testing.assert_array_equal(answer[0, 1], chroma[0, 1])
+    np.testing.assert_array_equal(answer[1], 0)
+    chroma[:] = 2, 1
+    np.testing.assert_allclose(np.asarray(WithoutCast(0.4)(chroma)), chroma * 0.6, rtol=1e-4)
+
+
 class Exported(Exception):
     """What an export was about to make."""
 

@@ -19,6 +19,7 @@ from service.cores import Cores
 from service.metadata import Metadata
 from service.photo import FORMATS, MEDIA_TYPES, Format, Photo, Pixels, Planes, Source, Tone
 from service.problems import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
+from service.refusals import Limits
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Colorizer:
         # Photos run beside one another, one core each.
         cv2.setNumThreads(1)
         self.catalog = catalog
-        self._limits = header.Limits(settings.max_pixels, settings.max_side)
+        self._limits = Limits(settings.max_pixels, settings.max_side)
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
         self._cores = Cores(settings.cores)
         self._lock = threading.Lock()

@@ -1,7 +1,5 @@
 """Bytes to a Photo, or to the Pixels of an answer that keeps its colours."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +9,10 @@ import simplejpeg
 from pi_heif.heif import BaseImage
 from PIL import Image
 
-from service import header, profiles, segments, tiff
+from service import header, profiles, segments, tiff, tiff_page
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
-from service.header import Limits
 from service.photo import Photo, Pixels, Source, Tone
+from service.refusals import Limits, library_call
 from service.tone import tone_of_rgb
 
 # Else it writes a line on standard error for every odd tag of an upload.
@@ -134,18 +132,9 @@ def _upright_alpha(raster: _Raster) -> Levels | None:
     return None if raster.alpha is None else _upright(raster.alpha, raster.orientation)
 
 
-@contextmanager
-def _decoding(source: Source) -> Iterator[None]:
-    """What goes wrong with a file's pixels inside the block is an UnreadableImage."""
-    try:
-        yield
-    except header.BROKEN as error:
-        raise header.unreadable(source, error) from error
-
-
 def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
     """A JPEG by its Y plane; None for CMYK and RGB files, which have none."""
-    with header.opened(data, "jpeg", limits) as image, _decoding("jpeg"):
+    with header.opened(data, "jpeg", limits) as image, library_call("jpeg"):
         luma = _jpeg_luma(image, data, icc)
         if luma is None:
             return None
@@ -155,16 +144,16 @@ def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> P
 
 def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _Raster:
     """The pixels of any file, in sRGB."""
-    if source == "tiff" and header.is_deep(page := header.tiff_page(data, limits)):
-        with _decoding(source):
+    if source == "tiff" and tiff_page.is_deep(page := tiff_page.tiff_page(data, limits)):
+        with library_call(source):
             picture, alpha = _deep_tiff(data, page)
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
     if source == "heic":
         heic = header.opened_heic(data, limits)
-        with _decoding(source):
+        with library_call(source):
             picture, alpha = _heic(heic)
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-    with header.opened(data, source, limits) as image, _decoding(source):
+    with header.opened(data, source, limits) as image, library_call(source):
         width, height = image.size
         if image.mode == "CMYK":
             picture, alpha = _of_ink(image, icc), None
@@ -257,9 +246,9 @@ def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
 def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
     pixels = _deep(data)
     if pixels.ndim == 2:
-        is_inverted = page.number(header.PHOTOMETRIC, 1) == header.INVERTED_GRAY
+        is_inverted = page.number(tiff_page.PHOTOMETRIC, 1) == tiff_page.INVERTED_GRAY
         return white(pixels) - pixels if is_inverted else pixels, None
-    has_alpha = pixels.shape[2] == 4 and page.numbers(header.EXTRA_SAMPLES) != [UNSPECIFIED]
+    has_alpha = pixels.shape[2] == 4 and page.numbers(tiff_page.EXTRA_SAMPLES) != [UNSPECIFIED]
     return np.ascontiguousarray(pixels[..., 2::-1]), np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
 
 

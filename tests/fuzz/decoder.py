@@ -16,11 +16,11 @@ from tests.fuzz import corpus
 from tests.fuzz.run import run
 
 with atheris.instrument_imports(include=["service"]):
-    from service import decoding, encoding, fitting, header, metadata
+    from service import decoding, encoding, fitting, header, metadata, refusals
     from service.photo import FORMATS
     from service.problems import Problem
 
-LIMITS = header.Limits(max_pixels=1_000_000, max_side=5000)
+LIMITS = refusals.Limits(max_pixels=1_000_000, max_side=5000)
 CRC_IS_RIGHT = 0.75
 
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service import decoding, header, metadata
+from service import decoding, header, metadata, refusals
 from service.photo import Photo
 from service.problems import Problem
 from tests.conftest import encoded
 
 MIB = 1 << 20
-LIMITS = header.Limits(100_000_000, 65_500)
+LIMITS = refusals.Limits(100_000_000, 65_500)
 NOISE = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
 JPEG, PNG = encoded(NOISE, "JPEG"), encoded(NOISE, "PNG")
 LOSSY, LOSSLESS = encoded(np.dstack([NOISE] * 3), "WEBP"), encoded(np.dstack([NOISE] * 3), "WEBP", lossless=True)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from service import color, decoding, header, segments
+from service import color, decoding, header, refusals, segments
 from service.photo import Photo
 from service.problems import EmptyUpload, Problem, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from tests.conftest import encoded
 
-LIMITS = header.Limits(max_pixels=100_000_000, max_side=65_500)
+LIMITS = refusals.Limits(max_pixels=100_000_000, max_side=65_500)
 
 
-def decode(data: bytes, limits: header.Limits = LIMITS, **options: object) -> Photo:
+def decode(data: bytes, limits: refusals.Limits = LIMITS, **options: object) -> Photo:
     return decoding.decode(data, header.source_of(data), limits, **options)  # type: ignore[arg-type]
 
 
@@ -158,7 +158,7 @@ def test_bad_input_has_its_problem(data: bytes, problem: type[Problem]) -> None:
 
 def test_limits_name_themselves() -> None:
     with pytest.raises(TooManyPixels) as caught:
-        decode(png_header(101, 100), header.Limits(max_pixels=10_000, max_side=65_500))
+        decode(png_header(101, 100), refusals.Limits(max_pixels=10_000, max_side=65_500))
     assert caught.value.limit == 10_000
 
 

@@ -13,12 +13,12 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from service import color, decoding, encoding, fitting, header
+from service import color, decoding, encoding, fitting, header, refusals
 from service.photo import FORMATS, Format, Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.conftest import encoded
 
-LIMITS = header.Limits(max_pixels=100_000_000, max_side=65_500)
+LIMITS = refusals.Limits(max_pixels=100_000_000, max_side=65_500)
 ORIENTATION = 274
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from service import decoding, embedded, encoding, exif, header, metadata, segments, tiff_writing, xmp
+from service import decoding, embedded, encoding, exif, metadata, refusals, segments, tiff_writing, xmp
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Pixels
 from tests.conftest import encoded
@@ -232,7 +232,7 @@ def test_pixels_are_not_touched(pixels: np.ndarray, format_: Format, with_alpha:
     before, after = opened(plain), opened(data)
     assert before.mode == after.mode
     np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
-    assert decoding.decode(data, format_, header.Limits(10_000, 10_000)).size == (33, 47)
+    assert decoding.decode(data, format_, refusals.Limits(10_000, 10_000)).size == (33, 47)
     if format_ == "png":
         assert crcs_are_right(data)
     if format_ == "webp":

@@ -1,0 +1,62 @@
+"""The largest photo that is decoded, and how a decoder library's error becomes a problem."""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from PIL import UnidentifiedImageError
+
+from service.photo import Source
+from service.problems import TooManyPixels, UnreadableImage
+
+# What decoders raise at damage, Pillow's in Python not always on purpose.
+BROKEN = (
+    *(OSError, EOFError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error),
+    *(AssertionError, AttributeError, OverflowError),
+)
+# What libjpeg and Pillow say when it is not the file's fault.
+SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest photo that is decoded: pixels in all and on a side."""
+
+    max_pixels: int
+    max_side: int
+
+
+@contextmanager
+def library_call(source: Source) -> Iterator[None]:
+    """Turn the errors of a decoder library into problems. Wrap only calls of the library.
+
+    Raises UnreadableImage, and MemoryError where the library was short of memory.
+    """
+    try:
+        yield
+    except BROKEN as error:
+        raise unreadable(source, error) from error
+
+
+def unreadable(source: Source, error: Exception) -> UnreadableImage:
+    """The refusal of a file whose decoder raised an error. Raises MemoryError when that was for want of memory."""
+    if any(words in str(error) for words in SHORT_OF_MEMORY):
+        raise MemoryError(str(error)) from error
+    if isinstance(error, UnidentifiedImageError):
+        return UnreadableImage(f"the header of the {source.upper()} file is damaged", field="file")
+    return UnreadableImage(f"the {source.upper()} file is damaged or cut short ({error})", field="file")
+
+
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Check the size of a picture, in pixels. Raises TooManyPixels."""
+    if width * height > limits.max_pixels:
+        raise TooManyPixels(
+            f"{width} x {height} pixels are more than {limits.max_pixels:,}", field="file", limit=limits.max_pixels
+        )
+    if max(width, height) > limits.max_side:
+        raise TooManyPixels(
+            f"a side of {max(width, height)} pixels is longer than {limits.max_side:,}",
+            field="file",
+            limit=limits.max_side,
+        )

@@ -5,9 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from service.contract import INPUT, OUTPUT, Contract
+from tests.waiting import WAIT_S, until
 
 
 def contract(**changes: object) -> Contract:
@@ -126,6 +127,15 @@ def moody_model(facts: Contract) -> bytes:
     return model.SerializeToString()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def patient_clients() -> Iterator[None]:
+    """httpx waits as long as the tests do: its own five seconds are too few on a busy machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("get", "head", "options", "post", "put", "delete", "request", "stream", "Client", "AsyncClient"):
+            patch.setattr(httpx, name, partial(getattr(httpx, name), timeout=WAIT_S))
+        yield
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a `lab` model, named as the default one, and an `hsv` one."""
@@ -193,15 +203,16 @@ class Server:
         self.log = log
 
     def wait_until_ready(self) -> None:
-        for _ in range(400):
-            if self.process.poll() is not None:
-                raise RuntimeError(self.log.read_text())
-            try:
-                if httpx.get(f"{self.url}/readyz", timeout=1).status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.05)
-        raise TimeoutError(self.log.read_text())
+        """Return when it is ready. Raises RuntimeError when it ends instead, AssertionError: not in time."""
+        until(self._is_ready, pause=0.05)
+
+    def _is_ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(self.log.read_text())
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
 
 
 Serve = Callable[..., "contextmanager[Server]"]
@@ -227,7 +238,7 @@ def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
             if process.poll() is None:
                 process.terminate()
             try:
-                process.wait(15)
+                process.wait(WAIT_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -244,5 +255,5 @@ def server(serve: Serve) -> Iterator[Server]:
 
 @pytest.fixture
 def client(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=30) as session:
+    with httpx.Client(base_url=server.url) as session:
         yield session

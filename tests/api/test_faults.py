@@ -2,6 +2,7 @@
 
 import contextlib
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -9,13 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from service.app import EXIT_STUCK
+from service.app import EXIT_STUCK, WATCH_S
 from service.settings import Settings
 from tests.api.test_problems import is_problem
 from tests.conftest import (
@@ -31,8 +33,11 @@ from tests.conftest import (
     moody_model,
     tint_model,
 )
+from tests.waiting import WAIT_S, until
 
 MIB = 1 << 20
+# Long enough for a photo of a busy machine, which is no sign of a stuck worker.
+STUCK_S = 5.0
 
 
 def photo(level: int, side: int = 40) -> bytes:
@@ -40,9 +45,20 @@ def photo(level: int, side: int = 40) -> bytes:
     return encoded(np.full((side, side), level, np.uint8), "PNG")
 
 
-def post(server: Server, data: bytes, query: str = "", timeout: float = 30) -> httpx.Response:
+def post(server: Server, data: bytes, query: str = "") -> httpx.Response:
     headers = {"content-type": "image/png"}
-    return httpx.post(f"{server.url}/colorize{query}", content=data, headers=headers, timeout=timeout)
+    return httpx.post(f"{server.url}/colorize{query}", content=data, headers=headers)
+
+
+def is_served(server: Server, data: bytes) -> bool:
+    """Whether the photo is coloured. On a busy machine one may meet a short deadline."""
+    answer = post(server, data)
+    assert answer.status_code in (200, 504)
+    return answer.status_code == 200
+
+
+def is_ready(server: Server) -> bool:
+    return httpx.get(f"{server.url}/readyz").status_code == 200
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +104,33 @@ def red_until_its_end(server: Server) -> httpx.Response:
 
 
 def test_a_model_that_hangs(serve: Serve, moody: Path) -> None:
-    """Its clients are answered in time; the others too, while a worker is left; then the process ends."""
-    with serve(models=moody, workers=2, deadline_s=0.5, stuck_s=1.5) as server:
+    """Its clients get an answer, the others their photo while a worker is left; then the process ends."""
+    with serve(models=moody, workers=2, deadline_s=0.5, stuck_s=STUCK_S) as server:
         started = time.monotonic()
         is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
-        assert 0.4 < time.monotonic() - started < 4
-        assert [post(server, photo(level)).status_code for level in (0, 50, 100)] == [200] * 3
-        time.sleep(2)
-        assert httpx.get(f"{server.url}/readyz").status_code == 200, "one of two is not all"
+        assert time.monotonic() - started > 0.4
+        for level in (0, 50, 100):
+            until(partial(is_served, server, photo(level)))
+        # It would be ended within this time, were one of two taken for all.
+        until(lambda: time.monotonic() - started > STUCK_S + 2 * WATCH_S)
+        until(partial(is_ready, server))
         is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
         red = red_until_its_end(server)
         is_problem(red, 503, "draining")
-        assert server.process.wait(10) == EXIT_STUCK
+        assert server.process.wait(WAIT_S) == EXIT_STUCK
         assert "all 2 workers are stuck" in server.log.read_text()
 
 
 def test_a_model_that_hangs_among_more_workers_than_executors(serve: Serve, moody: Path) -> None:
     """As on a GPU: who waits for an executor leaves at the deadline, and only those that have one are stuck."""
     cores = Settings().cores
-    limits = {"workers": cores + 4, "deadline_s": 0.5, "stuck_s": 1.5}
+    limits = {"workers": cores + 4, "deadline_s": 0.5, "stuck_s": STUCK_S}
     with serve(models=moody, **limits) as server, ThreadPoolExecutor(cores) as pool:
         for answer in pool.map(lambda _: post(server, photo(HANGS)), range(cores)):
             is_problem(answer, 504, "deadline_exceeded")
         red = red_until_its_end(server)
         assert is_problem(red, 503, "draining")["detail"] == "no run of the model compact has ended in time"
-        assert server.process.wait(10) == EXIT_STUCK
+        assert server.process.wait(WAIT_S) == EXIT_STUCK
         assert "all runs of the model compact are stuck" in server.log.read_text()
 
 
@@ -123,7 +141,7 @@ def test_a_worker_that_hangs_does_not_keep_the_process_from_ending(serve: Serve,
             is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
             server.process.send_signal(sent)
         for server in both:
-            assert server.process.wait(15) == EXIT_STUCK
+            assert server.process.wait(WAIT_S) == EXIT_STUCK
             assert "1 workers are stuck" in server.log.read_text()
             assert "Traceback" not in server.log.read_text()
 
@@ -132,7 +150,7 @@ def test_a_worker_that_hangs_does_not_keep_the_process_from_ending(serve: Serve,
 def test_ctrl_c_ends_it_without_a_fuss(serve: Serve) -> None:
     with serve() as server:
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(15) == 130
+        assert server.process.wait(WAIT_S) == 130
         assert "Traceback" not in server.log.read_text()
 
 
@@ -152,7 +170,7 @@ def test_it_needs_to_write_nothing(serve: Serve, moody: Path, shell: str) -> Non
         is_problem(post(server, b"no picture"), 415, "unsupported_type")
         assert post(server, photo(100)).status_code == 200
         server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(15) == -signal.SIGTERM
+        assert server.process.wait(WAIT_S) == -signal.SIGTERM
 
 
 @contextlib.contextmanager
@@ -184,32 +202,26 @@ def test_a_photo_that_memory_is_too_short_for(server: Server) -> None:
     assert post(server, large, "?format=jpeg").status_code == 200
 
 
+def recovers(server: Server, data: bytes) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.post(f"{server.url}/colorize", files={"file": data}).status_code == 200
+    return False
+
+
 def test_without_file_descriptors_nobody_waits_and_it_recovers(server: Server, jpeg: bytes) -> None:
     address = ("127.0.0.1", server.port)
     held = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/livez").status_code == 200
         with limited(server, resource.RLIMIT_NOFILE, held + 8), contextlib.ExitStack() as stack:
-            connections = [stack.enter_context(socket.create_connection(address, 5)) for _ in range(30)]
-            refused = 0
-            for connection in connections:
-                connection.settimeout(0.5)
-                with contextlib.suppress(TimeoutError):
-                    try:
-                        refused += connection.recv(1) == b""
-                    except ConnectionError:
-                        refused += 1
-                if refused:
-                    break
-            assert refused, "closed at once, and not left to wait"
+            connections = [stack.enter_context(socket.create_connection(address, WAIT_S)) for _ in range(30)]
+            # An idle connection is closed after TOMAU_HEAD_S, which is longer.
+            closed, _, _ = select.select(connections, [], [], Settings().head_s / 2)
+            assert closed, "closed at once, and not left to wait"
+            with contextlib.suppress(ConnectionError):
+                assert closed[0].recv(1) == b""
             assert client.post("/colorize", files={"file": jpeg}).status_code == 200, "who is inside is served"
-        for _ in range(100):
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.post(f"{server.url}/colorize", files={"file": jpeg}).status_code == 200:
-                    break
-            time.sleep(0.05)
-        else:
-            pytest.fail("it does not recover")
+        until(lambda: recovers(server, jpeg), pause=0.05)
 
 
 def test_a_model_file_that_is_damaged_is_said_at_start(tmp_path: Path) -> None:
@@ -218,7 +230,7 @@ def test_a_model_file_that_is_damaged_is_said_at_start(tmp_path: Path) -> None:
         (tmp_path / "compact.onnx").write_bytes(damaged)
         command = [str(Path(sys.executable).with_name("tomau")), "serve"]
         environment = environment_of(models=tmp_path, port=0)
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
         assert ended.returncode == 1
         assert ended.stderr.splitlines()[-1].startswith(f"tomau: {tmp_path / 'compact.onnx'}: can't be loaded")
         assert "Traceback" not in ended.stderr

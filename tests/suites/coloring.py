@@ -1,0 +1,37 @@
+"""The worker that colours a file as the service does."""
+
+import logging
+import traceback
+import warnings
+from pathlib import Path
+from typing import Any
+
+from service.catalog import Catalog
+from service.colorizer import Colorizer, Options
+from service.problems import Problem
+from service.settings import Settings
+from tests.suites.worker import serve
+
+
+def main() -> None:
+    """Answer {path, answer}: the file is coloured into `answer`, a PNG; the status, the code and the detail."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    settings = Settings(models=Settings().models)
+    colorizer = Colorizer(Catalog(settings), settings)
+
+    def one(question: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer = colorizer.colorize(Path(question["path"]).read_bytes(), Options(format="png"))
+        except Problem as problem:
+            return {"status": problem.status, "code": problem.code, "detail": problem.detail}
+        except Exception:
+            return {"status": 500, "code": "internal_error", "detail": traceback.format_exc(limit=-3)}
+        Path(question["answer"]).write_bytes(answer.data)
+        return {"status": 200}
+
+    serve(one)
+
+
+if __name__ == "__main__":
+    main()

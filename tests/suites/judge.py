@@ -1,0 +1,161 @@
+"""Says whether what the service did with a file is right, from what independent readers say of the file."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from service.settings import Settings
+
+# Of 255. Decoders differ by a level or two: in rounding, in enlarging 5 bits to 8.
+MOST_LUMA = 3.0
+MOST_ALPHA = 1.0
+# For one file of these suites, all small.
+MOST_CPU_S = 10.0
+MOST_MEMORY = 1 << 30
+TAKEN = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "BMP", "GIF"}
+
+Answers = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the service did with a file, in words for the table, and what is wrong with that, if anything."""
+
+    kind: str
+    outcome: str
+    wrong: tuple[str, ...]
+
+
+def judge(ours: Answers, other: Answers) -> Verdict:
+    """Return the verdict on one file: `ours` from the colouring worker, `other` from the reference worker."""
+    kind = _kind(other)
+    if "died" in ours:
+        return Verdict(kind, "the process died", (f"the process died: {ours['died']}",))
+    wrong = [*_costs(ours)]
+    if ours["status"] == 200:
+        wrong += _differences(other)
+        return Verdict(kind, "coloured", tuple(wrong))
+    detail = str(ours["detail"])
+    if ours["status"] >= 500:
+        wrong.append(f"{ours['status']}: {detail}")
+    elif "died" not in other and (lie := _lie(ours, other)):
+        wrong.append(f"{ours['status']} {detail!r}: {lie}")
+    return Verdict(kind, f"{ours['status']}: {_general(detail)}", tuple(wrong))
+
+
+def _kind(other: Answers) -> str:
+    return str(other.get("kind", "?"))
+
+
+def _costs(ours: Answers) -> list[str]:
+    found = []
+    if ours["cpu"] > MOST_CPU_S:
+        found.append(f"it took {ours['cpu']:.0f} s of a processor")
+    if ours["grown"] > MOST_MEMORY:
+        found.append(f"it took {ours['grown'] / 2**20:.0f} MiB")
+    if ours["stderr"]:
+        found.append(f"a library wrote to standard error: {ours['stderr'].splitlines()[0][:80]}")
+    return found
+
+
+def _differences(other: Answers) -> list[str]:
+    """What no independent decoder agrees with."""
+    if "died" in other:
+        return [f"the reference died: {other['died']}"]
+    differences: dict[str, dict[str, Any]] = other["differences"]
+    witnesses = {name: one for name, one in differences.items() if name != _own(other)} or differences
+    if not witnesses:
+        return ["coloured, though no other decoder reads it"]
+    if any(_agrees(one) for one in witnesses.values()):
+        return []
+    return [f"{name}: {_words(one, other['size'])}" for name, one in witnesses.items()]
+
+
+def _own(other: Answers) -> str | None:
+    """The decoder that the service itself uses for such a file, and which is no witness for it."""
+    if other["kind"] in ("jpeg", "heic"):
+        return None
+    return "opencv" if other["is_deep"] else "pillow"
+
+
+def _agrees(difference: dict[str, Any]) -> bool:
+    return "size" not in difference and difference["luma"] <= MOST_LUMA and difference["alpha"] <= MOST_ALPHA
+
+
+def _words(difference: dict[str, Any], size: list[int]) -> str:
+    if "size" in difference:
+        return "x".join(map(str, difference["size"])) + " pixels, not " + "x".join(map(str, size))
+    return f"luma {difference['luma']} and alpha {difference['alpha']} levels off"
+
+
+def _general(detail: str) -> str:
+    """The detail without what is of this file alone."""
+    detail = re.sub(r"damaged or cut short \(.*\)", "damaged or cut short", detail, flags=re.DOTALL)
+    return re.sub(r"\d[\d,./]*", "N", detail)
+
+
+def _lie(ours: Answers, other: Answers) -> str | None:
+    """What is not true about a refusal."""
+    detail, status = str(ours["detail"]), ours["status"]
+    if status == 400:
+        if re.search("unsupported|not supported|not implemented", detail, re.IGNORECASE):
+            return "not supported is no damage"
+        return _undamaged(other)
+    for pattern, check in REASONS:
+        if found := re.search(pattern, detail):
+            return None if check(other, found) else "that is not so"
+    return "nobody has checked this reason yet: add it to tests/suites/judge.py"
+
+
+def _undamaged(other: Answers) -> str | None:
+    """Who decodes a file that was called damaged, and finds nothing wrong."""
+    pillow = other["pillow"]
+    if "error" not in pillow and "damage" not in pillow:
+        return "Pillow finds no damage"
+    # Others decode what there is without a word.
+    others = [name for name in other["decoded_by"] if name != "pillow"]
+    if others and "pillow" not in other["decoded_by"]:
+        return f"{' and '.join(others)} can decode it"
+    return None
+
+
+def _tag(name: str, *values: int) -> Callable[[Answers, re.Match[str]], bool]:
+    return lambda other, _: (other["tiff"] or {}).get(name) in values
+
+
+def _is_other_type(other: Answers, _: re.Match[str]) -> bool:
+    return other["pillow"].get("format") not in TAKEN
+
+
+def _is_animated(other: Answers, _: re.Match[str]) -> bool:
+    return other["pillow"].get("frames", 1) > 1 or bool(other["has_frames"])
+
+
+def _has_bits(other: Answers, found: re.Match[str]) -> bool:
+    bits = [int(number) for number in found.group(1).split("/")]
+    tiff = other["tiff"] or {}
+    frame = (other["jpeg"] or {}).get("bits")
+    return bits[0] == frame or bits == tiff.get("bits", [])[: len(bits)] or bits[0] == tiff.get("bitspersample")
+
+
+def _is_large(other: Answers, found: re.Match[str]) -> bool:
+    sizes = [(other[reader] or {}).get("size", (0, 0)) for reader in ("pillow", "tiff", "bmp")]
+    limit = Settings()
+    return any(width * height > limit.max_pixels or max(width, height) > limit.max_side for width, height in sizes)
+
+
+# What may be said of a file that is refused without being damaged, and who tells whether it is so.
+REASONS: tuple[tuple[str, Callable[[Answers, re.Match[str]], bool]], ...] = (
+    (r"is not a .* image$", _is_other_type),
+    (r"animated|several images", _is_animated),
+    (r"several pages", lambda other, _: other["tiff"]["pages"] > 1),
+    (r"run-length", lambda other, _: (other["bmp"] or {}).get("compression") in (1, 2)),
+    (r"signed or floating", _tag("sampleformat", 2, 3, 5, 6)),
+    (r"(\d+(?:/\d+)*) bits", _has_bits),
+    (r"colours of a kind \((\d+)\)", lambda other, found: other["tiff"]["photometric"] == int(found.group(1))),
+    (r"compressed in a way \((\d+)\)", lambda other, found: other["tiff"]["compression"] == int(found.group(1))),
+    (r"bits in reverse", _tag("fillorder", 2)),
+    (r"lossless or hierarchical", lambda other, _: (other["jpeg"] or {}).get("frame") not in (0xC0, 0xC1, 0xC2)),
+    (r"(\d+) x (\d+) pixels are more|a side of (\d+)", _is_large),
+)

@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 # A service for a GPU: make serve TARGET=gpu VENV=.venv-gpu
 TARGET ?= cpu
 GPU_VENV ?= .venv-gpu
+LOWEST_VENV ?= .venv-lowest
 # Photographs for `make train` and `make export`: tar shards and folders.
 DATA ?=
 RUN ?= runs/compact
 RECIPE ?= compact
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: serve test test-fast test-containers test-all lint train export bench bench-gpu bench-data fuzz soak audit lock clean
+.PHONY: serve test test-fast test-containers test-lowest test-suites test-all lint train export bench bench-gpu bench-data fuzz soak audit lock clean
 
 serve: $(VENV)/.serve
 	$(BIN)/tomau serve
@@ -30,8 +31,17 @@ test-fast: $(VENV)/.dev
 test-containers: $(VENV)/.dev
 	PYTHON=$(BIN)/python tests/containers/run.sh $(ARGS)
 
-# With what is slow: containers, fuzzers and the soak at length.
-test-all: test test-containers audit
+# The fast tests with the lowest versions that pyproject.toml allows of what it names.
+test-lowest:
+	$(MAKE) VENV=$(LOWEST_VENV) $(LOWEST_VENV)/.lowest
+	$(LOWEST_VENV)/bin/python -m pytest -m 'not slow'
+
+# The image suites of other projects, from the source packages of the registries: make test-suites ARGS=--write
+test-suites: $(VENV)/.dev
+	$(BIN)/python -m tests.suites $(ARGS)
+
+# With what .ci/run leaves out or cuts short: the lowest versions, suites, fuzzers and the soak at length.
+test-all: test test-containers test-lowest test-suites audit
 	$(MAKE) fuzz ARGS="--seconds 600"
 	$(MAKE) soak
 
@@ -78,7 +88,7 @@ lock: $(VENV)/.dev
 	PATH="$(BIN):$$PATH" requirements/compile.sh $(ARGS)
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) $(LOWEST_VENV) .suites .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:
@@ -107,6 +117,11 @@ $(VENV)/.fuzz: $(VENV)/.dev requirements/fuzz.lock
 
 $(VENV)/.audit: $(VENV)/.dev requirements/audit.lock
 	$(INSTALL) --no-deps --require-hashes -r requirements/audit.lock
+	touch $@
+
+$(VENV)/.lowest: requirements/lowest.lock pyproject.toml | $(BIN)/pip
+	$(INSTALL) --no-deps --require-hashes -r requirements/lowest.lock
+	$(INSTALL) --no-deps --editable .
 	touch $@
 
 # Both runtimes fill the same folder, so both go before the GPU's comes.

@@ -17,6 +17,8 @@ lock fuzz pyproject.toml --extra cpu --extra export --extra dev --extra fuzz --c
 lock audit pyproject.toml --extra cpu --extra export --extra dev --extra audit --constraint requirements/dev.lock "$@"
 lock serve-cpu pyproject.toml --extra cpu --constraint requirements/dev.lock
 lock serve-gpu pyproject.toml --extra gpu --constraint requirements/dev.lock
+# Of what pyproject.toml names, the lowest versions that it allows: `make test-lowest`.
+lock lowest pyproject.toml --resolution lowest-direct --extra cpu --extra export --extra dev "$@"
 # What an image is built with: the build system's own requirements.
 python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' |
     lock build - --constraint requirements/dev.lock "$@"

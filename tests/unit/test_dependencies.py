@@ -1,0 +1,119 @@
+"""Every private, undocumented or overridden name of a dependency is there, and takes the arguments that we use.
+
+Most of them no library promises to keep. The bounds in pyproject.toml name versions that have them, `make test-lowest`
+tries the lowest of these, and here it is told which name is gone when a new version is tried.
+"""
+
+import inspect
+import tomllib
+from pathlib import Path
+
+import _pi_heif
+import cv2
+import httptools
+import pytest
+from fastapi.routing import APIRoute
+from pi_heif.heif import BaseImage
+from PIL import Image, ImageCms, PngImagePlugin
+from pydantic_settings import EnvSettingsSource
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from uvicorn import Server as UvicornServer
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from service import access, album, protocol, routes, server, settings
+
+ROOT = Path(__file__).parents[2]
+# Our class, the library's, and what ours overrides or calls there.
+OVERRIDDEN: list[tuple[type, type, set[str]]] = [
+    (
+        protocol.Protocol,
+        HttpToolsProtocol,
+        {
+            *("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"),
+            *("on_message_begin", "on_headers_complete", "on_body", "on_message_complete", "on_response_complete"),
+            *("_start_asgi_task", "_unsupported_upgrade_warning", "send_400_response"),
+        },
+    ),
+    (server.Server, UvicornServer, {"run", "startup", "shutdown", "handle_exit"}),
+    (access.Readable, CORSMiddleware, {"__call__"}),
+    (access.Preflights, CORSMiddleware, {"simple_response"}),
+    (album.AlbumResponse, Response, {"__call__"}),
+    (routes.UploadRoute, APIRoute, {"get_route_handler"}),
+    (settings.Environment, EnvSettingsSource, {"prepare_field_value"}),
+]
+# Attributes that the library's constructor sets, and ours reads or changes.
+ATTRIBUTES: list[tuple[type, set[str]]] = [
+    (
+        HttpToolsProtocol,
+        {"app", "cycle", "headers", "loop", "parser", "pipeline", "timeout_keep_alive_task", "transport"},
+    ),
+    (
+        RequestResponseCycle,
+        {
+            *("chunked_encoding", "disconnected", "expected_content_length", "keep_alive", "message_event"),
+            *("more_body", "response_complete", "response_started", "scope"),
+        },
+    ),
+    (UvicornServer, {"config", "force_exit", "server_state", "started"}),
+    (ServerState, {"connections", "tasks"}),
+    (CORSMiddleware, {"app"}),
+]
+# Dependencies with names that nothing promises to keep: a version after the one that was tried may lack them.
+WITH_PRIVATE_NAMES = {"pi-heif", "uvicorn"}
+
+
+@pytest.mark.parametrize(("ours", "theirs", "names"), OVERRIDDEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_is_overridden_is_there_and_takes_the_same(ours: type, theirs: type, names: set[str]) -> None:
+    own = {name for name, value in vars(ours).items() if inspect.isfunction(value)}
+    common = {name for name in own if hasattr(theirs, name) and (name == "__call__" or not name.startswith("__"))}
+    assert common == names, "a name that either has and the other lacks"
+    for name in names:
+        own_parameters = list(inspect.signature(getattr(ours, name)).parameters)
+        assert own_parameters == list(inspect.signature(getattr(theirs, name)).parameters), name
+
+
+@pytest.mark.parametrize(("theirs", "names"), ATTRIBUTES, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_is_read_or_changed_is_set(theirs: type, names: set[str]) -> None:
+    assert names <= {*inspect.getsource(theirs.__init__).replace("self.", " ").replace(":", " ").split()}
+
+
+def test_cors_answers_what_is_no_preflight_where_it_is_called() -> None:
+    assert list(inspect.signature(CORSMiddleware.simple_response).parameters)[1:] == [
+        *("scope", "receive", "send", "request_headers")
+    ]
+
+
+def test_pi_heif_takes_the_arguments_that_we_use() -> None:
+    with pytest.raises((ValueError, EOFError, OSError, RuntimeError, SyntaxError)):
+        _pi_heif.load_file(b"", 1, False, False, True, True, "", False)
+    assert list(inspect.signature(BaseImage).parameters) == ["c_image"]
+
+
+def test_httptools_tells_what_is_asked() -> None:
+    asked = {"feed_data", "get_http_version", "get_method", "should_keep_alive", "should_upgrade"}
+    assert asked <= set(dir(httptools.HttpRequestParser))
+    assert issubclass(httptools.HttpParserUpgrade, Exception)
+
+
+def test_limits_of_pillow_are_where_they_are_set() -> None:
+    assert hasattr(Image, "MAX_IMAGE_PIXELS")
+    assert isinstance(PngImagePlugin.MAX_TEXT_CHUNK, int)
+    assert {"NONE", "NOOPTIMIZE", "BLACKPOINTCOMPENSATION"} <= set(ImageCms.Flags.__members__)
+
+
+def test_opencv_can_be_silenced() -> None:
+    assert cv2.utils.logging.LOG_LEVEL_SILENT == cv2.utils.logging.getLogLevel()
+    assert isinstance(cv2.Error.StsNoMem, int)
+
+
+def test_private_names_are_taken_from_no_untried_version() -> None:
+    """The bound below which a version is taken is the next one that may change them: the locked one's next minor."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    lock = (ROOT / "requirements" / "dev.lock").read_text("utf-8")
+    locked = dict(line.split(" ")[0].split("==") for line in lock.splitlines() if "==" in line and line[0] != " ")
+    bounds = {text.partition(">=")[0]: text.partition("<")[2] for text in project["dependencies"]}
+    for name in WITH_PRIVATE_NAMES:
+        major, minor = map(int, locked[name].split(".")[:2])
+        assert bounds[name] == f"{major}.{minor + 1}", f"{name}: try the new version, then move its bound"

@@ -33,10 +33,11 @@ def _axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 def _hue_colors(degrees: Doubles) -> Doubles:
     """A colour of each hue, RGB in 0..1, [n, 3]."""
-    angle = np.deg2rad(degrees.astype(np.float32))
+    # A picture of one row: OpenCV 4 has no arrays of one dimension.
+    angle = np.deg2rad(degrees.astype(np.float32))[np.newaxis]
     luma = np.full(angle.shape, SHOWN_LUMA, np.uint8)
     x, y = (np.float32(SHOWN_CHROMA) * part(angle) for part in (np.cos, np.sin))
-    return color.rgb_at(luma, x, y, "lab") / 255
+    return color.rgb_at(luma, x, y, "lab")[0] / 255
 
 
 def hues(answers: Mapping[str, Bytes], truth: Bytes) -> Figure:

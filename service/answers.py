@@ -10,7 +10,7 @@ from pathlib import Path
 
 RECORD = ".tomau-answers"
 HEADER = b"# tomau wrote these answers here. Of each: the SHA-256 of the photo, and that of the answer.\n"
-LINE = re.compile(rb"^([0-9a-f]{64}) ([0-9a-f]{64})\r?$", re.MULTILINE)
+LINE = re.compile(rb"^[0-9a-f]{64} [0-9a-f]{64}(?=\r?$)", re.MULTILINE)
 
 
 def digest(data: bytes) -> bytes:
@@ -90,7 +90,7 @@ class Record:
             return
         text = text[: text.rfind(b"\n") + 1]
         self._read += len(text)
-        self._pairs.update(bytes.fromhex((photo + answer).decode()) for photo, answer in LINE.findall(text))
+        self._pairs.update(bytes.fromhex(line[0].decode()) for line in LINE.finditer(text))
 
 
 class Answers:

@@ -45,7 +45,6 @@ class Record:
             return
         line = f"{photo.hex()} {answer.hex()}\n".encode()
         with self._lock:
-            self._check()
             # One write in append mode: another process may add a line at the same time.
             with self._path.open("a+b") as file:
                 file.write(self._before_line(file.seek(0, os.SEEK_END)) + line)

@@ -276,6 +276,20 @@ def test_names_that_are_only_much_alike(colorizer: Colorizer, tmp_path: Path, gr
     assert set(run(colorizer, [tmp_path / name for name in names], tmp_path / "out")) == {"skipped"}
 
 
+def test_one_name_in_two_folders(colorizer: Colorizer, album: Path, tmp_path: Path) -> None:
+    for folder in ("1931", "1932"):
+        (album / folder).mkdir()
+        (album / folder / "a.jpg").write_bytes((album / "a.jpg").read_bytes())
+    out = tmp_path / "out"
+    assert run(colorizer, [album], out) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "a.jpg", "a.jpg"]
+    assert run(colorizer, [album], out) == ["skipped"] * 6
+    # The folder can be moved, and a part of it is done again alone.
+    out = out.rename(tmp_path / "moved")
+    assert run(colorizer, [album], out) == ["skipped"] * 6
+    assert run(colorizer, [album / "1931"], out / "1931", force=True) == ["a.jpg"]
+    assert {str(path.relative_to(out)) for path in out.rglob("a.jpg")} == {"a.jpg", "1931/a.jpg", "1932/a.jpg"}
+
+
 def test_what_is_no_photo_keeps_no_name_from_one(colorizer: Colorizer, tmp_path: Path, jpeg: bytes) -> None:
     (tmp_path / "a.jpg").write_text("words")
     (tmp_path / "A.JPG").write_bytes(jpeg)

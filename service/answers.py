@@ -9,6 +9,8 @@ import threading
 from pathlib import Path
 
 RECORD = ".tomau-answers"
+# The longest name that common file systems take, in bytes.
+MAX_NAME = 255
 HEADER = b"# tomau wrote these answers here. Of each: the SHA-256 of the photo, and that of the answer.\n"
 LINE = re.compile(rb"^[0-9a-f]{64} [0-9a-f]{64}(?=\r?$)", re.MULTILINE)
 
@@ -18,16 +20,34 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-class Record:
-    """The answers that tomau wrote into one folder, as a hidden text file there tells them.
+def record_of(folder: Path) -> Path:
+    """Return where the record of a folder's answers is: a hidden file beside the folder, `.NAME.tomau-answers`.
 
-    A line has two hashes and no name, so files can be renamed and the folder can be moved. Lines are only added, each
-    before its answer is put into place: after a crash, the hash of the file itself shows whether it was. A damaged line
-    counts as none. Safe to use from many threads, and beside other processes.
+    A folder of answers then holds pictures only, as photo apps and people expect. The record is inside the folder, as
+    `.tomau-answers`, if there is one already, and where nothing can be kept beside: at a mount point, and where the
+    parent can't be written.
+    """
+    folder = folder.resolve()
+    inside, beside = folder / RECORD, folder.with_name(f".{folder.name}{RECORD}") if folder.name else folder / RECORD
+    is_kept_inside = (
+        os.path.lexists(inside)
+        or folder.is_mount()
+        or not os.access(folder.parent, os.W_OK | os.X_OK)
+        or len(os.fsencode(beside.name)) > MAX_NAME
+    )
+    return inside if is_kept_inside else beside
+
+
+class Record:
+    """The answers that tomau wrote into one folder, as a hidden text file tells them.
+
+    A line has two hashes and no name, so files can be renamed. Lines are only added, each before its answer is put
+    into place: after a crash, the hash of the file itself shows whether it was. A damaged line counts as none. Safe to
+    use from many threads, and beside other processes.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / RECORD
+        self._path = record_of(folder)
         self._lock = threading.Lock()
         self._pairs: set[bytes] = set()
         self._read = 0  # bytes of the file

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service import cli
-from service.answers import RECORD
+from service.answers import record_of
 from service.colorizer import Options
 from tests.conftest import decoded, encoded, luma
 
@@ -142,11 +142,12 @@ def test_one_answer_for_two_photos_is_a_fault(tomau, tmp_path: Path, jpeg: bytes
 def test_no_answer_is_written_where_none_can_be_recorded(tomau, tmp_path: Path, jpeg: bytes) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg)
     (tmp_path / "coloured").mkdir()
-    (tmp_path / "coloured" / RECORD).symlink_to(tmp_path / "photo.jpg")
+    record_of(tmp_path / "coloured").symlink_to(tmp_path / "photo.jpg")
+    record = record_of(tmp_path / "coloured")
     said = tomau("colorize", "photo.jpg", "-o", "coloured", code=1)
-    assert said == f"tomau: coloured/{RECORD} is not a plain file, so no answer can be recorded there; move it away\n"
+    assert said == f"tomau: {record} is not a plain file, so no answer can be recorded there; move it away\n"
     assert (tmp_path / "photo.jpg").read_bytes() == jpeg
-    assert len(list((tmp_path / "coloured").iterdir())) == 1
+    assert not list((tmp_path / "coloured").iterdir())
 
 
 def test_a_name_in_another_encoding(tomau, tmp_path: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service import answers
-from service.answers import RECORD, Answers, Record, digest
+from service.answers import RECORD, Answers, Record, digest, record_of
 
 PHOTO = digest(b"a photo")
 OTHER_PHOTO = digest(b"another photo")
@@ -25,7 +25,7 @@ def test_an_answer_is_known_to_a_later_run_and_replaced_if_forced(tmp_path: Path
     assert Answers().write(path, b"second", PHOTO, force=True)
     assert path.read_bytes() == b"second"
     assert Answers().has(path, PHOTO)
-    assert names(path.parent) == {"a.jpg", RECORD}
+    assert names(path.parent) == {"a.jpg"}
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -39,7 +39,7 @@ def test_what_is_no_answer_to_this_photo_is_left(tmp_path: Path, there: bytes, p
     with pytest.raises(FileExistsError, match=r"a\.jpg is there already, and no record says"):
         Answers().write(path, b"second", photo, force=force)
     assert path.read_bytes() == there
-    assert names(tmp_path) == {"a.jpg", RECORD}
+    assert names(tmp_path) == {"a.jpg"}
 
 
 @pytest.mark.parametrize("has_links", [True, False])
@@ -60,7 +60,7 @@ def test_a_file_that_comes_in_the_last_moment_is_left(
     with pytest.raises(FileExistsError, match=r"a\.jpg"):
         Answers().write(path, b"first", PHOTO, force=force)
     assert path.read_bytes() == b"foreign"
-    assert names(tmp_path) == {"a.jpg", RECORD}
+    assert names(tmp_path) == {"a.jpg"}
 
 
 def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +75,7 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="not permitted"):
         Answers().write(tmp_path / "b.jpg", b"first", PHOTO, force=False)
-    assert names(tmp_path) == {"a.jpg", RECORD}
+    assert names(tmp_path) == {"a.jpg"}
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -120,7 +120,7 @@ def test_after_a_crash_before_the_answer_was_put_into_place(tmp_path: Path, monk
 def test_a_record_that_was_damaged_loses_what_is_damaged(tmp_path: Path) -> None:
     for number in range(4):
         Answers().write(tmp_path / f"{number}.jpg", b"%d" % number, PHOTO, force=False)
-    record = tmp_path / RECORD
+    record = record_of(tmp_path)
     header, *lines, last = record.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(lines[1][70:72], b"\xff\0")
     record.write_bytes(b"\0" * 4096 + b"\n".join([header, *lines, last[:100]]))
@@ -135,7 +135,7 @@ def test_a_record_that_was_damaged_loses_what_is_damaged(tmp_path: Path) -> None
 def test_without_its_record_nothing_is_an_answer(tmp_path: Path, force: bool) -> None:
     path = tmp_path / "a.jpg"
     Answers().write(path, b"first", PHOTO, force=False)
-    (tmp_path / RECORD).unlink()
+    record_of(tmp_path).unlink()
     with pytest.raises(FileExistsError):
         Answers().write(path, b"second", PHOTO, force=force)
     assert path.read_bytes() == b"first"
@@ -144,7 +144,7 @@ def test_without_its_record_nothing_is_an_answer(tmp_path: Path, force: bool) ->
 def test_a_record_that_is_deleted_meanwhile_is_begun_anew(tmp_path: Path) -> None:
     run = Answers()
     run.write(tmp_path / "a.jpg", b"first", PHOTO, force=False)
-    (tmp_path / RECORD).unlink()
+    record_of(tmp_path).unlink()
     run.write(tmp_path / "b.jpg", b"second", PHOTO, force=False)
     assert not Answers().has(tmp_path / "a.jpg", PHOTO)
     assert Answers().has(tmp_path / "b.jpg", PHOTO)
@@ -156,14 +156,14 @@ def test_nothing_is_written_where_no_record_can_be(tmp_path: Path) -> None:
     linked, taken = tmp_path / "linked", tmp_path / "taken"
     for folder in (linked, taken):
         folder.mkdir()
-    (linked / RECORD).symlink_to(photo)
-    (taken / RECORD).mkdir()
+    record_of(linked).symlink_to(photo)
+    record_of(taken).mkdir()
     for folder in (linked, taken):
         with pytest.raises(OSError, match="not a plain file"):
             Record(folder).check()
         with pytest.raises(OSError, match="not a plain file"):
             Answers().write(folder / "a.jpg", b"first", PHOTO, force=True)
-        assert names(folder) == {RECORD}
+        assert names(folder) == set()
     assert photo.read_bytes() == b"precious"
 
 
@@ -173,7 +173,7 @@ def test_a_record_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
     def is_read_only(path: Path, mode: str = "r", **options: object) -> object:
         # Root, as whom tests may run, can write what is read-only.
-        if path.name == RECORD and mode != "rb":
+        if path == record_of(tmp_path) and mode != "rb":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return opened(path, mode, **options)
 
@@ -182,7 +182,7 @@ def test_a_record_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
         Record(tmp_path).check()
     with pytest.raises(PermissionError, match=RECORD):
         Answers().write(tmp_path / "b.jpg", b"second", PHOTO, force=False)
-    assert names(tmp_path) == {"a.jpg", RECORD}
+    assert names(tmp_path) == {"a.jpg"}
     assert Answers().has(tmp_path / "a.jpg", PHOTO)
 
 
@@ -204,4 +204,36 @@ def test_runs_beside_one_another(tmp_path: Path) -> None:
 def test_what_is_recorded_already_is_not_recorded_again(tmp_path: Path) -> None:
     for _ in range(3):
         Answers().write(tmp_path / "a.jpg", b"first", PHOTO, force=True)
-    assert len((tmp_path / RECORD).read_bytes().splitlines()) == 2
+    assert len(record_of(tmp_path).read_bytes().splitlines()) == 2
+
+
+def test_a_record_is_beside_the_folder_so_that_the_folder_has_pictures_only(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    Answers().write(out / "a.jpg", b"first", PHOTO, force=False)
+    assert names(tmp_path) == {"out", f".out{RECORD}"}
+    assert record_of(Path("/")) == Path("/") / RECORD
+
+
+def test_a_record_inside_the_folder_counts_there(tmp_path: Path) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    Answers().write(out / "a.jpg", b"first", PHOTO, force=False)
+    record_of(out).rename(out / RECORD)
+    out.rename(moved)
+    assert Answers().has(moved / "a.jpg", PHOTO)
+    Answers().write(moved / "b.jpg", b"second", PHOTO, force=False)
+    assert names(moved) == {"a.jpg", "b.jpg", RECORD}
+
+
+@pytest.mark.parametrize("reason", ["mount point", "read-only parent", "long name"])
+def test_a_record_that_can_not_be_beside_its_folder_is_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    out = tmp_path / ("o" * 250 if reason == "long name" else "out")
+    if reason == "mount point":
+        monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
+    elif reason == "read-only parent":
+        # Root, as whom tests may run, can write everywhere.
+        monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    Answers().write(out / "a.jpg", b"first", PHOTO, force=False)
+    assert names(out) == {"a.jpg", RECORD}
+    assert Answers().has(out / "a.jpg", PHOTO)

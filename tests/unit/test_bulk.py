@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from service import bulk
-from service.answers import RECORD
+from service.answers import RECORD, record_of
 from service.catalog import Catalog
 from service.colorizer import Answer, Colorizer, Options
 from service.executor import EngineError
@@ -283,7 +283,8 @@ def test_one_name_in_two_folders(colorizer: Colorizer, album: Path, tmp_path: Pa
     out = tmp_path / "out"
     assert run(colorizer, [album], out) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "a.jpg", "a.jpg"]
     assert run(colorizer, [album], out) == ["skipped"] * 6
-    # The folder can be moved, and a part of it is done again alone.
+    # The folder can be moved with its record, and a part of it is done again alone.
+    record_of(out).rename(out / RECORD)
     out = out.rename(tmp_path / "moved")
     assert run(colorizer, [album], out) == ["skipped"] * 6
     assert run(colorizer, [album / "1931"], out / "1931", force=True) == ["a.jpg"]
@@ -447,7 +448,7 @@ def test_a_record_that_was_lost(colorizer: Colorizer, album: Path, tmp_path: Pat
     out = tmp_path / "out"
     run(colorizer, [album], out)
     before = contents(out)
-    (out / RECORD).write_bytes(b"\xff\0garbage\n")
+    record_of(out).write_bytes(b"\xff\0garbage\n")
     (album / "e.jpg").write_bytes((album / "a.jpg").read_bytes())
     *faults, done = run(colorizer, [album], out, force=force)
     assert all("is there already" in fault for fault in faults)

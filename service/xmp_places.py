@@ -24,6 +24,7 @@ MECHANIC_URI = "http://ns.camerabits.com/photomechanic/1.0/"
 PANORAMA_URI = "http://ns.google.com/photos/1.0/panorama/"
 
 RECTANGLE = ("http://ns.microsoft.com/photo/1.2/t/Region#", "Rectangle")
+BOUNDARY, UNIT = (IPTC_URI, "RegionBoundary"), (IPTC_URI, "rbUnit")
 # Of a panorama: the sides of this picture, then other lengths and offsets across and down.
 CROPPED = ("CroppedAreaImageWidthPixels", "CroppedAreaImageHeightPixels")
 LENGTHS = (
@@ -184,18 +185,18 @@ def _turned_corner(x: float, y: float, w: float, h: float, reshape: Reshape) -> 
 
 def _iptc(part: Part, reshape: Reshape) -> Iterator[Edit]:
     """Regions of IPTC: rectangles by their upper left corner, circles, and polygons."""
-    for boundary in part.walk():
-        if boundary.name == (IPTC_URI, "RegionBoundary"):
-            units = [each.text.strip() for each in boundary.walk() if each.name == (IPTC_URI, "rbUnit")]
-            if units not in (["relative"], ["pixel"]):
-                raise ValueError("a region of another unit")
-            if units == ["pixel"] or reshape.is_turned:
-                yield from _iptc_boundary(boundary, reshape, is_relative=units == ["relative"])
+    for boundary in [each for each in part.walk() if each.name == BOUNDARY]:
+        inside = list(boundary.walk())
+        units = [each.text.strip() for each in inside if each.name == UNIT]
+        if units not in (["relative"], ["pixel"]) or any(each.name == BOUNDARY for each in inside[1:]):
+            raise ValueError("a region of another kind")
+        if units == ["pixel"] or reshape.is_turned:
+            yield from _iptc_boundary(inside, reshape, is_relative=units == ["relative"])
 
 
-def _iptc_boundary(boundary: Part, reshape: Reshape, *, is_relative: bool) -> Iterator[Edit]:
+def _iptc_boundary(inside: list[Part], reshape: Reshape, *, is_relative: bool) -> Iterator[Edit]:
     before, after = ((1.0, 1.0), (1.0, 1.0)) if is_relative else (reshape.stored, (reshape.width, reshape.height))
-    for each in boundary.walk():
+    for each in inside:
         found = _fields(each, IPTC_URI)
         if ("rbX" in found) != ("rbY" in found) or ("rbW" in found) != ("rbH" in found):
             raise ValueError("half a place")

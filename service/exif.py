@@ -47,6 +47,24 @@ def orientation(block: bytes) -> int | None:
     return number if 1 <= number <= 8 else 1
 
 
+def is_excessive(block: bytes) -> bool:
+    """Return whether a reader that takes every value of a block at once would be kept busy, or short of memory.
+
+    That is one with more entries than any camera writes, or with values that lie over one another.
+    """
+    layout = tiff.LAYOUTS.get(block[:4])
+    if layout is None or layout.word != "I" or len(block) < 10:
+        return False
+    (start,) = struct.unpack_from(layout.order + "I", block, 4)
+    count = int.from_bytes(block[start : start + 2], "little" if layout.order == "<" else "big")
+    body = block[start + 2 : start + 2 + 12 * min(count, tiff.MAX_ENTRIES + 1)]
+    whole = body[: len(body) - len(body) % 12]
+    sizes = [
+        tiff.SIZES.get(kind, 0) * number for _, kind, number, _ in struct.iter_unpack(layout.order + "HHII", whole)
+    ]
+    return len(sizes) > tiff.MAX_ENTRIES or sum(size for size in sizes if size <= len(block)) > len(block) + 1000
+
+
 def corrected(block: bytes, reshape: Reshape) -> bytes | None:
     """Return the block as it is true of an upright sRGB answer, without its thumbnail; None if it is damaged.
 
@@ -138,17 +156,17 @@ def _sorted_out(block: bytes, pointer: int, directory: Directory, reshape: Resha
 def _is_true(block: bytes, pointer: int, entry: Entry, reshape: Reshape) -> bool:
     """Return whether an entry stays. pointer: the tag that leads to its directory; 0 for the first."""
     tag = entry.tag
-    if pointer == 0:
-        return tag in FIRST_TAGS
-    if pointer != tiff.EXIF_IFD:
+    if pointer not in (0, tiff.EXIF_IFD):
         return True
     if tag in (SUBJECT_AREA, SUBJECT_LOCATION):
         return reshape.is_identity
+    if tag == USER_COMMENT:
+        return MOTION_COMMENT.match(_text(block, entry)) is None
+    if pointer == 0:
+        return tag in FIRST_TAGS
     if tag in (FOCAL_PLANE_X, FOCAL_PLANE_Y, FOCAL_PLANE_UNIT):
         # Pixels of the picture on a length of the sensor.
         return not reshape.is_scaled
-    if tag == USER_COMMENT:
-        return MOTION_COMMENT.match(_text(block, entry)) is None
     is_private = any(tag in tags for tags in PRIVATE_TAGS)
     return (tag >= EXIF_TAGS_FROM or tag in tiff.DESCRIPTIVE) and tag not in STORED_TAGS and not is_private
 

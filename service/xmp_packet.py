@@ -18,8 +18,9 @@ Edit = tuple[int, int, bytes]
 
 RDF_URI = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 RDF, ABOUT, RESOURCE = (RDF_URI, "RDF"), (RDF_URI, "about"), (RDF_URI, "resource")
-# Of elements, and of attributes in the properties that are looked at.
-MAX_PARTS = 100_000
+MAX_ELEMENTS = 100_000
+# Of the properties that are looked at: elements and attributes. A thousand faces have some ten thousand.
+MAX_PARTS = 20_000
 MAX_DEPTH = 200
 MAX_ABOUT = 1000
 # Of a property's text, as much as is looked at: numbers and names of kinds.
@@ -126,7 +127,8 @@ class _Reader:
         self.about = ""
         self._wanted = wanted
         self._end: int | None = None
-        self._count = 0
+        self._elements = 0
+        self._parts = 0
         self._path: list[Name] = []
         # The level of the RDF element that is open; 0 outside of one.
         self._rdf_level = 0
@@ -150,18 +152,18 @@ class _Reader:
     def _refuse_doctype(self, *_: object) -> None:
         raise Refused("a document type")
 
-    def _count_one(self) -> None:
-        self._count += 1
-        if self._count > MAX_PARTS:
-            raise Refused("too many elements")
+    def _count_part(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise Refused("properties of too many parts")
 
     def _start(self, raw_name: str, attributes: dict[str, str]) -> None:
-        self._count_one()
         name = _name(raw_name)
+        self._elements += 1
         self._path.append(name)
         depth = len(self._path)
-        if depth > MAX_DEPTH:
-            raise Refused("elements nested too deeply")
+        if self._elements > MAX_ELEMENTS or depth > MAX_DEPTH:
+            raise Refused("too many elements, or nested too deeply")
         if self._open:
             self._open_part(self._open[-1].parts, name, attributes)
         elif name == RDF and not self._rdf_level:
@@ -179,6 +181,7 @@ class _Reader:
             raise Refused("a name of a picture that is too long")
 
     def _open_part(self, siblings: list[Part], name: Name, attributes: dict[str, str]) -> None:
+        self._count_part()
         start = self._parser.CurrentByteIndex
         end = self._tag_end(start)
         is_empty = self.data[end - 2 : end] == b"/>"
@@ -205,7 +208,7 @@ class _Reader:
         while match:
             name, value = known.get(match[1], (None, ""))
             if name is not None and wanted(name):
-                self._count_one()
+                self._count_part()
                 yield Part(name, *match.span(), match.span(2), value, is_attribute=True)
             match = ATTRIBUTE.match(self.data, match.end(), end)
 

@@ -420,10 +420,10 @@ def test_properties_of_other_pictures_inside_a_packet_stay() -> None:
     ids=range(11),
 )
 def test_a_packet_that_can_not_be_read_gives_way_to_a_fresh_one(packet: bytes) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert answer(Metadata(xmp=packet)).xmp == xmp.fresh("compact", "1")
     assert answer(Metadata(xmp=packet), model=None).xmp is None
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_names_that_need_escaping() -> None:
@@ -637,9 +637,9 @@ def chunk_of_zeros(kind: bytes, before: bytes, size: int) -> tuple[bytes, bytes]
 )
 def test_hostile_chunks(pixels: np.ndarray, chunks: list[tuple[bytes, bytes]]) -> None:
     data = segments.png_with(picture(pixels, "png"), chunks)
-    started = time.monotonic()
+    started = time.thread_time()
     found = answer(metadata.read(data, "png"))
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
     assert len(found.comments) <= 1000
     assert found.xmp == xmp.fresh("compact", "1")
 
@@ -659,18 +659,18 @@ def test_hostile_chunks(pixels: np.ndarray, chunks: list[tuple[bytes, bytes]]) -
 )
 def test_hostile_segments(pixels: np.ndarray, parts: list[tuple[int, bytes]]) -> None:
     data = segments.jpeg_with(picture(pixels, "jpeg"), parts)
-    started = time.monotonic()
+    started = time.thread_time()
     found = metadata.read(data, "jpeg")
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
     assert found.icc is None
     assert sum(len(comment.text) for comment in found.comments) <= embedded.MAX_BLOCK
 
 
 @pytest.mark.parametrize("part", [b"XMP \0\0\0\0", b"EXIF\xff\xff\xff\xff", b"EXIF\2\0\0\0ab", b"ICCP"])
 def test_hostile_webp_chunks(pixels: np.ndarray, part: bytes) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert metadata.read(picture(pixels, "webp") + part * 1_000_000, "webp").xmp is None
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_a_chunk_with_a_wrong_sum_is_left_out(pixels: np.ndarray) -> None:
@@ -690,7 +690,7 @@ SEEDS = {format_: metadata.write(plain, format_, FULL) for format_, plain in PLA
 # Pillow's, of values that lie outside a damaged block: they are kept as they came.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format_", FORMATS)
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=8), st.integers(0, 8)), max_size=8))
 def test_no_mutation_makes_it_raise(format_: Format, changes: list[tuple[int, bytes, int]]) -> None:
     data = SEEDS[format_]
@@ -703,7 +703,7 @@ def test_no_mutation_makes_it_raise(format_: Format, changes: list[tuple[int, by
         Image.open(io.BytesIO(written)).load()
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=None)
 @given(
     order=st.sampled_from("<>"),
     changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=12),
@@ -719,7 +719,7 @@ def test_no_block_makes_it_raise(order: str, changes: list[tuple[int, int]], end
     assert again.exif is not None
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=4), st.integers(0, 4)), max_size=3))
 def test_a_packet_is_well_formed_whatever_came(changes: list[tuple[int, bytes, int]]) -> None:
     packet = PACKET

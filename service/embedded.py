@@ -1,7 +1,7 @@
-"""What a file says beside its pixels, read from any format. No picture is decoded.
+"""Reads the metadata of a file of any format. No picture is decoded.
 
-Kept: EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments, density. Read but never written: the colour
-profile, since answers are sRGB. Not read at all, since they would no longer be true of the answer: thumbnails, further
+EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments and density are kept. The colour profile is read but
+never written, since answers are sRGB. What would not be true of an answer is not read at all: thumbnails, further
 pictures (MPF), the rest of a long XMP packet, C2PA's signed claims (JUMBF, caBX), segments of one maker's own.
 """
 

@@ -2,10 +2,13 @@
 
 import io
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pillow_heif
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps, PngImagePlugin
 
 from service import exif, heif, metadata, xmp
@@ -335,8 +338,8 @@ def test_two_turns_are_one(first: int, second: int) -> None:
 
 @pytest.fixture(scope="module")
 def colorizer(models: Path) -> Colorizer:
-    settings = Settings(models=models, device="cpu")
-    return Colorizer(Catalog(settings), settings)
+    chosen = Settings(models=models, device="cpu")
+    return Colorizer(Catalog(chosen), chosen)
 
 
 def photo_with_a_face() -> Image.Image:
@@ -427,3 +430,37 @@ def test_the_density_is_turned_as_the_picture_is_and_not_as_exif_says() -> None:
         Metadata(exif=said.exif, density=said.density, orientation=6), width=1, height=1, model=None
     )
     assert turned.density == Density(100, 200, "inch")
+
+
+WHOLE = packet(
+    regions(AREAS["pixels"]),
+    microsoft(RECTANGLE),
+    RECTANGLES["pixel"],
+    PLACES,
+    attributes=POSES + ' GPano:FullPanoWidthPixels="320" tiff:Orientation="6"',
+)
+TEXTS = st.sampled_from(
+    [b"<", b">", b"/", b'"', b"-1", b"1e999", b"nan", b"", b"0", b" ", b"pixel", b"<!-- -->", b"&lt;"]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(WHOLE)), TEXTS, st.integers(0, 6)), max_size=4),
+    orientation=st.integers(0, 8),
+    scale=st.sampled_from([1, 0.5, 0.01]),
+)
+def test_a_packet_of_places_is_well_formed_whatever_came(
+    changes: list[tuple[int, bytes, int]], orientation: int, scale: float
+) -> None:
+    data = WHOLE
+    for place, new, removed in changes:
+        data = data[:place] + new + data[place + removed :]
+    changed = xmp.corrected(data, reshape_of(orientation, scale), "compact", "1")
+    if changed is not None:
+        ET.fromstring(changed.decode())
+        assert every(changed, "Iptc4xmpExt:DigitalSourceType")
+        # A second pass over the answer, which is upright and has its full size, changes no place.
+        again = xmp.corrected(changed, Reshape(10, 10), "compact", "1")
+        assert again is not None
+        assert every(again, "stArea:x") == every(changed, "stArea:x")

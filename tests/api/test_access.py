@@ -23,6 +23,7 @@ from PIL import Image
 
 from tests.api.test_problems import exchange, is_problem
 from tests.conftest import Serve, Server, encoded, free_port
+from tests.waiting import until
 
 KEY = "first-key-0123456789"
 OTHER = "second-key-0123456789"
@@ -174,7 +175,7 @@ def test_a_preflight_needs_no_key(guarded: Server) -> None:
     assert preflight(guarded, PAGE, headers="traceparent").status_code == 200
     for answer in (allowed, refused):
         line = f"[{answer.headers['x-request-id']}] OPTIONS /colorize {answer.status_code} "
-        assert any(line in guarded.log.read_text() or time.sleep(0.05) for _ in range(100))
+        until(lambda line=line: line in guarded.log.read_text())
     plain = httpx.options(f"{guarded.url}/colorize", headers={"Origin": PAGE})
     is_problem(plain, 401, "missing_key")
 

@@ -13,13 +13,14 @@ import pytest
 from service import health
 from service.settings import Settings
 from tests.conftest import Server, free_port
+from tests.waiting import WAIT_S
 
 
 def ask(**settings: object) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.upper().startswith("TOMAU_")}
     environment |= {f"TOMAU_{key}": str(value) for key, value in settings.items()}
     command = [str(Path(sys.executable).with_name("tomau")), "health"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_S, check=False)
 
 
 @pytest.mark.parametrize("host", [None, "", "127.0.0.1", "0.0.0.0"])
@@ -45,7 +46,7 @@ def grumpy() -> Iterator[int]:
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         yield listener.getsockname()[1]
-        thread.join(5)
+        thread.join(WAIT_S)
 
 
 def test_a_service_that_is_not_ready(grumpy: int) -> None:
@@ -99,5 +100,5 @@ try:
 finally:
     print(sorted({heavy} & set(sys.modules)))
 """
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=20, check=False)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert ended.stdout.splitlines()[-1] == "[]", ended

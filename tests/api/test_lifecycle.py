@@ -4,7 +4,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,26 +13,23 @@ import pytest
 
 from tests.api.test_metrics import has_inside, scrape, total
 from tests.conftest import Serve, contract, encoded, environment_of, tint_model
-from tests.waiting import until
+from tests.waiting import WAIT_S, until
 
 
 def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, astronaut: np.ndarray) -> None:
     large = encoded(np.tile(astronaut[..., 0], (6, 6)), "PNG")
-    with serve(drain_delay_s=1.5) as server, ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url) as client:
+    with serve(drain_delay_s=4) as server, ThreadPoolExecutor(4) as pool, httpx.Client(base_url=server.url) as client:
         send = lambda _: client.post("/colorize", files={"file": large}, timeout=30).status_code  # noqa: E731
         assert send(0) == 200
         server.process.send_signal(signal.SIGTERM)
-        for _ in range(100):
-            ready = client.get("/readyz")
-            if ready.status_code != 200:
-                break
-            time.sleep(0.01)
+        until(lambda: client.get("/readyz").status_code != 200)
+        ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["code"]) == (503, "draining")
         assert "retry-after" in ready.headers
         assert ready.headers["connection"] == "close"
         assert client.get("/livez").status_code == 200
         assert list(pool.map(send, range(4))) == [200] * 4, "requests are still taken"
-        assert server.process.wait(15) in (0, -signal.SIGTERM)
+        assert server.process.wait(WAIT_S) in (0, -signal.SIGTERM)
         assert "Traceback" not in server.log.read_text()
 
 
@@ -57,7 +53,7 @@ def test_what_the_end_cuts_off_is_told_and_logged(serve: Serve, astronaut: np.nd
         assert b'"code": "draining"' in answer
         with pytest.raises(httpx.RemoteProtocolError):
             batch.result()
-        assert server.process.wait(15) in (0, -signal.SIGTERM)
+        assert server.process.wait(WAIT_S) in (0, -signal.SIGTERM)
         log = server.log.read_text()
         assert "POST /colorize 503" in log
         assert "POST /colorize/batch 200" in log
@@ -85,14 +81,14 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path:
     environment = environment_of(models=models, port=0, api_keys_file=keys)
     with subprocess.Popen(command, env=environment) as process, keys.open("w"):  # it is open once both have opened it
         os.kill(only_child(process), signal.SIGTERM)
-        assert process.wait(15) == 128 + signal.SIGTERM
+        assert process.wait(WAIT_S) == 128 + signal.SIGTERM
 
 
 @pytest.mark.skipif(not is_there(AS_FIRST_PROCESS), reason="no namespaces")
 def test_sigterm_ends_the_first_process_of_a_container_with_zero_once_it_serves(serve: Serve) -> None:
     with serve(shell=f'exec {" ".join(AS_FIRST_PROCESS)} "$@"', drain_delay_s=0) as server:
         os.kill(only_child(server.process), signal.SIGTERM)
-        assert server.process.wait(15) == 0
+        assert server.process.wait(WAIT_S) == 0
 
 
 def test_what_is_set_in_vain_is_told_at_start(serve: Serve) -> None:

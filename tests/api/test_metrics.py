@@ -21,12 +21,13 @@ from service.colorizer import Answer, Colorizer
 from service.metrics import STAGES
 from service.settings import Settings
 from tests.conftest import Serve, Server, encoded
+from tests.waiting import WAIT_S
 
 Samples = list[tuple[str, dict[str, str], float]]
 
 
 def scrape(server: Server) -> Samples:
-    answer = httpx.get(f"{server.url}/metrics", timeout=10)
+    answer = httpx.get(f"{server.url}/metrics")
     assert answer.status_code == 200
     return samples_of(answer.text)
 
@@ -43,12 +44,11 @@ def total(samples: Samples, metric: str, **labels: str) -> float:
 
 def settled(server: Server, condition: Callable[[Samples], bool]) -> Samples:
     """The figures once they are so; a client has its answer a moment before the service has counted it."""
-    for _ in range(600):
-        samples = scrape(server)
-        if condition(samples):
-            return samples
+    ends = time.monotonic() + WAIT_S
+    while not condition(samples := scrape(server)):
+        assert time.monotonic() < ends, [sample for sample in samples if sample[0] == "tomau_requests_total"]
         time.sleep(0.05)
-    raise AssertionError([sample for sample in samples if sample[0] == "tomau_requests_total"])
+    return samples
 
 
 def has_inside(server: Server, photos: int) -> None:
@@ -209,7 +209,7 @@ def test_a_photo_that_nobody_waited_for_is_not_counted(
     async def send() -> str:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
             assert (await client.post("/colorize", files={"file": jpeg})).status_code == 504
-            assert await asyncio.to_thread(done.wait, 10)
+            assert await asyncio.to_thread(done.wait, WAIT_S)
             await asyncio.sleep(0.2)
             return (await client.get("/metrics")).text
 

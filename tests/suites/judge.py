@@ -156,6 +156,7 @@ REASONS: tuple[tuple[str, Callable[[Answers, re.Match[str]], bool]], ...] = (
     (r"colours of a kind \((\d+)\)", lambda other, found: other["tiff"]["photometric"] == int(found.group(1))),
     (r"compressed in a way \((\d+)\)", lambda other, found: other["tiff"]["compression"] == int(found.group(1))),
     (r"bits in reverse", _tag("fillorder", 2)),
+    (r"alpha, and holds its channels one after another", _tag("planarconfig", 2)),
     (r"lossless or hierarchical", lambda other, _: (other["jpeg"] or {}).get("frame") not in (0xC0, 0xC1, 0xC2)),
     (r"(\d+) x (\d+) pixels are more|a side of (\d+)", _is_large),
 )

@@ -42,7 +42,8 @@ class Worker:
 
     def _end(self, process: subprocess.Popen[bytes]) -> str:
         self._process = None
-        status = process.wait()
+        process.communicate()  # which closes its pipes
+        status = process.returncode
         if status == -signal.SIGPROF:
             return f"more than {CPU_S:g} s of a processor"
         return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -104,7 +104,7 @@ def test_limits_of_pillow_are_where_they_are_set() -> None:
 
 
 def test_opencv_can_be_silenced() -> None:
-    assert cv2.utils.logging.LOG_LEVEL_SILENT == cv2.utils.logging.getLogLevel()
+    assert cv2.utils.logging.getLogLevel() == cv2.utils.logging.LOG_LEVEL_SILENT
     assert isinstance(cv2.Error.StsNoMem, int)
 
 

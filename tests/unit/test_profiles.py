@@ -388,10 +388,10 @@ def test_an_endless_chain_keeps_nobody_waiting(stages: int) -> None:
         tags={b"D2B0": chain(stages), b"D2B1": chain(stages), b"B2D0": chain(stages)},
         version=4,
     )
-    started = time.monotonic()
+    started = time.process_time()
     curve = profiles.curve_of(profile, channels=3)
     assert profiles.conversion_of(profile, channels=3) is not None
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
     np.testing.assert_array_equal(curve, profiles.curve_of(ADOBE_ICC, channels=3))
 
 

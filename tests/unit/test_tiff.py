@@ -404,9 +404,9 @@ def test_a_bmp_and_a_gif() -> None:
     ids=range(4),
 )
 def test_hostile_gifs(data: bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     assert len(metadata.read(data, "gif").comments) <= 1000
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 @functools.cache
@@ -441,15 +441,15 @@ def hostile_tiffs() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", list(hostile_tiffs()))
 def test_hostile_tiffs(name: str) -> None:
     data = hostile_tiffs()[name]
-    started = time.monotonic()
+    started = time.process_time()
     found = answer(metadata.read(data, "tiff"))
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert len(found.exif or b"") <= 4 << 20
     for target in ("jpeg", "tiff"):
         opened(written(pixels(), target, found))
     other = metadata.write(picture(pixels(np.uint16)), "tiff", Metadata(exif=data[: 4 << 20]))
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(other, np.uint8), -1), pixels(np.uint16))
-    assert time.monotonic() - started < 4
+    assert time.process_time() - started < 4
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_a_collector_that_is_gone_delays_the_end_for_a_moment_only(monkeypatch: 
     tracer.start(None).end(0.0, {}, {}, access)
     started = time.monotonic()
     tracer.stop()
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20, "the exporter itself would try for a minute"
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,15 @@ def test_workers_that_take_photos_are_not_stuck() -> None:
 
     async def scene(pool: Workers) -> None:
         assert pool.stuck_for() == 0
+        began = time.monotonic()
         held = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
         await eventually(lambda: pool.busy == 1)
         await asyncio.sleep(0.5)
         assert pool.stuck_for() == 0, "one is free"
-        seen = await pool.run(lambda _: pool.stuck_for(), deadline=soon(), gone=never)
-        assert 0 < seen < 0.4, "since the last one began, not the first"
+        seen, since = await pool.run(
+            lambda _: (pool.stuck_for(), time.monotonic() - began), deadline=soon(), gone=never
+        )
+        assert 0 < seen < since - 0.4, "since the last one began, not the first"
         door.set()
         assert await held
 

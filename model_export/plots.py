@@ -37,7 +37,7 @@ def _hue_colors(degrees: Doubles) -> Doubles:
     angle = np.deg2rad(degrees.astype(np.float32))[np.newaxis]
     luma = np.full(angle.shape, SHOWN_LUMA, np.uint8)
     x, y = (np.float32(SHOWN_CHROMA) * part(angle) for part in (np.cos, np.sin))
-    return color.rgb_at(luma, x, y, "lab")[0] / 255
+    return np.asarray(color.rgb_at(luma, x, y, "lab")[0] / 255, np.float64)
 
 
 def hues(answers: Mapping[str, Bytes], truth: Bytes) -> Figure:

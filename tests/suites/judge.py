@@ -16,6 +16,7 @@ MOST_MEMORY = 1 << 30
 TAKEN = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "BMP", "GIF"}
 
 Answers = dict[str, Any]
+Check = Callable[[Answers, re.Match[str]], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _undamaged(other: Answers) -> str | None:
     return None
 
 
-def _tag(name: str, *values: int) -> Callable[[Answers, re.Match[str]], bool]:
+def _tag(name: str, *values: int) -> Check:
     return lambda other, _: (other["tiff"] or {}).get(name) in values
 
 
@@ -145,18 +146,42 @@ def _is_large(other: Answers, found: re.Match[str]) -> bool:
     return any(width * height > limit.max_pixels or max(width, height) > limit.max_side for width, height in sizes)
 
 
-# What may be said of a file that is refused without being damaged, and who tells whether it is so.
-REASONS: tuple[tuple[str, Callable[[Answers, re.Match[str]], bool]], ...] = (
+def _is_a(*kinds: str) -> Check:
+    """No reader here tells more than the format; the texts themselves were reviewed."""
+    return lambda other, _: other["kind"] in kinds
+
+
+def _bmp(name: str) -> Check:
+    return lambda other, found: (other["bmp"] or {}).get(name) == int(found.group(1))
+
+
+def _is_unread(other: Answers, _: re.Match[str]) -> bool:
+    return not set(other["decoded_by"]) - {_own(other)}
+
+
+# What may be said of a file that is refused without being damaged, and who tells whether it is so. The first counts.
+REASONS: tuple[tuple[str, Check], ...] = (
     (r"is not a .* image$", _is_other_type),
     (r"animated|several images", _is_animated),
     (r"several pages", lambda other, _: other["tiff"]["pages"] > 1),
-    (r"run-length", lambda other, _: (other["bmp"] or {}).get("compression") in (1, 2)),
-    (r"signed or floating", _tag("sampleformat", 2, 3, 5, 6)),
-    (r"(\d+(?:/\d+)*) bits", _has_bits),
-    (r"colours of a kind \((\d+)\)", lambda other, found: other["tiff"]["photometric"] == int(found.group(1))),
-    (r"compressed in a way \((\d+)\)", lambda other, found: other["tiff"]["compression"] == int(found.group(1))),
+    (r"BMP with (?:run-length|compression of type|a JPEG|a PNG)", lambda other, _: other["bmp"]["compression"] > 0),
+    (r"BMP with a header of (\d+) bytes", _bmp("header")),
+    (r"BMP with (\d+) bits", _bmp("bits")),
+    (r"BMP with gaps", lambda other, _: other["bmp"]["compression"] in (3, 6)),
+    (r"holds .*(?:signed|floating|complex).* values", _tag("sampleformat", 2, 3, 5, 6)),
+    (r"has (\d+(?:/\d+)*) bits", _has_bits),
+    (r"colours of a kind \((\d+)", lambda other, found: other["tiff"]["photometric"] == int(found.group(1))),
+    (r"compressed in a way \((\d+)", lambda other, found: other["tiff"]["compression"] == int(found.group(1))),
     (r"bits in reverse", _tag("fillorder", 2)),
-    (r"alpha, and holds its channels one after another", _tag("planarconfig", 2)),
+    (r"holds its channels one after another", _tag("planarconfig", 2)),
     (r"lossless or hierarchical", lambda other, _: (other["jpeg"] or {}).get("frame") not in (0xC0, 0xC1, 0xC2)),
-    (r"(\d+) x (\d+) pixels are more|a side of (\d+)", _is_large),
+    (r"(\d+) x (\d+) pixels are more|a side of (\d+)|has more than [\d,]+ pixels", _is_large),
+    (r"of a kind that can't be read|file is not supported|critical chunk|CgBI", _is_unread),
+    (r"camera's raw data|thumbnail|mask|inks|predictor|sparse|strips|tiles|has \d+ channels|BigTIFF", _is_a("tiff")),
+    (r"sampling factors|scans|components", _is_a("jpeg", "tiff")),
+    (r"overlays|main picture|derived|coded as|property|turned or cropped", _is_a("heic", "avif")),
+    (
+        r"may have [\d,]+: |in all its scans, tiles and frames",
+        _is_a("jpeg", "png", "gif", "tiff", "webp", "bmp", "heic", "avif"),
+    ),
 )

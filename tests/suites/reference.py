@@ -157,9 +157,9 @@ def _bmp_header(data: bytes) -> dict[str, Any] | None:
     """What the header of 40 bytes and more says."""
     if data[:2] != b"BM" or len(data) < 54:
         return None
-    width, height = struct.unpack_from("<ii", data, 18)
+    header, width, height = struct.unpack_from("<Iii", data, 14)
     (bits, compression) = struct.unpack_from("<HI", data, 28)
-    return {"size": [abs(width), abs(height)], "bits": bits, "compression": compression}
+    return {"header": header, "size": [abs(width), abs(height)], "bits": bits, "compression": compression}
 
 
 def _pictures(data: bytes) -> Iterator[tuple[str, Picture]]:

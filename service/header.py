@@ -5,7 +5,7 @@ import io
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
-from service import heif, profiles, tiff_page
+from service import heif, profiles
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyScans, UnreadableImage, UnsupportedType
 from service.refusals import Limits, check_size, library_call
@@ -43,6 +43,7 @@ def source_of(data: bytes) -> Source:
         (b"II*\0", "tiff"),
         (b"MM\0*", "tiff"),
         (b"II+\0", "tiff"),
+        (b"MM\0+", "tiff"),
         (b"GIF87a", "gif"),
         (b"GIF89a", "gif"),
         (b"BM", "bmp"),
@@ -54,8 +55,6 @@ def source_of(data: bytes) -> Source:
         return "webp"
     if data[4:8] == b"ftyp" and (kind := _of_brands(data)):
         return kind
-    if data[:4] == b"MM\0+":
-        raise UnsupportedType("BigTIFF in Motorola's byte order can't be read", field="file")
     if not data:
         raise EmptyUpload("there is nothing in it", field="file")
     raise UnsupportedType(f"the file is not a {SUPPORTED} image", field="file")
@@ -72,15 +71,13 @@ def _of_brands(data: bytes) -> Source | None:
 
 
 def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """A file that Pillow reads, its header read and checked. Its pixels are still as they came.
+    """Open a file that Pillow reads, other than TIFF, its header read and checked. Its pixels are still as they came.
 
     Raises UnreadableImage, UnsupportedType, TooManyPixels and TooManyScans.
     """
     scans = 0
     if source == "jpeg":
         scans = _count_scans(data)
-    elif source == "tiff":
-        tiff_page.tiff_page(data, limits)
     elif source == "png":
         _check_png(data)
     elif source == "bmp" and data[30:34] in RUN_LENGTHS and data[14:18] != OS2_HEADER:
@@ -88,7 +85,7 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         raise UnsupportedType("a BMP with run-length compression can't be read", field="file")
     with library_call(source):
         image = Image.open(io.BytesIO(data), formats=(source.upper(),))
-        is_animated = image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False)
+        is_animated = image.format != "MPO" and getattr(image, "is_animated", False)
     check_size(*image.size, limits)
     if scans * image.width * image.height > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // (image.width * image.height)

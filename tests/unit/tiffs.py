@@ -123,7 +123,13 @@ def tiff(
 
 
 def assembled(
-    contents: Sequence[bytes], found: Tags, changes: Tags, *, order: str = "<", big: bool = False, is_tiled: bool = False
+    contents: Sequence[bytes],
+    found: Tags,
+    changes: Tags,
+    *,
+    order: str = "<",
+    big: bool = False,
+    is_tiled: bool = False,
 ) -> bytes:
     """A TIFF of chunks and tags; `changes` are made last."""
     word, size = ("Q", 8) if big else ("I", 4)

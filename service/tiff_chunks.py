@@ -39,7 +39,7 @@ REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """The chunks of a page. A plane has `down` rows of `across` chunks; planes follow one another.
+    """The chunks of those planes of a page that are looked at. A plane has `down` rows of `across` chunks.
 
     width, height: pixels of a chunk; the last strip of a plane may have fewer rows, tiles are filled up. row_bytes:
     bytes of a decoded row of a chunk, which has `unit` rows of pixels where chroma is subsampled, else one. sizes:
@@ -72,6 +72,7 @@ class Chunks:
     def contents(self, plane: int, first: int, count: int) -> list[bytes]:
         """Return the bytes of so many rows of a plane's chunks, with the highest bit first.
 
+        plane: counted among `Picture.planes`.
         Raises UnsupportedType, UnreadableImage and TooManyScans for JPEGs that would keep a decoder busy.
         """
         begin = (plane * self.down + first) * self.across
@@ -114,8 +115,7 @@ def chunks_of(page: tiff.Page, picture: Picture, limits: Limits) -> Chunks:
             f"the TIFF's strips or tiles, of {height} rows, cut through pairs of chroma", field="file"
         )
     row_bytes = _row_bytes(picture, width, subsampling, is_tiled)
-    planes = picture.channels if picture.is_planar else 1
-    number = across * down * planes
+    number = across * down * (picture.channels if picture.is_planar else 1)
     if number > MAX_CHUNKS:
         what = "tiles" if is_tiled else "strips"
         raise UnsupportedType(
@@ -129,11 +129,11 @@ def chunks_of(page: tiff.Page, picture: Picture, limits: Limits) -> Chunks:
             field="file",
             limit=limits.max_pixels,
         )
-    decoded = np.full((planes, down, across), chunk_bytes, np.int64)
+    decoded = np.full((len(picture.planes), down * across), chunk_bytes, np.int64)
     if not is_tiled:
         last = picture.height - height * (down - 1)
         decoded[:, -1] = row_bytes * -(-last // subsampling[1])
-    starts, sizes = _places(page, picture, decoded.ravel())
+    starts, sizes = _places(page, picture, decoded)
     return Chunks(page.data, picture, is_tiled, width, height, across, down, subsampling, row_bytes, starts, sizes)
 
 
@@ -173,18 +173,20 @@ def _row_bytes(picture: Picture, width: int, subsampling: tuple[int, int], is_ti
 def _places(
     page: tiff.Page, picture: Picture, decoded: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each chunk begins and how many of its bytes are read. decoded: how many it is decoded to."""
-    number, end = len(decoded), len(page.data)
-    starts = np.minimum(page.array(TILES if page.count(TILES) else tiff.STRIPS, number), end + 1)
-    sizes_tag = TILE_SIZES if page.count(TILE_SIZES) else tiff.STRIP_SIZES
-    told = page.array(sizes_tag, number) if page.count(sizes_tag) else np.zeros(number, np.int64)
-    if len(starts) < number or len(told) < number:
-        raise UnreadableImage(
-            f"the TIFF is damaged or cut short: it needs {number:,} strips or tiles, and tells of fewer", field="file"
-        )
+    """Return where each chunk begins, and how many of its bytes are read.
+
+    decoded: how many bytes it is decoded to, [planes that are looked at, chunks of a plane].
+    """
+    end = len(page.data)
+    starts = _of_planes(page, picture, (TILES, tiff.STRIPS), decoded)
+    is_told = page.count(TILE_SIZES) or page.count(tiff.STRIP_SIZES)
+    told = _of_planes(page, picture, (TILE_SIZES, tiff.STRIP_SIZES), decoded) if is_told else np.zeros_like(decoded)
     if np.any((starts == 0) & (told == 0)):
         raise UnsupportedType("the TIFF leaves strips or tiles out (sparse), and so has no pixels there", field="file")
     sizes = np.where(told > 0, told, _guessed(picture, starts, decoded, end))
+    if picture.compression == NONE and decoded.shape[1] == 1:
+        # Of a single strip some writers tell more than there is.
+        sizes = np.minimum(sizes, decoded)
     if np.minimum(sizes, end + 1).sum() > end:
         raise UnreadableImage(
             "the TIFF's strips or tiles have more bytes together than the file: they overlap, or it is cut short",
@@ -195,7 +197,22 @@ def _places(
     if is_short or np.any(starts + sizes > end):
         raise UnreadableImage("the TIFF is damaged or cut short: strips or tiles are not all there", field="file")
     most = decoded if picture.compression == NONE else MAX_GROWTH * decoded + MAX_OVERHEAD
-    return starts, np.minimum(sizes, most)
+    return starts.ravel(), np.minimum(sizes, most).ravel()
+
+
+def _of_planes(
+    page: tiff.Page, picture: Picture, tags: tuple[int, int], decoded: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the values that the first of two tags that is there has for the chunks that are looked at."""
+    planes = picture.channels if picture.is_planar else 1
+    number = planes * decoded.shape[1]
+    values = page.array(tags[0] if page.count(tags[0]) else tags[1], number)
+    if len(values) < number:
+        raise UnreadableImage(
+            f"the TIFF is damaged or cut short: it has {number:,} strips or tiles, and tells of fewer", field="file"
+        )
+    # A place behind the file's end is as wrong as any other, and sums stay small.
+    return np.minimum(values.reshape(planes, -1)[picture.planes], len(page.data) + 1)
 
 
 def _guessed(picture: Picture, starts: NDArray[np.int64], decoded: NDArray[np.int64], end: int) -> NDArray[np.int64]:

@@ -82,20 +82,14 @@ def _bands(page: tiff.Page, chunks: Chunks) -> Iterator[tuple[int, Levels]]:
     """Yield the page's samples, [rows, W, channels], a band at a time, each with its first row."""
     picture = chunks.picture
     decompressor = _Decompressor(page, chunks)
-    row_bytes = chunks.width * chunks.across * picture.channels * (2 if picture.bits == 16 else 1)
+    row_bytes = chunks.width * chunks.across * picture.channels * (2 if picture.bits > 8 else 1)
     step = max(1, BAND // (row_bytes * chunks.height))
-    planes = range(picture.channels if picture.is_planar else 1)
     for first in range(0, chunks.down, step):
         count = min(step, chunks.down - first)
         top = first * chunks.height
-        parts = [decompressor.samples(plane, first, count) for plane in planes if _is_wanted(picture, plane)]
+        parts = [decompressor.samples(plane, first, count) for plane in range(len(picture.planes))]
         samples = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
         yield top, samples[: picture.height - top, : picture.width]
-
-
-def _is_wanted(picture: Picture, plane: int) -> bool:
-    """Whether a plane is looked at: extra channels that nobody calls alpha are not."""
-    return plane < picture.colors or plane == picture.alpha or not picture.is_planar
 
 
 class _Decompressor:
@@ -137,7 +131,7 @@ class _Decompressor:
         if picture.bits == 16:
             words = stored.view(np.dtype(self._order + "u2"))
             samples = words.astype(np.uint16, copy=False)
-        elif picture.bits < 8:
+        elif picture.bits != 8:
             samples = _unpacked(stored, picture.bits)
         rows = len(stored)
         width = samples.shape[1] // mixed
@@ -236,15 +230,15 @@ def _joined(contents: list[bytes], chunks: Chunks, lines: int) -> Bytes:
     return tiles.transpose(0, 2, 1, 3).reshape(lines, chunks.across * chunks.row_bytes)
 
 
-def _unpacked(stored: Bytes, bits: int) -> Bytes:
-    """Return the samples of less than 8 bits that bytes hold, the first one in the highest bits."""
-    if bits == 1:
-        return np.unpackbits(stored, axis=1)
-    count = 8 // bits
-    samples = np.empty((*stored.shape, count), np.uint8)
-    for number in range(count):
-        samples[..., number] = stored >> (8 - bits * (number + 1)) & (2**bits - 1)
-    return samples.reshape(len(stored), -1)
+def _unpacked(stored: Bytes, bits: int) -> Levels:
+    """Return the samples, of any number of bits, that rows of bytes hold, the highest bit first."""
+    single = np.unpackbits(stored, axis=1)
+    width = single.shape[1] // bits
+    samples: Levels = np.zeros((len(stored), width), np.uint8 if bits <= 8 else np.uint16)
+    for number in range(bits):
+        samples <<= 1
+        samples |= single[:, number : width * bits : bits]
+    return samples
 
 
 def _summed(samples: Levels, across: int) -> Levels:
@@ -280,6 +274,7 @@ class _Colors:
     def __init__(self, page: tiff.Page, picture: Picture) -> None:
         self._picture = picture
         self._palette = _palette(page, picture.bits) if picture.kind == Kind.PALETTE else None
+        self._scale = _scale_of(picture.bits)
         self._is_ycbcr = picture.kind == Kind.YCBCR and picture.compression != JPEG
         self._coefficients = _fractions(page, COEFFICIENTS, BT_601)
         self._reference = _fractions(page, REFERENCE, FULL_RANGE)
@@ -292,18 +287,32 @@ class _Colors:
         colors = samples[..., 0] if picture.colors == 1 else samples[..., : picture.colors]
         # Planes that mean nothing are not there.
         alpha = None if picture.alpha is None else samples[..., -1 if picture.is_planar else picture.alpha]
-        if picture.bits < 8:
-            largest = 255 // (2**picture.bits - 1)
-            alpha = None if alpha is None else alpha * np.uint8(largest)
-            colors = colors if self._palette is not None else colors * np.uint8(largest)
-        if self._palette is not None:
-            colors = self._palette[colors]
-            alpha = alpha if alpha is None or alpha.dtype == np.uint8 else (alpha >> 8).astype(np.uint8)
-        elif alpha is not None and picture.is_premultiplied:
+        if self._scale is not None:
+            alpha = None if alpha is None else self._scale[alpha]
+            colors = colors if self._palette is not None else self._scale[colors]
+        if self._palette is None and alpha is not None and picture.is_premultiplied:
             colors = _divided(colors, alpha)
         if picture.kind == Kind.WHITE_IS_ZERO:
             colors = white(colors) - colors
+        if self._palette is not None or picture.kind == Kind.INKS:
+            # Of these, answers have 8 bits.
+            colors = _upper(colors) if self._palette is None else self._palette[colors]
+            alpha = None if alpha is None else _upper(alpha)
         return [colors] if alpha is None else [colors, alpha]
+
+
+def _scale_of(bits: int) -> Levels | None:
+    """Return what each value is in 8 or 16 bits; None where it is what it is."""
+    if bits in (8, 16):
+        return None
+    dtype = np.uint8 if bits < 8 else np.uint16
+    largest: int = np.iinfo(dtype).max
+    scale: Levels = np.rint(np.arange(2**bits) * (largest / (2**bits - 1))).astype(dtype)
+    return scale
+
+
+def _upper(levels: Levels) -> Bytes:
+    return (levels >> 8).astype(np.uint8) if levels.dtype == np.uint16 else np.asarray(levels, np.uint8)
 
 
 def _palette(page: tiff.Page, bits: int) -> Bytes:

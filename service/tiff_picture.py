@@ -14,7 +14,9 @@ COLOR_MAP = 320
 PLANES, REVERSED, CMYK_INKS = 2, 2, 1
 NO_PREDICTOR, HORIZONTAL = 1, 2
 PREMULTIPLIED, ALPHA = 1, 2
-BITS_PER_CHANNEL = (1, 2, 4, 8, 16)
+MOST_BITS = 16
+# libtiff, too, takes differences of no others.
+PREDICTABLE_BITS = (8, 16)
 # More than any camera or scanner makes, and each channel takes time.
 MAX_CHANNELS = tiff.MAX_NUMBERS
 # SampleFormat: 1 is unsigned, and 4 leaves it open.
@@ -40,7 +42,6 @@ COLORS = {
     Kind.YCBCR: 3,
     Kind.INKS: 4,
 }
-GRAYS = (Kind.WHITE_IS_ZERO, Kind.BLACK_IS_ZERO)
 OTHER_KINDS = {
     4: "a transparency mask",
     8: "CIE L*a*b*",
@@ -105,6 +106,13 @@ class Picture:
         """How many channels the colours have."""
         return COLORS[self.kind]
 
+    @property
+    def planes(self) -> list[int]:
+        """The numbers of the planes that are looked at: none of an extra channel that nobody calls alpha."""
+        if not self.is_planar:
+            return [0]
+        return list(range(self.colors)) + ([] if self.alpha is None else [self.alpha])
+
 
 def picture_of(page: tiff.Page) -> Picture:
     """Return how the page stores its pixels.
@@ -162,27 +170,26 @@ def _objections(page: tiff.Page, kind: int | None) -> Iterator[str]:
     """Yield what can't be decoded right, as the end of a sentence that begins with the TIFF."""
     channels, compression = _channels(page), page.number(COMPRESSION, NONE)
     bits = page.numbers(tiff.BITS) or [1]
-    strange = [FORMATS[value] for value in page.numbers(SAMPLE_FORMAT) if value in FORMATS]
-    if strange:
-        yield f"holds {strange[0]} values"
-    if len(set(bits)) > 1 or bits[0] not in BITS_PER_CHANNEL:
-        yield f"has {'/'.join(map(str, bits[:5]))} bits a channel; 1, 2, 4, 8 and 16 are supported"
-    if not 1 <= channels <= MAX_CHANNELS:
-        yield f"has {channels} channels; 1 to {MAX_CHANNELS} are supported"
     if kind is None:
         yield f"does not tell what its {channels} channels are"
     elif kind not in COLORS:
         yield f"has colours of a kind ({kind}{_named(OTHER_KINDS, kind)}) that is not supported"
     if compression not in COMPRESSIONS:
         yield f"is compressed in a way ({compression}{_named(OTHER_COMPRESSIONS, compression)}) that is not supported"
+    strange = [FORMATS[value] for value in page.numbers(SAMPLE_FORMAT) if value in FORMATS]
+    if strange:
+        yield f"holds {strange[0]} values"
+    if len(set(bits)) > 1 or not 1 <= bits[0] <= MOST_BITS:
+        yield f"has {'/'.join(map(str, bits[:5]))} bits a channel; 1 to {MOST_BITS}, the same for all, are supported"
+    if not 1 <= channels <= MAX_CHANNELS:
+        yield f"has {channels} channels; 1 to {MAX_CHANNELS} are supported"
     yield from _combinations(page, kind, channels, bits[0], compression)
 
 
 def _combinations(page: tiff.Page, kind: int | None, channels: int, bits: int, compression: int) -> Iterator[str]:
+    """Yield which tags, each of a known value, can't be decoded right together."""
     predictor = page.number(PREDICTOR, NO_PREDICTOR)
     mixed = channels if not _is_planar(page) else 1
-    if bits == 16 and kind not in (*GRAYS, Kind.RGB):
-        yield "has 16 bits a channel, and palette, CMYK or YCbCr colours"
     if kind == Kind.YCBCR and (channels > COLORS[Kind.YCBCR] or _is_planar(page) or bits != 8):
         yield f"has YCbCr colours in {bits} bits, with more channels, or one channel after another"
     if kind == Kind.INKS and page.number(INK_SET, CMYK_INKS) != CMYK_INKS:
@@ -191,10 +198,11 @@ def _combinations(page: tiff.Page, kind: int | None, channels: int, bits: int, c
         yield f"has {mixed} channels of {bits} bits compressed as JPEG ({JPEG})"
     if compression in FAXES and (bits != 1 or mixed != 1):
         yield f"has {mixed} channels of {bits} bits compressed as a fax ({compression})"
-    if compression in PREDICTABLE and (
-        predictor not in (NO_PREDICTOR, HORIZONTAL) or (predictor == HORIZONTAL and bits < 8)
-    ):
-        yield f"has a predictor ({predictor}) of {bits} bits"
+    if compression in PREDICTABLE and predictor not in (0, NO_PREDICTOR):
+        if predictor != HORIZONTAL:
+            yield f"has a predictor ({predictor}) that is not for whole numbers"
+        if bits not in PREDICTABLE_BITS:
+            yield f"has a predictor ({predictor}) for {bits} bits"
 
 
 def _named(names: dict[int, str], number: int) -> str:

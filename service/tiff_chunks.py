@@ -25,6 +25,8 @@ MAX_CHUNKS = 200_000
 # Four channels of 16 bits, for each of the pixels that a photo may have; and what small pictures may be padded with.
 MAX_BYTES_PER_PIXEL = 8
 MAX_PADDING = 16 << 20
+# Pixels of a side. A tile is decoded as a whole, however little of it is inside the picture.
+MOST_BEYOND = 4096
 # No more is read of a chunk: noise grows when it is compressed, by a fax' code to 4.5 times its size.
 MAX_GROWTH = 8
 MAX_OVERHEAD = 64 << 10
@@ -143,6 +145,10 @@ def _sides(page: tiff.Page, picture: Picture, is_tiled: bool) -> tuple[int, int]
         width, height = page.number(TILE_WIDTH, 0), page.number(TILE_HEIGHT, 0)
         if not (width and height):
             raise UnreadableImage("the TIFF's tiles have no size", field="file")
+        if width > picture.width + MOST_BEYOND or height > picture.height + MOST_BEYOND:
+            raise UnsupportedType(
+                f"the TIFF's tiles, of {width} x {height} pixels, are much larger than its picture", field="file"
+            )
         return width, height
     rows = page.number(ROWS_PER_STRIP, picture.height)
     planes = picture.channels if picture.is_planar else 1

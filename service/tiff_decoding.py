@@ -109,15 +109,11 @@ class _Decompressor:
         width = chunks.width * chunks.across
         if picture.compression == JPEG:
             return self._pillow(contents, width, rows, chunks.width, chunks.height).reshape(rows, width, mixed)
-        if picture.compression in FAXES:
-            with libtiff.first_error() as errors:
-                samples = self._pillow(contents, width, rows, chunks.width, chunks.height)
-            if errors:
-                raise UnreadableImage("the fax in the TIFF is damaged: it has rows without a meaning", field="file")
-            return samples.reshape(rows, width, 1)
         lines = -(-rows // chunks.unit)
         if picture.compression == NONE:
             stored = _joined(contents, chunks, lines)
+        elif picture.compression in FAXES:
+            stored = self._fax(contents, width, rows)
         else:
             height = -(-chunks.height // chunks.unit)
             stored = self._pillow(contents, chunks.row_bytes * chunks.across, lines, chunks.row_bytes, height)
@@ -140,16 +136,33 @@ class _Decompressor:
 
     def _pillow(self, contents: list[bytes], width: int, height: int, chunk_width: int, chunk_height: int) -> Bytes:
         """Return what libtiff makes of a picture of these chunks, [height, width] or [height, width, channels]."""
+        file = self._file(contents, width, height, chunk_width, chunk_height)
+        with library_call("tiff"):
+            image = Image.open(io.BytesIO(file), formats=("TIFF",))
+            image.load()
+        return _copied(image)
+
+    def _fax(self, contents: list[bytes], width: int, height: int) -> Bytes:
+        """Return the rows of a fax, packed, [height, bytes of a row]. Raises UnreadableImage."""
+        chunks = self._chunks
+        file = self._file(contents, width, height, chunks.width, chunks.height)
+        try:
+            rows = libtiff.read_fax(file, width, height, (chunks.width, chunks.height) if chunks.is_tiled else None)
+        except libtiff.DamagedFax as error:
+            raise UnreadableImage(
+                "the fax in the TIFF is damaged: too many rows make no sense", field="file"
+            ) from error
+        if rows is not None:
+            return rows
+        return np.packbits(self._pillow(contents, width, height, chunks.width, chunks.height), axis=1)
+
+    def _file(self, contents: list[bytes], width: int, height: int, chunk_width: int, chunk_height: int) -> bytes:
         sides = {tiff.WIDTH: width, tiff.HEIGHT: height}
         if self._chunks.is_tiled:
             sides |= {TILE_WIDTH: chunk_width, TILE_HEIGHT: chunk_height}
         else:
             sides |= {ROWS_PER_STRIP: min(chunk_height, height)}
-        file = _tiff_of(contents, self._fields | {tag: _long(value) for tag, value in sides.items()})
-        with library_call("tiff"):
-            image = Image.open(io.BytesIO(file), formats=("TIFF",))
-            image.load()
-        return _copied(image)
+        return _tiff_of(contents, self._fields | {tag: _long(value) for tag, value in sides.items()})
 
 
 def _codec_fields(page: tiff.Page, picture: Picture) -> dict[int, tiff.Field]:

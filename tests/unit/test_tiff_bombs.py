@@ -198,7 +198,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, float, int]] = {
     ),
     "a tile of four gigapixels": (
         lambda: assembled([zlib.compress(b"x")], header(9, 9, DEFLATE, tile=(65_536, 65_536)), {}, is_tiled=True),
-        "too_many_pixels",
+        "unsupported_type",
         1,
         16,
     ),

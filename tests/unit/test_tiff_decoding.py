@@ -8,7 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from service import color, decoding, header, refusals
+from service import color, decoding, header, libtiff, refusals
 from service.photo import Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.unit import tiffs
@@ -237,7 +237,7 @@ def test_sizes_that_are_missing_are_worked_out(compression: int, options: dict[s
         ({tiffs.SAMPLES: (3, [0])}, UnsupportedType, "0 channels"),
         ({tiffs.SAMPLES: (3, [2])}, UnreadableImage, "RGB, and has 2 channels"),
         ({tiffs.TILE_WIDTH: (4, [16]), tiffs.TILE_HEIGHT: (4, [0])}, UnreadableImage, "no size"),
-        ({tiffs.TILE_WIDTH: (4, [2**31]), tiffs.TILE_HEIGHT: (4, [16])}, TooManyPixels, "chunks of"),
+        ({tiffs.TILE_WIDTH: (4, [2**31]), tiffs.TILE_HEIGHT: (4, [16])}, UnsupportedType, "much larger"),
         ({tiffs.BITS: (3, [8, 8, 16])}, UnsupportedType, "8/8/16 bits"),
         ({tiffs.BITS: (3, [0] * 3)}, UnsupportedType, "0/0/0 bits"),
         ({tiffs.BITS: (3, [32] * 3)}, UnsupportedType, "32/32/32 bits"),
@@ -411,19 +411,100 @@ def test_a_fax(astronaut: np.ndarray, compression: str, is_inverted: bool) -> No
     check(data, 255 - gray if is_inverted else gray)
 
 
-@pytest.mark.parametrize("compression", ["tiff_ccitt", "group3", "group4"])
-def test_a_fax_that_is_garbage_is_no_photo(
-    compression: str, astronaut: np.ndarray, capfd: pytest.CaptureFixture[str]
+def fax_strip(picture: np.ndarray, compression: str) -> bytes:
+    """The only strip of a fax."""
+    stream = io.BytesIO()
+    image = Image.fromarray(picture).convert("1")
+    image.save(stream, "TIFF", compression=compression, tiffinfo={tiffs.ROWS: image.height})
+    with Image.open(stream) as written:
+        (start,), (size,) = written.tag_v2[tiffs.STRIPS], written.tag_v2[tiffs.STRIP_SIZES]
+    return stream.getvalue()[start : start + size]
+
+
+def fax_of(contents: Sequence[bytes], number: int, tile: tuple[int, int] | None = None) -> bytes:
+    """A TIFF of 512 x 512 pixels that is compressed as a fax."""
+    tags: tiffs.Tags = {
+        tiffs.WIDTH: (4, [512]),
+        tiffs.HEIGHT: (4, [512]),
+        tiffs.COMPRESSION: (3, [number]),
+        tiffs.PHOTOMETRIC: (3, [0]),
+        tiffs.ROWS: (4, [512 // len(contents)]),
+    }
+    tags |= {tiffs.TILE_WIDTH: (4, [tile[0]]), tiffs.TILE_HEIGHT: (4, [tile[1]])} if tile else {}
+    return tiffs.assembled(contents, tags, {}, is_tiled=tile is not None)
+
+
+FAXES = pytest.mark.parametrize(("compression", "number"), [("tiff_ccitt", 2), ("group3", 3), ("group4", 4)])
+
+
+@FAXES
+@pytest.mark.parametrize("tile", [None, (128, 256)])
+def test_a_fax_in_strips_and_tiles(
+    compression: str, number: int, tile: tuple[int, int] | None, astronaut: np.ndarray
 ) -> None:
-    data = fax(Image.fromarray(np.tile(astronaut, (4, 3, 1))).convert("1"), compression)
-    with Image.open(io.BytesIO(data)) as image:
-        places = list(zip(image.tag_v2[tiffs.STRIPS], image.tag_v2[tiffs.STRIP_SIZES], strict=True))
-    garbage, random = bytearray(data), np.random.default_rng(5)
-    for start, size in places:
-        garbage[start : start + size] = random.integers(0, 256, size, np.uint8).tobytes()
-    with pytest.raises(UnreadableImage, match=r"fax|damaged"):
-        photo(bytes(garbage))
-    photo(data)
+    image = np.asarray(Image.fromarray(astronaut).convert("1"))
+    across, down = tile or (512, 64)
+    parts = [
+        image[top : top + down, left : left + across] for top in range(0, 512, down) for left in range(0, 512, across)
+    ]
+    # Pillow writes black as zero.
+    contents = [fax_strip(~part, compression) for part in parts]
+    check(fax_of(contents, number, tile), np.where(image, np.uint8(255), np.uint8(0)))
+
+
+@FAXES
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_fax_that_is_garbage_is_no_photo(
+    compression: str, number: int, seed: int, astronaut: np.ndarray, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sound = fax_strip(astronaut, compression)
+    half = len(sound) // 2
+    noise = np.random.default_rng(seed).integers(0, 256, len(sound), np.uint8).tobytes()
+    garbage = [noise, bytes(len(sound)), sound[:half] + noise[half:], sound[:half] + bytes(half), b"\x10" * len(sound)]
+    for content in garbage:
+        with pytest.raises(UnreadableImage, match="fax"):
+            photo(fax_of([content], number))
+        with pytest.raises(UnreadableImage, match="fax"):
+            photo(fax_of([content] * 8, number, (128, 256)))
+    photo(fax_of([sound], number))
+    written = capfd.readouterr()
+    assert (written.out, written.err) == ("", "")
+
+
+def test_a_fax_with_a_spoilt_row_is_a_photo(astronaut: np.ndarray) -> None:
+    strip = bytearray(fax_strip(astronaut, "group3"))
+    strip[len(strip) // 2] ^= 0xFF
+    found = photo(fax_of([bytes(strip)], 3)).luma
+    sound = photo(fax_of([fax_strip(astronaut, "group3")], 3)).luma
+    assert 1 <= np.any(found != sound, axis=1).sum() <= 3
+
+
+def test_faxes_are_decoded_where_libtiff_can_not_be_called(
+    astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(libtiff, "library", lambda: None)
+    image = np.asarray(Image.fromarray(astronaut).convert("1"))
+    data = fax_of([fax_strip(~image, "group4")], 4)
+    check(data, np.where(image, np.uint8(255), np.uint8(0)))
+
+
+def test_libtiff_can_be_called_here() -> None:
+    assert libtiff.library() is not None
+
+
+def test_a_library_that_hides_its_functions_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ctypes.PyDLL", lambda _: object())
+    with caplog.at_level("INFO"):
+        assert libtiff.library.__wrapped__() is None
+    assert "can't be called" in caplog.text
+
+
+def test_messages_of_libtiff_go_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
+    for number in (5, 7, 8, 34925, 50000):
+        with pytest.raises(UnreadableImage):
+            photo(tiff(noise(1), tags={tiffs.COMPRESSION: (3, [number])}))
     written = capfd.readouterr()
     assert (written.out, written.err) == ("", "")
 

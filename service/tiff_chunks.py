@@ -20,6 +20,7 @@ from service.tiff_picture import JPEG, NONE, Kind, Picture
 ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
 TILES, TILE_SIZES = 324, 325
 YCBCR_SUBSAMPLING = 530
+SUBSAMPLINGS = (1, 2, 4)
 # Three planes of 65,500 rows, a strip each, have nearly as many.
 MAX_CHUNKS = 200_000
 # Four channels of 16 bits, for each of the pixels that a photo may have; and what small pictures may be padded with.
@@ -162,7 +163,7 @@ def _subsampling(page: tiff.Page, picture: Picture) -> tuple[int, int]:
     if picture.kind != Kind.YCBCR or picture.compression == JPEG:
         return 1, 1
     across, down = (*page.numbers(YCBCR_SUBSAMPLING), 2, 2)[:2] if page.count(YCBCR_SUBSAMPLING) else (2, 2)
-    if across not in (1, 2, 4) or down not in (1, 2, 4):
+    if across not in SUBSAMPLINGS or down not in SUBSAMPLINGS:
         raise UnreadableImage(f"the TIFF's chroma is subsampled {across} x {down}, which is impossible", field="file")
     return across, down
 

@@ -21,6 +21,7 @@ from service.problems import UnreadableImage
 from service.refusals import Limits, library_call
 from service.tiff_chunks import (
     ROWS_PER_STRIP,
+    SUBSAMPLINGS,
     TILE_HEIGHT,
     TILE_SIZES,
     TILE_WIDTH,
@@ -38,6 +39,8 @@ BAND = 16 << 20
 COPIED = 4 << 20
 # TIFF 6.0's tags that decoders need beside those of every picture.
 FAX3_OPTIONS, FAX4_OPTIONS, JPEG_TABLES = 292, 293, 347
+# Bits of the options: two dimensions, uncompressed parts, fill bits.
+FAX_OPTIONS = 0b111
 COEFFICIENTS, REFERENCE = 529, 532
 MAX_TABLES = 64 << 10
 # ITU-R BT.601's, and the range of a JPEG: what is meant when a file tells neither.
@@ -182,11 +185,13 @@ def _codec_fields(page: tiff.Page, picture: Picture) -> dict[int, tiff.Field]:
         if len(tables) > MAX_TABLES:
             raise UnreadableImage("the TIFF's JPEG tables are too large", field="file", limit=MAX_TABLES)
         fields |= {JPEG_TABLES: tiff.Field(JPEG_TABLES, 7, tables)} if tables else {}
-    fields |= {tag: _long(page.number(tag, 0)) for tag in (FAX3_OPTIONS, FAX4_OPTIONS) if page.count(tag)}
+    options = {tag: page.number(tag, 0) for tag in (FAX3_OPTIONS, FAX4_OPTIONS)}
+    fields |= {tag: _long(option & FAX_OPTIONS) for tag, option in options.items() if option}
     fields |= {tiff.BITS: _shorts(*[bits] * samples), COMPRESSION: _shorts(picture.compression)}
     fields |= {PHOTOMETRIC: _shorts(photometric), tiff.SAMPLES: _shorts(samples)}
-    if photometric == Kind.YCBCR and page.count(YCBCR_SUBSAMPLING):
-        fields[YCBCR_SUBSAMPLING] = _shorts(*page.numbers(YCBCR_SUBSAMPLING)[:2])
+    subsampling = page.numbers(YCBCR_SUBSAMPLING)[:2]
+    if photometric == Kind.YCBCR and all(step in SUBSAMPLINGS for step in subsampling) and len(subsampling) == 2:
+        fields[YCBCR_SUBSAMPLING] = _shorts(*subsampling)
     return fields
 
 

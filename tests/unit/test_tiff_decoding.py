@@ -568,3 +568,27 @@ def test_cut_short(compression: int, bits: int, layout: str) -> None:
     tag = tiffs.TILE_SIZES if "tile" in LAYOUTS[layout] else tiffs.STRIP_SIZES
     with pytest.raises(UnreadableImage):
         photo(tiff(samples, kind=2, compression=compression, tags={tag: (4, sizes)}, **LAYOUTS[layout]))  # type: ignore[arg-type]
+
+
+def test_no_mutation_is_a_fault_of_ours() -> None:
+    """Whatever stands in a directory, the file is decoded or refused."""
+    random = np.random.default_rng(11)
+    seeds = [
+        tiff(noise(4), kind=2, extras=(2,), compression=8, predictor=2, rows=5),
+        tiff(noise(3, 16), kind=2, compression=5, tile=(16, 16), is_planar=True, order=">"),
+        tiff(noise(2), compression=32773, extras=(1,), big=True),
+        tiff(noise(4), kind=5, tile=(32, 16)),
+        fax_of([bytes(100)], 3),
+    ]
+    numbers = [*range(9), 16, 255, 32_773, 65_535]
+    for _ in range(1500):
+        data = bytearray(seeds[random.integers(len(seeds))])
+        # The directory is the last thing in the file.
+        start = len(data) - 300
+        for _ in range(random.integers(1, 5)):
+            place = int(random.integers(start, len(data) - 2))
+            data[place : place + 2] = int(random.choice(numbers)).to_bytes(2, "little")
+        try:
+            decoding.decode(bytes(data), "tiff", refusals.Limits(4_000_000, 65_500))
+        except Problem as problem:
+            assert problem.status in (400, 413, 415)

@@ -1,5 +1,6 @@
 """Every layout of a TIFF's samples: decoded right, or refused with a reason that is true."""
 
+import contextlib
 import io
 from collections.abc import Sequence
 
@@ -10,7 +11,7 @@ from PIL import Image
 
 from service import color, decoding, header, libtiff, refusals
 from service.photo import Photo, Pixels
-from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
+from service.problems import Problem, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from tests.unit import tiffs
 from tests.unit.tiffs import tiff
 
@@ -588,7 +589,5 @@ def test_no_mutation_is_a_fault_of_ours() -> None:
         for _ in range(random.integers(1, 5)):
             place = int(random.integers(start, len(data) - 2))
             data[place : place + 2] = int(random.choice(numbers)).to_bytes(2, "little")
-        try:
+        with contextlib.suppress(UnreadableImage, UnsupportedType, TooManyPixels, TooManyScans):
             decoding.decode(bytes(data), "tiff", refusals.Limits(4_000_000, 65_500))
-        except Problem as problem:
-            assert problem.status in (400, 413, 415)

@@ -71,7 +71,7 @@ def _of_brands(data: bytes) -> Source | None:
 
 
 def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """Open a file that Pillow reads, other than TIFF, its header read and checked. Its pixels are still as they came.
+    """A file that Pillow reads, its header read and checked. Its pixels are still as they came.
 
     Raises UnreadableImage, UnsupportedType, TooManyPixels and TooManyScans.
     """
@@ -85,7 +85,7 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         raise UnsupportedType("a BMP with run-length compression can't be read", field="file")
     with library_call(source):
         image = Image.open(io.BytesIO(data), formats=(source.upper(),))
-        is_animated = image.format != "MPO" and getattr(image, "is_animated", False)
+        is_animated = image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False)
     check_size(*image.size, limits)
     if scans * image.width * image.height > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // (image.width * image.height)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from service import libtiff, tiff
 from service.color import Bytes, Levels, white
@@ -95,6 +95,14 @@ def _bands(page: tiff.Page, chunks: Chunks) -> Iterator[tuple[int, Levels]]:
         yield top, samples[: picture.height - top, : picture.width]
 
 
+class _Rows(TiffImagePlugin.TiffImageFile):
+    """A file written here, opened without Pillow's limit of pixels, since a pixel of a photo has several bytes."""
+
+    def load_prepare(self) -> None:
+        """Make room for the picture. TIFF's own method would count its pixels first."""
+        ImageFile.ImageFile.load_prepare(self)
+
+
 class _Decompressor:
     """Takes bands of chunks to samples, by the page's compression and the size of its samples."""
 
@@ -141,7 +149,7 @@ class _Decompressor:
         """Return what libtiff makes of a picture of these chunks, [height, width] or [height, width, channels]."""
         file = self._file(contents, width, height, chunk_width, chunk_height)
         with library_call("tiff"):
-            image = Image.open(io.BytesIO(file), formats=("TIFF",))
+            image = _Rows(io.BytesIO(file))
             image.load()
         return _copied(image)
 

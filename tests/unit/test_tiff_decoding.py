@@ -552,6 +552,13 @@ def test_a_large_picture_is_decoded_in_bands(monkeypatch: pytest.MonkeyPatch) ->
             check(tiff(samples, kind=2, extras=(2,), **made), samples[..., :3], samples[..., 3])  # type: ignore[arg-type]
 
 
+def test_bytes_do_not_count_as_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    monkeypatch.setattr("service.tiff_decoding.COPIED", 300)
+    samples = noise(3, 16)
+    check(tiff(samples, kind=2, compression=8), samples)
+
+
 @pytest.mark.parametrize("compression", [1, 5, 8, 32773, 34925, 50000])
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -9,7 +9,7 @@ import simplejpeg
 from pi_heif.heif import BaseImage
 from PIL import Image
 
-from service import header, profiles, segments, tiff, tiff_page
+from service import header, profiles, segments, tiff_decoding
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.exif import is_excessive
 from service.photo import Photo, Pixels, Source, Tone
@@ -20,14 +20,12 @@ from service.tone import tone_of_rgb
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 ORIENTATION_TAG = 0x0112
-# Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others, and of HEIC.
+# Of HEIC, which its library turns upright.
 AS_IT_IS = 1
 # IHDR's colour type.
 PNG_GRAY_ALPHA = 4
 # cICP's transfer characteristics, as ITU-T H.273 numbers them.
 SRGB_TRANSFER = bytes([13])
-# What a TIFF says of a fourth channel that is no alpha.
-UNSPECIFIED = 0
 # The tone of a JPEG is looked at in a picture of about so many pixels a side.
 LOOK_SIDE = 192
 # What libjpeg warns about though every pixel is there.
@@ -155,10 +153,8 @@ def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> P
 
 def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _Raster:
     """The pixels of any file, in sRGB."""
-    if source == "tiff" and tiff_page.is_deep(page := tiff_page.tiff_page(data, limits)):
-        with library_call(source):
-            picture, alpha = _deep_tiff(data, page)
-            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+    if source == "tiff":
+        return _tiff(data, limits, icc)
     if source == "heic":
         heic = header.opened_heic(data, limits)
         with library_call(source):
@@ -176,6 +172,15 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             raise ValueError("its header says another size")
         # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
         return _Raster(picture, alpha, _orientation(image), _jpeg_quality(image) if source == "jpeg" else None)
+
+
+def _tiff(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
+    decoded = tiff_decoding.decode(data, limits)
+    stored = decoded.picture
+    if stored.shape[2:] != (4,):
+        return _Raster(_managed(stored, icc), decoded.alpha, decoded.orientation)
+    inks = Image.frombuffer("CMYK", stored.shape[1::-1], stored.tobytes(), "raw", "CMYK", 0, 1)
+    return _Raster(_of_ink(inks, icc), decoded.alpha, decoded.orientation)
 
 
 def _jpeg_luma(image: Image.Image, data: bytes, icc: bytes | None) -> Bytes | None:
@@ -252,15 +257,6 @@ def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
         return pixels, None if clear is None else np.where(pixels == clear, 0, white(pixels)).astype(np.uint16)
     picture = pixels[..., 0] if data[25] == PNG_GRAY_ALPHA else pixels[..., 2::-1]
     return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
-
-
-def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
-    pixels = _deep(data)
-    if pixels.ndim == 2:
-        is_inverted = page.number(tiff_page.PHOTOMETRIC, 1) == tiff_page.INVERTED_GRAY
-        return white(pixels) - pixels if is_inverted else pixels, None
-    has_alpha = pixels.shape[2] == 4 and page.numbers(tiff_page.EXTRA_SAMPLES) != [UNSPECIFIED]
-    return np.ascontiguousarray(pixels[..., 2::-1]), np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
 
 
 def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:

@@ -31,11 +31,12 @@ UPLOADS: dict[Source, Taken] = {
     ),
     "webp": Taken("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
     "tiff": Taken(
-        "1 to 16 bits, gray (either end may be white), RGB, alpha, tiles; without compression, LZW, Deflate, PackBits;"
-        " of 8 bits also palette, CMYK, YCbCr, planes, JPEG, Zstandard, LZMA, fax; a thumbnail behind the photo;"
-        " BigTIFF in Intel's byte order",
-        "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits"
-        " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
+        "1 to 16 bits; gray (either end may be white), RGB, palette and CMYK (both in 8 bits), alpha, multiplied with"
+        " the colours or not; strips, tiles, planes; without compression, LZW, Deflate, PackBits, LZMA, Zstandard; of 8"
+        " bits also YCbCr and JPEG, of 1 bit fax; channels that are not called alpha, such as infrared, are left out; a"
+        " thumbnail behind the photo; BigTIFF",
+        "several pages, floating-point and signed values, more than 16 bits, CIE Lab, old-style JPEG, JPEG 2000, WebP;"
+        " more than 16 channels or 200,000 strips or tiles, overlapping or missing ones; a camera's raw data",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
     ),
     "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),

@@ -6,7 +6,7 @@ import warnings
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
-from service import heif, profiles, tiff_page
+from service import heif, profiles
 from service.exif import is_excessive
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyScans, UnreadableImage, UnsupportedType
@@ -49,6 +49,7 @@ def source_of(data: bytes) -> Source:
         (b"II*\0", "tiff"),
         (b"MM\0*", "tiff"),
         (b"II+\0", "tiff"),
+        (b"MM\0+", "tiff"),
         (b"GIF87a", "gif"),
         (b"GIF89a", "gif"),
         (b"BM", "bmp"),
@@ -60,8 +61,6 @@ def source_of(data: bytes) -> Source:
         return "webp"
     if data[4:8] == b"ftyp" and (kind := _of_brands(data)):
         return kind
-    if data[:4] == b"MM\0+":
-        raise UnsupportedType("BigTIFF in Motorola's byte order can't be read", field="file")
     if not data:
         raise EmptyUpload("there is nothing in it", field="file")
     raise UnsupportedType(f"the file is not a {SUPPORTED} image", field="file")
@@ -86,8 +85,6 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
     if source == "jpeg":
         scans = _count_scans(data)
         data = _without_excessive_exif(data)
-    elif source == "tiff":
-        tiff_page.tiff_page(data, limits)
     elif source == "png":
         _check_png(data)
     elif source == "bmp" and data[30:34] in RUN_LENGTHS and data[14:18] != OS2_HEADER:

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from service import color, decoding, encoding, fitting, header, refusals
+from service import color, decoding, encoding, fitting, header, metadata, refusals
 from service.photo import FORMATS, Format, Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.conftest import encoded
@@ -99,8 +99,6 @@ TIFFS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", TIFFS)
 def test_tiff(picture: np.ndarray, deep: np.ndarray, bits: int, order: str, kind: str) -> None:
-    if (kind, order) == ("big", ">"):
-        pytest.skip("not supported")
     options = {"byteorder": order, **TIFFS[kind]}
     rgb = picture if bits == 8 else deep
     gray = color.luma_of_rgb(rgb)
@@ -168,15 +166,7 @@ def test_a_tiff_that_was_compressed_as_jpeg(picture: np.ndarray) -> None:
         (lambda rgb: tiff(np.stack([rgb[..., 0]] * 3), photometric="minisblack"), "several pages"),
         (lambda rgb: tiff_with_mask(rgb), "mask"),
         (lambda rgb: tiff(rgb[..., 0].copy(), extratags=[(50706, 1, 4, b"\1\4\0\0", True)]), "raw"),
-        (lambda rgb: tiff(rgb, photometric="cielab"), r"kind \(8\)"),
-        (
-            lambda rgb: tiff(
-                np.ascontiguousarray(rgb.astype(np.uint16).transpose(2, 0, 1)),
-                photometric="rgb",
-                planarconfig="separate",
-            ),
-            "one after another",
-        ),
+        (lambda rgb: tiff(rgb, photometric="cielab"), r"kind \(8, CIE"),
     ],
 )
 def test_tiffs_that_are_refused_with_the_reason(
@@ -195,19 +185,13 @@ def patched(data: bytes, tag: int, value: int) -> bytes:
     raise AssertionError(tag)
 
 
-@pytest.mark.parametrize(("bits", "compression"), [(8, 34887), (8, 50001), (16, 50000), (16, 34925), (16, 7)])
+@pytest.mark.parametrize(("bits", "compression"), [(8, 34887), (8, 50001), (16, 7)])
 def test_compressions_that_can_not_be_read_are_named(
     picture: np.ndarray, deep: np.ndarray, bits: int, compression: int
 ) -> None:
     data = tiff(picture if bits == 8 else deep, photometric="rgb")
-    with pytest.raises(UnsupportedType, match=rf"\({compression}\)"):
+    with pytest.raises(UnsupportedType, match=rf"\({compression}\b"):
         decode(patched(data, 259, compression))
-
-
-def test_a_tile_much_larger_than_the_picture_is_refused(picture: np.ndarray) -> None:
-    data = tiff(picture, photometric="rgb", tile=(64, 64))
-    with pytest.raises(UnreadableImage, match="tiles"):
-        decode(patched(data, 322, 46_336))
 
 
 def test_alpha_that_gray_was_multiplied_with(picture: np.ndarray) -> None:
@@ -464,7 +448,8 @@ def test_a_picture_in_every_format_is_what_it_was(
     alpha = color.luma_of_rgb(rgb)[::-1].copy() if with_alpha and format_ != "jpeg" else None
     fitted = fitting.fit_pixels(Pixels(rgb, alpha), format_, None)
     assert fitted.rgb.dtype == (np.uint16 if bits == 16 and format_ in ("png", "tiff") else np.uint8)
-    data = encoding.encode_pixels(fitted, format_, 95)
+    # What says that a fourth channel is alpha is written with the metadata.
+    data = metadata.write(encoding.encode_pixels(fitted, format_, 95), format_, metadata.Metadata())
     found = decoding.decode_pixels(data, format_, LIMITS)
     assert found.rgb.dtype == fitted.rgb.dtype
     if format_ in ("png", "tiff"):

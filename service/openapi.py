@@ -80,7 +80,13 @@ def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
     return {
         "parameters": [
-            {"name": name, "in": "query", "schema": _without(schema, "default"), "description": schema["description"]}
+            {
+                "name": name,
+                "in": "query",
+                "allowEmptyValue": True,  # then it counts as not given
+                "schema": _without(schema, "default"),
+                "description": schema["description"],
+            }
             for name, schema in options.items()
         ],
         "requestBody": {

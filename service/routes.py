@@ -140,7 +140,12 @@ class Live(BaseModel):
 
 
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
-    """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
+    """Return the options of a request; the query wins over the form.
+
+    An option without a value counts as not given, as in forms of HTML. A name that is no option is refused in a query
+    whether it has a value or not. Raises InvalidOption naming the first bad one.
+    """
+    query = [(name, value) for name, value in query if value or name not in Options.model_fields]
     times = Counter(name for name, _ in query)
     for name, count in times.items():
         if count > 1:

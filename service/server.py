@@ -11,7 +11,8 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.protocol import SPARE_FILES, Full, Protocol
+from service.full import Full
+from service.protocol import SPARE_FILES, Protocol
 from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings

@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from service import access, memory
+from service import access, frozen, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.metrics import Metrics
@@ -72,8 +72,15 @@ async def _watch(state: State) -> None:
         await asyncio.sleep(WATCH_S)
         if end := _end(state):
             code, reason = end
-            log.critical("%s: the process ends", reason)
+            log.critical("%s: the process ends%s", reason, _requests_inside(state))
+            frozen.dump_tracebacks()
             os._exit(code)
+
+
+def _requests_inside(state: State) -> str:
+    """What to add to a line about the end: the requests that may have caused it."""
+    requests = ", ".join(state.workers.requests)
+    return f", with the requests {requests} inside" if requests else ""
 
 
 async def _probe(state: State) -> None:
@@ -110,7 +117,9 @@ async def _end_of_last_photos(state: State) -> None:
     ends = time.monotonic() + LAST_PHOTOS_S
     while state.workers.busy:
         if time.monotonic() > ends:
-            log.critical("%d workers are stuck: the process ends without them", state.workers.busy)
+            stuck = "%d workers are stuck: the process ends without them%s"
+            log.critical(stuck, state.workers.busy, _requests_inside(state))
+            frozen.dump_tracebacks()
             os._exit(EXIT_STUCK)
         await asyncio.sleep(0.05)
 

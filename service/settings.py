@@ -167,7 +167,8 @@ class Settings(BaseSettings):
         gt=0,
         description="all workers busy with one photo each for so long, or all executors of a model with one run each:"
         " the process ends; more than deadline_s, after which it is not ready any more. A model that fails on every"
-        " photo for so long ends it, too",
+        " photo for so long ends it, too, and so does an event loop that stands still (10 seconds at least). A reload"
+        " that takes longer is overdue: another may begin",
     )
 
     @classmethod

@@ -4,7 +4,6 @@ import asyncio
 import itertools
 import json
 import logging
-import select
 import sys
 import uuid
 from http import HTTPStatus
@@ -16,9 +15,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from service import access
 from service.full import Full
-from service.problems import HeadTooLarge, InvalidRequest, Problem, UploadTooSlow
+from service.problems import ClientGone, HeadTooLarge, InvalidRequest, Problem, UploadTooSlow
 from service.routes import State
 from service.telemetry import REFUSED
+from service.transport import Counted, is_reset, was_reset, without_chunks
 
 if sys.platform == "linux":
     import fcntl
@@ -31,8 +31,12 @@ MAX_HEAD_BYTES = 64 * 1024
 LEAST_PIECE = 4096
 # How long a client may still send after its last answer.
 LINGER_S = 2.0
+# Who closes its side and waits for an answer does so once it has sent its request. Later on, it has given up.
+HALF_CLOSE_S = 5.0
 # How often it is looked whether a client that has closed its side is still there.
 HALF_CLOSED_LOOK_S = 0.5
+# And how long it is waited for its reset, once it was sent the head of an answer.
+RESET_S, RESET_LOOK_S = 0.2, 0.01
 # How often in TOMAU_WRITE_S it is looked what clients have taken.
 LOOKS = 4
 # For the connections that are too many, and for what the process itself has open.
@@ -42,22 +46,6 @@ FULL_HEAD_S = 2.0
 # A connection without a request for so long gives its place to a new one. A client that has just come, or has just had
 # its answer, may have sent one that is still on its way.
 SILENT_S = 1.0
-
-
-class Counted:
-    """A transport that counts what is written to it."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.written = 0
-
-    def write(self, data: bytes) -> None:
-        """asyncio."""
-        self.written += len(data)
-        self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 class Protocol(HttpToolsProtocol):
@@ -78,6 +66,7 @@ class Protocol(HttpToolsProtocol):
     _head_without_upgrade = b""
     _in_head = True  # from the end of a request to the end of the next one's head
     _excess = 0  # bytes of this request that are no body
+    _whole_at = 0.0  # when the last byte of a request came
     _half_closed_timer: asyncio.TimerHandle | None = None
     _held = 0  # bytes counted in `unread`
     _taken = 0  # bytes that the peer had taken at the last look
@@ -151,12 +140,14 @@ class Protocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """asyncio: the client has closed its side. Returns whether the connection stays open.
 
-        It does while a request that came whole is not answered yet: the client may have closed no more than its side
-        (RFC 9112, 9.6), and then reads the answer. One that is gone altogether looks the same, until it resets the
-        connection, as it does at the latest when it is sent something.
+        It does while a request that came whole a moment ago is not answered yet: the client may have closed no more
+        than its side (RFC 9112, 9.6), and then reads the answer. One that is gone altogether looks the same, until it
+        is sent something and resets the connection.
         """
         cycle = self.cycle
         if not self._listens or cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        if not cycle.response_started and self.loop.time() - self._whole_at > HALF_CLOSE_S:
             return False
         cycle.keep_alive = False
         self._look_at_half_closed()
@@ -164,11 +155,34 @@ class Protocol(HttpToolsProtocol):
 
     def _look_at_half_closed(self) -> None:
         """Ends the connection once it was reset, which nobody else sees: nothing is read any more."""
-        if _is_reset(self.transport):
+        if is_reset(self.transport):
             log.info("a client that had closed its side is gone")
             self.transport.abort()
             return
         self._half_closed_timer = self.loop.call_later(HALF_CLOSED_LOOK_S, self._look_at_half_closed)
+
+    def _to_who_is_there(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+        """Return the app with its answers kept from clients that have closed both sides, and not just theirs.
+
+        The head of the answer makes them reset the connection. Telemetry then counts them as gone.
+        """
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            is_first = True
+
+            async def send_on(message: Message) -> None:
+                nonlocal is_first
+                if is_first and message["type"] == "http.response.body":
+                    is_first = False
+                    if self._half_closed_timer is not None and await was_reset(self.transport, RESET_S, RESET_LOOK_S):
+                        scope[REFUSED] = ClientGone("the client had hung up before its answer was ready")
+                        cycle.disconnected = True
+                        self.transport.abort()
+                await send(message)
+
+            await app(scope, receive, send_on)
+
+        return watched
 
     def on_message_begin(self) -> None:
         """httptools: the first byte of a request."""
@@ -196,7 +210,8 @@ class Protocol(HttpToolsProtocol):
         """uvicorn, which would send chunks whatever the client knows."""
         if cycle.scope["http_version"] == "1.0":
             app = without_chunks(app, cycle)
-        super()._start_asgi_task(cycle, app)
+        watched: Any = self._to_who_is_there(app, cycle)
+        super()._start_asgi_task(cycle, watched)
 
     def on_response_complete(self) -> None:
         """uvicorn."""
@@ -241,6 +256,7 @@ class Protocol(HttpToolsProtocol):
         if not self._head_without_upgrade:
             self._in_head = True
             self._excess = 0
+            self._whole_at = self.loop.time()
             super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -345,27 +361,6 @@ class Protocol(HttpToolsProtocol):
         self.loop.call_later(LINGER_S, self.transport.close)
 
 
-def without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """HTTP/1.0 has none (RFC 9112, 6.1): an answer of unknown length ends with its connection."""
-
-    async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
-        is_endless = False
-
-        async def send_plain(message: Message) -> None:
-            nonlocal is_endless
-            if message["type"] == "http.response.start":
-                is_endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if is_endless:
-                    cycle.chunked_encoding = False
-            elif is_endless:
-                cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await app(scope, receive, send_plain)
-
-    return unchunked
-
-
 def _in_the_kernel(transport: asyncio.Transport) -> int:
     """Bytes that were handed to the kernel, and the peer has not taken yet.
 
@@ -376,12 +371,3 @@ def _in_the_kernel(transport: asyncio.Transport) -> int:
         file = transport.get_extra_info("socket").fileno()
         return int.from_bytes(fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
     return 0
-
-
-def _is_reset(transport: asyncio.Transport) -> bool:
-    """Whether the peer has reset the connection, or both sides have closed it."""
-    if not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), 0)  # errors and hang-ups are always told
-    return bool(poll.poll(0))

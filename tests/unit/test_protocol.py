@@ -20,8 +20,10 @@ from service import protocol
 from service.admission import Places
 from service.full import Full
 from service.metrics import Metrics
+from service.problems import ClientGone
 from service.protocol import MAX_HEAD_BYTES, Protocol
 from service.settings import Settings
+from service.telemetry import REFUSED
 from tests.waiting import eventually
 
 BIG = 32 << 20
@@ -777,8 +779,7 @@ def test_a_client_that_is_gone_after_it_has_closed_its_side_is_seen() -> None:
     gone = asyncio.Event()
 
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await is_gone(receive)
         gone.set()
 
     async def scene(service: Service) -> None:
@@ -795,21 +796,77 @@ def test_a_client_that_is_gone_after_it_has_closed_its_side_is_seen() -> None:
     play(scene, wait)
 
 
+async def is_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def test_who_closes_its_side_long_after_its_request_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is answered. A stream that has begun goes on, and shows whether the client is there."""
+    gone = asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(0.6)
+            await send({"type": "http.response.body", "body": b"hello", "more_body": False})
+            return
+        await is_gone(receive)
+        gone.set()
+
+    async def scene(service: Service) -> None:
+        client, other = await service.connect(), await service.connect()
+        await send(client, GET)
+        await send(other, GET.replace(b" / ", b" /stream "))
+        await until(other, b"\r\n\r\n")
+        await asyncio.sleep(0.3)
+        for one in (client, other):
+            half_close(one)
+        await asyncio.wait_for(gone.wait(), 10)
+        assert await whole(client) == b""
+        assert b"hello" in await whole(other)
+
+    monkeypatch.setattr(protocol, "HALF_CLOSE_S", 0.1)
+    play(scene, wait)
+
+
+def test_a_client_that_is_gone_when_its_answer_is_ready_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It looked like one that had closed its side only, until it was sent something."""
+    closed = asyncio.Event()
+    seen = []
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await closed.wait()
+        await asyncio.sleep(0.1)
+        await answer(send, bytes(1 << 22))
+        seen.append(type(scope.get(REFUSED)))
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        await eventually(lambda: bool(service.server.server_state.tasks))
+        client.close()
+        closed.set()
+        await eventually(lambda: bool(seen))
+        await service.closes()
+
+    with caplog.at_level(logging.ERROR):
+        play(scene, slow)
+    assert seen == [ClientGone]
+    assert not caplog.records
+
+
 def test_a_client_that_is_gone_is_seen_at_the_first_bytes_that_are_sent_to_it() -> None:
     written = 0
 
     async def drip(scope: Scope, receive: Receive, send: Send) -> None:
         nonlocal written
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        hung_up = asyncio.create_task(receive_until_gone(receive))
+        hung_up = asyncio.create_task(is_gone(receive))
         while not hung_up.done():
             await send({"type": "http.response.body", "body": b"x", "more_body": True})
             written += 1
             await asyncio.sleep(0.1)
-
-    async def receive_until_gone(receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
 
     async def scene(service: Service) -> None:
         client = await service.connect()

@@ -20,7 +20,7 @@ from service.metrics import Metrics
 from service.openapi import PROBLEM, REQUEST_ID
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import HeadAsGet, State, router, uploads
-from service.settings import Settings
+from service.settings import Settings, tell_of_device
 from service.telemetry import Telemetry
 from service.threads import apart, is_any_apart
 from service.tracing import Tracer
@@ -175,6 +175,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer, metrics)
     tell_of_cap(settings)
+    tell_of_device(settings, colorizer.catalog.device)
     app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)

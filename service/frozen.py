@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import TypeVar, cast
 
 T = TypeVar("T")
@@ -39,21 +39,19 @@ async def _await(call: Callable[[], Awaitable[T]]) -> T:
     return await call()
 
 
-def name_of(request: str) -> str:
-    """Return the name of a request's frame, as a traceback shows it."""
-    return f"request {request}"
+def _named(code: CodeType, request: str) -> FunctionType:
+    name = f"request {request}"
+    return FunctionType(code.replace(co_name=name, co_qualname=name), globals())
 
 
 def run_named(request: str, call: Callable[[], T]) -> T:
     """Run the call in a frame that tracebacks show as `request ID`."""
-    frame = FunctionType(_call.__code__.replace(co_name=name_of(request)), globals())
-    return cast("T", frame(call))
+    return cast("T", _named(_call.__code__, request)(call))
 
 
 async def await_named(request: str, call: Callable[[], Awaitable[T]]) -> T:
     """Await the call in a frame that tracebacks show as `request ID`."""
-    frame = FunctionType(_await.__code__.replace(co_name=name_of(request)), globals())
-    return cast("T", await frame(call))
+    return cast("T", await _named(_await.__code__, request)(call))
 
 
 def dump_tracebacks() -> None:

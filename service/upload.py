@@ -148,6 +148,8 @@ def _is_longer(length: str, limit: int) -> bool:
 
 
 async def _receive_form(body: _Body, boundary: bytes | None, receiving: Receiving, limits: Limits) -> Form:
+    # A boundary ends with no space (RFC 2046, 5.1.1): there may be some behind it.
+    boundary = (boundary or b"").rstrip(b" \t")
     if not boundary:
         raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
     form = Form(boundary, OPTIONS, receiving, limits)

@@ -52,6 +52,7 @@ def test_what_stands_around_a_form_is_passed_over(body: bytes, size: int) -> Non
         f"Multipart/Form-Data;charset=utf-8;BOUNDARY={BOUNDARY}",
         f"multipart/form-data; boundary={BOUNDARY} ; charset=utf-8",
         f'multipart/form-data; boundary = "{BOUNDARY}" ',
+        f'multipart/form-data; boundary="{BOUNDARY}  "',
     ],
 )
 def test_a_boundary_is_named_in_many_ways(declared: str) -> None:

@@ -34,6 +34,7 @@ MAX_PREAMBLE_BYTES = 64 * 1024
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
 # Python remembers every name of an encoding that it is asked for, so that it is asked only for those that there are.
 ENCODINGS = frozenset(aliases) | frozenset(aliases.values())
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 EXTENDED_NAME = re.compile(rb"filename\*\s*=", re.IGNORECASE)
 EXTENDED_VALUE = re.compile(r"([\w-]+)'[^']*'((?:[^%]|%[0-9A-Fa-f]{2})+)", re.ASCII)
 
@@ -337,8 +338,8 @@ def _decoded_words(text: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """Return the text with halves of surrogate pairs joined or replaced: no output can be encoded with one alone.
+    """Return the text with halves of surrogate pairs replaced: no output can be encoded with one.
 
     UTF-7 and other encodings that a client may name can say such halves.
     """
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return LONE_SURROGATE.sub("\ufffd", text)

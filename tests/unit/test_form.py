@@ -168,7 +168,7 @@ def test_no_name_is_more_than_can_be_encoded(sent: bytes) -> None:
         assert not set(stem) & set("/\\:\0\r\n\x1b\u202e")
 
 
-def test_halves_of_a_pair_are_joined() -> None:
+def test_both_halves_of_a_pair_are_a_character() -> None:
     assert take_batch([form(named(b"filename*=utf-7''+2D3eAA-.jpg"))]).photos[0].name == "😀.jpg"
 
 

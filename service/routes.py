@@ -186,7 +186,10 @@ async def _hung_up(stream: Receive) -> None:
     openapi_extra=openapi.request(openapi.BINARY, "image/*", "application/octet-stream"),
 )
 async def colorize(request: Request) -> Response:
-    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
+    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields.
+
+    An option that is empty counts as not given.
+    """
     started = time.monotonic()
     state: State = request.app.state.tomau
     _check_unread(state)

@@ -138,7 +138,7 @@ class Colorizer:
         # Photos run beside one another, one core each.
         cv2.setNumThreads(1)
         self.catalog = catalog
-        self._limits = Limits(settings.max_pixels, settings.max_side)
+        self._limits = Limits(settings.max_pixels, settings.max_side, settings.deadline_s)
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
         self._cores = Cores(settings.cores)
         self._lock = threading.Lock()

@@ -148,12 +148,15 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
         with library_call(source):
             picture, alpha = _deep_tiff(data, page)
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-    if source == "heic":
-        heic = header.opened_heic(data, limits)
-        with library_call(source):
-            picture, alpha = _heic(heic)
+    if source in ("avif", "heic"):
+        photo = header.opened_heif(data, source, limits)
+        if isinstance(photo, BaseImage):
+            with library_call(source):
+                picture, alpha = _heic(photo)
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-    with header.opened(data, source, limits) as image, library_call(source):
+    else:
+        photo = header.opened(data, source, limits)
+    with photo as image, library_call(source):
         width, height = image.size
         if image.mode == "CMYK":
             picture, alpha = _of_ink(image, icc), None

@@ -15,16 +15,18 @@ BROKEN = (
     *(OSError, EOFError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error),
     *(AssertionError, AttributeError, OverflowError),
 )
+ANIMATED = "the file is animated; single, still photos can be coloured"
 # What libjpeg and Pillow say when it is not the file's fault.
 SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest photo that is decoded: pixels in all and on a side."""
+    """The largest photo that is decoded: pixels in all and on a side, and estimated seconds for decoding."""
 
     max_pixels: int
     max_side: int
+    seconds: float = 30.0
 
 
 @contextmanager

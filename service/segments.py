@@ -16,10 +16,18 @@ APP0 = 0xE0
 MAX_SEGMENTS = 2000
 MAX_CHUNKS = 100_000
 SEGMENT_BYTES = 65_533
+# Of up to 255 bytes; a GIF of a hundred megapixels of noise has some six hundred thousand.
+MAX_GIF_PARTS = 1_000_000
+GIF_IMAGE, GIF_CONTROL, GIF_COMMENT, GIF_END = 0x2C, 0xF9, 0xFE, 0x3B
+GIF_BLOCK = re.compile(rb"[,!;]")
 
 # Signature and IHDR, which is always the first chunk.
 PNG_HEAD = 33
 WEBP_ALPHA, WEBP_EXIF, WEBP_XMP = 0x10, 0x08, 0x04
+
+
+class Endless(ValueError):
+    """A file has more parts than a photo needs."""
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
@@ -77,27 +85,71 @@ def webp_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes,
             yield kind, data[start:end]
 
 
+def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield kind, start and end of a GIF's blocks: `GIF_IMAGE`, or the label of an extension.
+
+    The last one may be cut short. What stands between blocks is passed over, as Pillow does. Raises Endless after
+    `MAX_GIF_PARTS`.
+    """
+    position = _gif_head(data)
+    left = MAX_GIF_PARTS
+    while match := GIF_BLOCK.search(data, position):
+        start = match.start()
+        if data[start] == GIF_END:
+            return
+        kind = data[start]
+        position = start + 2
+        if kind == GIF_IMAGE:
+            position = start + 10 + _gif_palette(data[start + 9 : start + 10]) + 1
+        elif position <= len(data):
+            kind = data[start + 1]
+        while (size := int.from_bytes(data[position : position + 1])) and left:
+            position += 1 + size
+            left -= 1
+        if not left:
+            raise Endless(f"it is in more than {MAX_GIF_PARTS:,} parts")
+        left -= 1
+        position = min(position + 1, len(data))
+        yield kind, start, position
+
+
+def _gif_head(data: bytes) -> int:
+    """Return how long a GIF's header and global palette are."""
+    return 13 + _gif_palette(data[10:11])
+
+
+def _gif_palette(flags: bytes) -> int:
+    """Return the length of the palette that a byte of flags announces."""
+    return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
+
+
 def gif_comments(data: bytes) -> Iterator[bytes]:
     """The comments of a GIF that stand before its picture."""
-    if len(data) < 13:
-        return
-    # Behind the header there may be a palette; a block has parts of up to 255 bytes, the last one empty.
-    position = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
-    parts: list[bytes] = []
-    is_comment = False
-    for _ in range(MAX_CHUNKS):
-        if not parts:
-            if data[position : position + 1] != b"!":
+    try:
+        for kind, start, end in gif_blocks(data):
+            if kind == GIF_IMAGE:
                 return
-            is_comment = data[position + 1 : position + 2] == b"\xfe"
-            position += 2
-        size = int.from_bytes(data[position : position + 1])
-        parts.append(data[position + 1 : position + 1 + size])
-        position += 1 + size
-        if not size:
-            if is_comment:
-                yield b"".join(parts)
-            parts = []
+            if kind == GIF_COMMENT:
+                yield b"".join(_gif_parts(data, start + 2, end))
+    except Endless:
+        return
+
+
+def _gif_parts(data: bytes, position: int, end: int) -> Iterator[bytes]:
+    while position < end and data[position]:
+        yield data[position + 1 : position + 1 + data[position]]
+        position += 1 + data[position]
+
+
+def gif_still(data: bytes) -> bytes:
+    """A GIF with its first picture and what its decoding needs, and no other block. Raises Endless."""
+    control = b""
+    for kind, start, end in gif_blocks(data):
+        if kind == GIF_CONTROL:
+            control = data[start:end]
+        if kind == GIF_IMAGE:
+            return b"".join([data[: _gif_head(data)], control, data[start:end], bytes([GIF_END])])
+    return data[: _gif_head(data)]
 
 
 def jpeg_with(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:

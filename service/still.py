@@ -24,8 +24,8 @@ BRANDS: dict[Codec, tuple[bytes, ...]] = {
 }
 # libheif takes a thousand items.
 MAX_TILES = 900
-# Encoders fill tiles up to whole blocks, so small photos code more pixels than they have.
-PADDING = 1 << 20
+# Encoders fill pictures up to whole blocks, so small photos code more pixels than they have.
+PADDING, PADDED_SIDE = 1 << 20, 128
 # Colour and alpha, and tiles that reach over the edge: pixels coded for each that a photo may have.
 MOST_CODED = 3
 TRANSFORMATIONS = (b"irot", b"imir", b"clap")
@@ -122,7 +122,7 @@ class _Photo:
         if item.kind not in PICTURES:
             name = item.kind.decode("latin-1")
             raise UnsupportedType(f"the main picture is of a kind ({name}) that is not supported", field="file")
-        check_size(*self._size(item), self._limits)
+        self._check_padded(*self._size(item))
         if item.kind not in DERIVED:
             return _Picture(number, [number])
         tiles = item.references.get(b"dimg", [])
@@ -148,10 +148,16 @@ class _Photo:
                 f"the photo is in {len(tiles)} tiles; {MAX_TILES} are supported", field="file", limit=MAX_TILES
             )
         canvas: tuple[int, int] = struct.unpack_from(">II" if is_long else ">HH", content, 4)
-        check_size(*canvas, self._limits)
+        self._check_padded(*canvas)
         for side, count, whole in zip(self._size(self._item(tiles[0])), (columns, rows), canvas, strict=True):
             if not side * (count - 1) < whole <= side * count:
                 raise Damaged("its tiles do not fit its size")
+
+    def _check_padded(self, width: int, height: int) -> None:
+        """Check a size before it is cropped to what is shown, which is checked once the library has told it."""
+        limits = self._limits
+        if width * height > limits.max_pixels + PADDING or max(width, height) > limits.max_side + PADDED_SIDE:
+            check_size(width, height, limits)
 
     def _check_work(self, coded: list[int], codec: Codec) -> None:
         """Check what it takes to decode these items, each as often as it is listed."""
@@ -181,8 +187,7 @@ class _Photo:
             raise Damaged("the header of a picture is missing")
         content = self._content(item)
         measured = codecs.hevc(configuration, content) if codec == "hvc1" else codecs.av1(content)
-        if measured.width * measured.height > self._limits.max_pixels + PADDING:
-            check_size(measured.width, measured.height, self._limits)
+        self._check_padded(measured.width, measured.height)
         self._measured[number] = measured
         return measured
 
@@ -265,6 +270,7 @@ class _Photo:
             if name_ in kept and kind in TRANSFORMATIONS:
                 raise UnsupportedType("the photo is turned or cropped several times over", field="file")
             if kind in KEPT:
-                kept.setdefault(name_, Property(kind, content, is_essential))
+                # libavif takes no transformation that a reader may pass over, though some encoders write such ones.
+                kept.setdefault(name_, Property(kind, content, is_essential or kind in TRANSFORMATIONS))
         content_ = None if item.kind == b"iden" else self._content(item)
         return Part(item.kind, content_, list(kept.values()), references)

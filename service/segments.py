@@ -18,7 +18,11 @@ MAX_CHUNKS = 100_000
 SEGMENT_BYTES = 65_533
 # Of up to 255 bytes; a GIF of a hundred megapixels of noise has some six hundred thousand.
 MAX_GIF_PARTS = 1_000_000
-GIF_IMAGE, GIF_CONTROL, GIF_COMMENT, GIF_END = 0x2C, 0xF9, 0xFE, 0x3B
+# Going over a block takes as long as so many parts.
+GIF_BLOCK_PARTS = 20
+GIF_SEPARATOR, GIF_CONTROL, GIF_COMMENT, GIF_END = 0x2C, 0xF9, 0xFE, 0x3B
+# Not the label of an extension, which may be any byte.
+GIF_IMAGE = 0x100
 GIF_BLOCK = re.compile(rb"[,!;]")
 
 # Signature and IHDR, which is always the first chunk.
@@ -97,18 +101,16 @@ def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
         start = match.start()
         if data[start] == GIF_END:
             return
-        kind = data[start]
-        position = start + 2
-        if kind == GIF_IMAGE:
-            position = start + 10 + _gif_palette(data[start + 9 : start + 10]) + 1
-        elif position <= len(data):
-            kind = data[start + 1]
+        if data[start] == GIF_SEPARATOR:
+            kind, position = GIF_IMAGE, start + 10 + _gif_palette(data[start + 9 : start + 10]) + 1
+        else:
+            kind, position = int.from_bytes(data[start + 1 : start + 2]), start + 2
         while (size := int.from_bytes(data[position : position + 1])) and left:
             position += 1 + size
             left -= 1
         if not left:
             raise Endless(f"it is in more than {MAX_GIF_PARTS:,} parts")
-        left -= 1
+        left = max(0, left - GIF_BLOCK_PARTS)
         position = min(position + 1, len(data))
         yield kind, start, position
 

@@ -273,8 +273,13 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], type[Problem] | None, str]] = {
         "pixels",
     ),
     "frames": (lambda: frames(3000), TooManyPixels, "frames"),
-    "150,000 items": (lambda: many(150_000), UnsupportedType, "5,000 items"),
+    "30,000 items": (lambda: many(30_000), UnsupportedType, "5,000 items"),
     "5,001 items": (lambda: many(5001), UnsupportedType, "5,000 items"),
+    "items that are not counted": (
+        lambda: heif({1: coded(rgb(0), "hvc1")}, first=full(b"iinf", bytes(2), full(b"infe", bytes(12)) * 1_000_000)),
+        UnsupportedType,
+        "boxes",
+    ),
     "5,000 items": (lambda: many(5000), None, ""),
     "turned 200 times": (
         lambda: with_properties("hvc1", *[(b"irot", bytes([n % 4])) for n in range(200)]),

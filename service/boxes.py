@@ -48,9 +48,12 @@ class Cursor:
         """Return that many numbers of 1, 2 or 4 bytes each."""
         return list(struct.unpack(f">{count}{' BH I'[size]}", self.raw(count * size)))
 
-    def version(self) -> tuple[int, int]:
-        """Return the version and the flags of a full box."""
-        return self.number(1), self.number(3)
+    def version(self, most: int) -> tuple[int, int]:
+        """Return the version and the flags of a full box. Raises Damaged for a version that does not exist."""
+        version, flags = self.number(1), self.number(3)
+        if version > most:
+            raise Damaged(f"a box is of an unknown version, {version}")
+        return version, flags
 
 
 @dataclass(slots=True)
@@ -77,7 +80,7 @@ class Items:
     items: dict[int, Item]
     primary: int
     properties: list[tuple[bytes, bytes]]
-    has_movie: bool
+    has_movie: bool  # then its items are left out
 
     def properties_of(self, item: Item) -> Iterator[tuple[bytes, bytes, bool]]:
         """Yield kind, content, and whether a reader must understand it, of each property of an item."""
@@ -125,11 +128,12 @@ def _first_of_each(found: Iterator[tuple[bytes, Span]]) -> dict[bytes, Span]:
 def read(data: bytes) -> Items:
     """Return the items of a file. Raises Damaged, and Excessive where there is more than a photo needs."""
     top = _first_of_each(boxes(data, (0, len(data))))
+    if b"moov" in top:
+        return Items(data, {}, 0, [], has_movie=True)
     if b"meta" not in top:
-        if b"moov" in top:
-            return Items(data, {}, 0, [], has_movie=True)
         raise Damaged("it has no list of items")
     start, end = top[b"meta"]
+    Cursor(data, top[b"meta"]).version(0)
     found = _first_of_each(boxes(data, (start + 4, end)))
     for kind in (b"pitm", b"iinf", b"iloc"):
         if kind not in found:
@@ -139,25 +143,25 @@ def read(data: bytes) -> Items:
     if b"iref" in found:
         _refer(data, found[b"iref"], items)
     properties = _properties(data, found[b"iprp"], items) if b"iprp" in found else []
-    return Items(data, items, _primary(Cursor(data, found[b"pitm"])), properties, b"moov" in top)
+    return Items(data, items, _primary(Cursor(data, found[b"pitm"])), properties, has_movie=False)
 
 
 def _primary(cursor: Cursor) -> int:
-    version, _ = cursor.version()
+    version, _ = cursor.version(1)
     return cursor.number(2 if version == 0 else 4)
 
 
 def _items(data: bytes, span: Span) -> dict[int, Item]:
     """Return the items by number. The count that the file states does not matter."""
     cursor = Cursor(data, span)
-    version, _ = cursor.version()
+    version, _ = cursor.version(1)
     if cursor.number(2 if version == 0 else 4) > MAX_ITEMS:
         raise Excessive(f"it has more than {MAX_ITEMS:,} items")
     items: dict[int, Item] = {}
     for kind, inner in boxes(data, (cursor.at, span[1])):
         entry = Cursor(data, inner)
-        version, flags = entry.version()
-        if kind != b"infe" or version < 2:
+        version, flags = entry.version(255)
+        if kind != b"infe" or version not in (2, 3):
             continue
         number = entry.number(2 if version == 2 else 4)
         entry.number(2)
@@ -170,7 +174,7 @@ def _items(data: bytes, span: Span) -> dict[int, Item]:
 
 def _locate(cursor: Cursor, items: dict[int, Item], item_data: int) -> None:
     """Fill in where the contents of the items are. item_data: where the content of the idat box begins."""
-    version, _ = cursor.version()
+    version, _ = cursor.version(2)
     sizes = cursor.number(2)
     offset, length, base, index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
     index = index if version else 0
@@ -198,7 +202,7 @@ def _locate(cursor: Cursor, items: dict[int, Item], item_data: int) -> None:
 
 def _refer(data: bytes, span: Span, items: dict[int, Item]) -> None:
     """Fill in to which others the items refer."""
-    version, _ = Cursor(data, span).version()
+    version, _ = Cursor(data, span).version(1)
     size = 2 if version == 0 else 4
     left = MAX_REFERENCES
     for kind, inner in boxes(data, (span[0] + 4, span[1])):
@@ -226,7 +230,7 @@ def _properties(data: bytes, span: Span, items: dict[int, Item]) -> list[tuple[b
 
 def _associate(cursor: Cursor, items: dict[int, Item], left: int) -> int:
     """Read one ipma box, which may have so many associations, and return how many are left."""
-    version, flags = cursor.version()
+    version, flags = cursor.version(1)
     size = 2 if flags & 1 else 1
     # The first bit tells whether a reader must understand the property.
     must = 0x8000 if size == 2 else 0x80

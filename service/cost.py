@@ -62,3 +62,10 @@ def check(kind: Kind, size: int, pixels: int, limits: Limits) -> None:
     raise TooManyPixels(
         f"the {NAMES[kind]} has {pixels:,} pixels in all its scans, tiles and frames; {takes}", field="file", limit=most
     )
+
+
+def table() -> str:
+    """Return the rates as a Markdown table."""
+    lines = ["| kind | seconds per megabyte | seconds per megapixel |", "| --- | --- | --- |"]
+    lines += [f"| {NAMES[kind]} | {of_bytes:g} | {of_pixels:g} |" for kind, (of_bytes, of_pixels) in RATES.items()]
+    return "\n".join(lines) + "\n"

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from service import cost
 from service.encoding import ALPHA_FORMATS, DEEP_FORMATS, PIXEL_LIMITS, SIDE_LIMITS, default_format
 from service.photo import FORMATS, MEDIA_TYPES, Format, Source
 
 ANIMATED = "animated files"
+DERIVED = "overlays, images derived from derived ones, more than 5,000 items or 900 tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,16 @@ UPLOADS: dict[Source, Taken] = {
         " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
     ),
-    "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),
-    "heic": Taken("8 to 12 bits (as PNG or TIFF in 16), alpha", "several images in one file", "EXIF, XMP"),
+    "avif": Taken(
+        "8 to 12 bits (of which the upper 8 are used), alpha, tiles; the main image of several",
+        f"{ANIMATED}, {DERIVED}",
+        "EXIF, XMP",
+    ),
+    "heic": Taken(
+        "8 to 12 bits (as PNG or TIFF in 16), alpha, tiles; the photo beside its thumbnail, depth and gain map",
+        f"{ANIMATED}, several images in one file, {DERIVED}, other codecs than HEVC and AV1",
+        "EXIF, XMP",
+    ),
     "bmp": Taken("1 to 32 bits", "run-length compression, OS/2's arrays", "density"),
     "gif": Taken("a single image, transparency", ANIMATED, "comments"),
 }
@@ -53,8 +63,8 @@ ANSWERS: dict[Format, str] = {
 
 
 def table() -> str:
-    """Both tables, of uploads and of answers, as Markdown."""
-    return _uploads() + "\n" + _answers()
+    """Return the tables of uploads, of answers and of what decoding may cost, as Markdown."""
+    return _uploads() + "\n" + _answers() + "\n" + cost.table()
 
 
 def _uploads() -> str:

@@ -107,12 +107,14 @@ class _Photo:
         """Return how many pictures the file shows: without tiles, thumbnails, and what belongs to another picture."""
         items = self._items.items
         parts = {number for item in items.values() for number in item.references.get(b"dimg", [])}
+        # Some encoders let the photo refer to its thumbnail, not the other way round.
+        parts.update(self._item(self._items.primary).references.get(b"thmb", []))
         shown = {
             number
             for number, item in items.items()
             if item.kind in PICTURES and not item.is_hidden and not item.references.keys() & {b"thmb", b"auxl"}
         }
-        return len((shown | {self._items.primary}) - parts)
+        return len((shown - parts) | {self._items.primary})
 
     def _picture(self, number: int) -> _Picture:
         """Look at a coded picture, or at one that is derived from coded ones. Raises UnsupportedType for others."""

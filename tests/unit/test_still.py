@@ -352,6 +352,21 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], type[Problem] | None, str]] = {
         UnsupportedType,
         "animated",
     ),
+    "a movie alone": (
+        lambda: box(b"ftyp", b"avis", bytes(4), b"avisavif") + box(b"meta", bytes(9)) + box(b"moov", bytes(9)),
+        UnsupportedType,
+        "animated",
+    ),
+    "a box of a later version": (
+        lambda: heif({1: coded(rgb(0), "hvc1")}, first=full(b"iloc", bytes(99), version=3)),
+        UnreadableImage,
+        "version",
+    ),
+    "a photo that refers to its thumbnail": (
+        lambda: heif({1: replace(coded(rgb(0), "hvc1"), references={b"thmb": [2]}), 2: coded(rgb(5), "hvc1")}),
+        None,
+        "",
+    ),
     "a list that is missing": (lambda: heif({})[:20], UnreadableImage, "list of items"),
     "another codec": (lambda: heif({1: replace(coded(rgb(0), "hvc1"), kind=b"j2k1")}), UnsupportedType, "JPEG 2000"),
     "a tile of another codec": (

@@ -23,7 +23,7 @@ from service import decoding, header, metadata, refusals, segments
 from service.photo import Photo
 from service.problems import Problem
 from tests.conftest import encoded
-from tests.unit.test_still import ATTACKS
+from tests.heif_attacks import ATTACKS
 
 MIB = 1 << 20
 LIMITS = refusals.Limits(100_000_000, 65_500)
@@ -279,7 +279,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, int]] = {
     ),
 }
 
-# Of test_still, which tells what they are. Their limits are lower; these are refused at any.
+# Of those that test_still tells apart. Its limits are lower; these are refused at any.
 HEIF_BOMBS = (
     *("overlays", "identities", "tiles of tiles", "65,535 times one tile", "a canvas without end"),
     *(

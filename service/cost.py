@@ -11,6 +11,8 @@ from service.problems import TooManyBytes, TooManyPixels
 from service.refusals import Limits
 
 MEGA = 1_000_000
+# A shorter deadline is kept by most photos whose estimate is above it, so it is left to end the others.
+LEAST_SECONDS = 5.0
 Kind = Literal["jpeg", "progressive", "arithmetic", "png", "webp", "gif", "bmp", "hvc1", "av01"]
 # Seconds for a megabyte, and for a megapixel of each scan or frame.
 RATES: dict[Kind, tuple[float, float]] = {

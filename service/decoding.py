@@ -11,6 +11,7 @@ from PIL import Image
 
 from service import header, profiles, segments, tiff, tiff_page
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
+from service.exif import is_excessive
 from service.photo import Photo, Pixels, Source, Tone
 from service.refusals import Limits, library_call
 from service.tone import tone_of_rgb
@@ -54,6 +55,8 @@ TABLE_SUMS = _table_sums()
 
 def _orientation(image: Image.Image) -> int:
     try:
+        if is_excessive(_exif_block(image)):
+            return 1
         exif = image.getexif()
         if image.format == "AVIF":
             # Pillow puts what the file's own transformations say into EXIF; `getexif` would look for XMP's as well.
@@ -62,6 +65,14 @@ def _orientation(image: Image.Image) -> int:
         return int(exif.get(ORIENTATION_TAG, 1))
     except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
         return 1
+
+
+def _exif_block(image: Image.Image) -> bytes:
+    """Return the EXIF block that Pillow reads. Raises ValueError for one that is no hexadecimal text in a PNG."""
+    block: bytes | None = image.info.get("exif")
+    if block is None:
+        block = bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
+    return block.removeprefix(b"Exif\0\0")
 
 
 def _upright(picture: L, orientation: int) -> L:

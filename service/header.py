@@ -7,10 +7,11 @@ from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
 from service import boxes, cost, heif, profiles, segments, sizes, still, tiff_page
+from service.exif import is_excessive
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from service.refusals import ANIMATED, Limits, check_size, library_call
-from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
 
 # Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -18,6 +19,10 @@ BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 # A profile, too, is a text to Pillow: those for inks have up to three megabytes.
 PngImagePlugin.MAX_TEXT_CHUNK = profiles.MAX_PROFILE
 
+# Pillow warns of each odd value of EXIF, and each text would be written to standard error and kept for ever.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+APP1, EXIF = 0xE1, b"Exif\0\0"
 MAX_SCANS = 100
 # Of all scans together: each takes time for every pixel, were it empty. Twenty scans of the largest photo.
 MAX_SCANNED_PIXELS = 2_000_000_000
@@ -91,7 +96,9 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         raise UnsupportedType("a BMP with run-length compression can't be read", field="file")
     if source in ("jpeg", "png", "webp", "bmp", "gif"):
         _check_stated(data, source, limits, scans)
-    if source == "gif":
+    if source == "jpeg":
+        data = _without_excessive_exif(data)
+    elif source == "gif":
         # Pillow would go through all of its blocks, and keep all of its comments.
         data = segments.gif_still(data)
     return _opened(data, source, limits)
@@ -156,6 +163,13 @@ def _jpeg_kind(data: bytes) -> cost.Kind:
     return "progressive" if marker == PROGRESSIVE else "jpeg"
 
 
+def _without_excessive_exif(data: bytes) -> bytes:
+    """Return the JPEG as Pillow may see it, which reads all values of EXIF at once, of several segments together."""
+    bodies = (body for _, body in jpeg_bodies(data, (APP1,)) if body.startswith(EXIF))
+    block = b"".join(body[len(EXIF) :] for body in bodies)
+    return jpeg_without(data, APP1, EXIF) if is_excessive(block) else data
+
+
 def _check_png(data: bytes) -> None:
     """Refuses what Pillow would read chunk after chunk for many seconds."""
     if data[12:16] != b"IHDR":
@@ -177,7 +191,7 @@ def _count_scans(data: bytes) -> int:
             gaps += start - 2 - end
             end = start + int.from_bytes(data[start : start + 2])
         scans += marker == START_OF_SCAN
-        exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
+        exif_segments += data[start + 2 : start + 8] == EXIF
         if scans > MAX_SCANS:
             raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
         if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:

@@ -10,20 +10,28 @@ import _pi_heif
 from pi_heif.heif import BaseImage
 
 from service import boxes
+from service.geometry import combined
 
 DECODER_THREADS = 1
 MAX_EXTENTS = 100
 MAX_BLOCK = 4 << 20
 XMP_TYPE = b"application/rdf+xml"
+# EXIF's numbers of quarter turns to the left, and of what exchanges top and bottom, or left and right.
+ROTATIONS = (1, 8, 3, 6)
+MIRRORS = (4, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """EXIF as a TIFF block, XMP as a packet, an ICC profile; None where there is none."""
+    """EXIF as a TIFF block, XMP as a packet, an ICC profile; None where there is none.
+
+    orientation: the turn that the file's transformations make, as EXIF numbers it; 0 where they do more than that.
+    """
 
     exif: bytes | None = None
     xmp: bytes | None = None
     icc: bytes | None = None
+    orientation: int = 1
 
 
 def read(data: bytes) -> Blocks:
@@ -37,7 +45,9 @@ def read(data: bytes) -> Blocks:
         if item.kind in (b"Exif", XMP_TYPE) and found.primary in item.references.get(b"cdsc", [found.primary]):
             told.setdefault(item.kind, item)
     exif, xmp = (_content(data, told[kind]) if kind in told else b"" for kind in (b"Exif", XMP_TYPE))
-    return Blocks(_tiff_block(exif), xmp or None, _profile(found))
+    primary = found.items.get(found.primary)
+    properties = [(kind, content) for kind, content, _ in found.properties_of(primary)] if primary else []
+    return Blocks(_tiff_block(exif), xmp or None, _profile(properties), _orientation(properties))
 
 
 def picture(data: bytes) -> BaseImage:
@@ -57,7 +67,7 @@ def _content(data: bytes, item: boxes.Item) -> bytes:
     """Return what an item of metadata holds; nothing where it is too long or not all there."""
     spans = item.spans or []
     size = sum(end - start for start, end in spans)
-    if len(spans) > MAX_EXTENTS or size > MAX_BLOCK or any(end > len(data) for _, end in spans):
+    if len(spans) > MAX_EXTENTS or size > min(MAX_BLOCK, len(data)) or any(end > len(data) for _, end in spans):
         return b""
     return b"".join(data[start:end] for start, end in spans)
 
@@ -67,10 +77,22 @@ def _tiff_block(content: bytes) -> bytes | None:
     return content[4 + int.from_bytes(content[:4]) :].removeprefix(b"Exif\0\0") or None
 
 
-def _profile(found: boxes.Items) -> bytes | None:
-    """Return the colour profile among the properties of the primary picture."""
-    primary = found.items.get(found.primary)
-    for kind, content, _ in found.properties_of(primary) if primary else ():
+def _profile(properties: list[tuple[bytes, bytes]]) -> bytes | None:
+    for kind, content in properties:
         if kind == b"colr" and content[:4] in (b"prof", b"rICC") and len(content) <= MAX_BLOCK:
             return content[4:]
     return None
+
+
+def _orientation(properties: list[tuple[bytes, bytes]]) -> int:
+    """Return the turn that the transformations make; 0 where one of them crops."""
+    turn = 1
+    for kind, content in properties:
+        number = int.from_bytes(content[:1])
+        if kind == b"irot":
+            turn = combined(turn, ROTATIONS[number & 3])
+        elif kind == b"imir":
+            turn = combined(turn, MIRRORS[number & 1])
+        elif kind == b"clap":
+            return 0
+    return turn

@@ -5,11 +5,11 @@ import io
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
-from service import heif, profiles, tiff_page
+from service import heif, jpeg_file, profiles, tiff_page
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyScans, UnreadableImage, UnsupportedType
 from service.refusals import Limits, check_size, library_call
-from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
@@ -23,9 +23,6 @@ MAX_SCANNED_PIXELS = 2_000_000_000
 MAX_GAPS = 64 * 1024
 # Pillow joins them in quadratic time.
 MAX_EXIF_SEGMENTS = 16
-# BMP: two kinds of run-length compression, and a header that is too old for them.
-RUN_LENGTHS = (b"\1\0\0\0", b"\2\0\0\0")
-OS2_HEADER = b"\x0c\0\0\0"
 # Frames that libjpeg decodes: baseline, extended, progressive, and the last two with arithmetic coding.
 FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7)
@@ -72,20 +69,17 @@ def _of_brands(data: bytes) -> Source | None:
 
 
 def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """A file that Pillow reads, its header read and checked. Its pixels are still as they came.
+    """A file that Pillow reads, its header read and checked. No pixel is decoded yet, and of a JPEG none can be.
 
     Raises UnreadableImage, UnsupportedType, TooManyPixels and TooManyScans.
     """
     scans = 0
     if source == "jpeg":
         scans = _count_scans(data)
+        # Pillow reads the header alone, in plain form, and stumbles over none of its oddities.
+        data = jpeg_file.head(data).alone()
     elif source == "tiff":
         tiff_page.tiff_page(data, limits)
-    elif source == "png":
-        _check_png(data)
-    elif source == "bmp" and data[30:34] in RUN_LENGTHS and data[14:18] != OS2_HEADER:
-        # Pillow decodes them in Python, for seconds, and nothing else goes on meanwhile.
-        raise UnsupportedType("a BMP with run-length compression can't be read", field="file")
     with library_call(source):
         image = Image.open(io.BytesIO(data), formats=(source.upper(),))
         is_animated = image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False)
@@ -109,18 +103,6 @@ def opened_heic(data: bytes, limits: Limits) -> BaseImage:
     width, height = pictures[0].size
     check_size(width, height, limits)
     return pictures[0]
-
-
-def _check_png(data: bytes) -> None:
-    """Refuses what Pillow would read chunk after chunk for many seconds."""
-    if data[12:16] != b"IHDR":
-        raise UnreadableImage("the PNG does not begin with its header", field="file")
-    position = 8
-    for _ in range(MAX_CHUNKS):
-        if position >= len(data):
-            return
-        position += 12 + int.from_bytes(data[position : position + 4])
-    raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
 
 
 def _count_scans(data: bytes) -> int:

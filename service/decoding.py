@@ -135,10 +135,10 @@ def _upright_alpha(raster: _Raster) -> Levels | None:
 
 
 def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
-    """Decode a JPEG by its Y plane; None for CMYK and RGB files, which have none."""
+    """Decode a JPEG by its Y plane; None for CMYK and RGB files, which have none, or whose Y plane means nothing."""
     image = header.opened(data, "jpeg", limits)
     space = jpeg_file.head(data).space
-    if space not in ("gray", "YCbCr"):
+    if space not in ("gray", "YCbCr") or (space == "YCbCr" and profiles.means_colors_only(icc)):
         return None
     decoder = jpeg_decoding.Decoder(data)
     luma = decoder.pixels("GRAY")[..., 0]
@@ -167,6 +167,8 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
         case "png":
             data = png_file.plain(data)
+        case "webp":
+            data = segments.webp_plain(data)
     image = header.opened(data, source, limits)
     if image.mode == "CMYK":
         picture, alpha = _of_ink(_stored(image, source, "CMYK"), icc), None
@@ -230,10 +232,16 @@ def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> 
     curve = None
     if icc is None:
         curve = profiles.curve_of_gamma(round(gamma * 100_000), bits=bits) if gamma is not None else None
-    elif bits == 16 or channels == 1:
+    elif channels == 3 and (bits == 8 or profiles.means_colors_only(icc)):
+        # LittleCMS, as Pillow has it, takes 8 bits only.
+        rgb = np.asarray(picture if bits == 8 else picture >> 8, np.uint8)
+        conversion = profiles.conversion_of(icc, channels=3)
+        if conversion is None:
+            return picture
+        converted = conversion.apply(rgb)
+        return converted if bits == 8 else converted.astype(np.uint16) * 257
+    else:
         curve = profiles.curve_of(icc, channels=channels, bits=bits)
-    elif conversion := profiles.conversion_of(icc, channels=3):
-        return conversion.apply(np.asarray(picture, np.uint8))
     return picture if curve is None else profiles.apply_curve(picture, curve)
 
 
@@ -281,7 +289,9 @@ def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, L
     if source == "png" and data[24] in (2, 4) and image.mode == "L" and "transparency" in image.info:
         # Pillow enlarges the pixels to 8 bits, and not the one that is clear.
         image.info["transparency"] *= 255 // (2 ** data[24] - 1)
-    if image.mode == "La" or image.has_transparency_data:
+    with library_call(source):
+        has_alpha = image.mode == "La" or image.has_transparency_data
+    if has_alpha:
         is_gray = image.mode in ("LA", "La")
         pixels = _stored(image, source, "LA" if is_gray else "RGBA")
         picture = pixels[..., 0] if is_gray else pixels[..., :3]

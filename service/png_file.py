@@ -22,6 +22,7 @@ KIND = re.compile(rb"[A-Za-z]{4}")
 CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 COLOR = (b"gAMA", b"sRGB", b"cICP")
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+TIFF_STARTS = (b"II*\0", b"MM\0*")
 # The chunks that count, each before the pixels but for EXIF and texts, with their lengths if these are fixed.
 KEPT = {b"gAMA": 4, b"sRGB": 1, b"cICP": 4, b"acTL": 8, b"tRNS": None, b"eXIf": None} | dict.fromkeys(TEXTS)
 # Texts in which writers give the orientation.
@@ -60,6 +61,8 @@ def plain(data: bytes) -> bytes:
     found = _Found()
     for kind, start, end in _chunks(data):
         _take(found, data, kind, start, end)
+    if not found.pixels:
+        raise UnreadableImage("the PNG is damaged or cut short: it has no pixels", field="file")
     if int.from_bytes(found.chunks.get(b"acTL", b"")[:4]) > 1 and found.frames > 1:
         raise UnsupportedType("the file is animated; single, still photos can be coloured", field="file")
     parts = [data[:HEAD], *(_chunk(name, found.chunks[name]) for name in COLOR if name in found.chunks)]
@@ -140,15 +143,24 @@ def _take(found: _Found, data: bytes, kind: bytes, start: int, end: int) -> None
     elif kind == b"fcTL":
         found.frames += 1
     elif kind in KEPT and _is_sound(data, start, end):
-        if kind in TEXTS:
-            _take_text(found, kind, data[start:end])
-        elif KEPT[kind] in (None, end - start) and (kind == b"eXIf" or not found.pixels):
-            found.chunks.setdefault(kind, data[start:end])
+        _keep(found, kind, data[start:end])
     elif kind not in CRITICAL and kind[:1].isupper() and _is_sound(data, start, end):
         raise UnsupportedType(f"the PNG has a critical chunk that is not known ({kind.decode()})", field="file")
 
 
-def _take_text(found: _Found, kind: bytes, body: bytes) -> None:
+def _keep(found: _Found, kind: bytes, body: bytes) -> None:
+    """Take over a chunk beside the pixels, if its content makes sense and it is the first of its kind."""
+    if kind in TEXTS:
+        _keep_text(found, kind, body)
+    elif kind == b"eXIf":
+        body = body.removeprefix(b"Exif\0\0")
+        if body.startswith(TIFF_STARTS):
+            found.chunks.setdefault(kind, body)
+    elif KEPT[kind] in (None, len(body)) and not found.pixels:
+        found.chunks.setdefault(kind, body)
+
+
+def _keep_text(found: _Found, kind: bytes, body: bytes) -> None:
     """Take over a text that tells the orientation, without its compression."""
     keyword, _, rest = body.partition(b"\0")
     if keyword in found.texts or keyword != (XMP_KEYWORD if kind == b"iTXt" else EXIF_KEYWORD):

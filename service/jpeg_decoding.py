@@ -20,11 +20,14 @@ Mode = Literal["GRAY", "RGB", "CMYK", "YCbCr"]
 # More data than the decoder needs, before a marker. Its warning comes once everything before it is decoded.
 EXTRA = re.compile(r"(\d+) extraneous bytes before marker 0x([0-9a-f]{2})")
 END_OF_IMAGE = "d9"
+INTERVAL = b"\xff\xdd"
 RESTARTS = [f"d{number}" for number in range(8)]
 # TurboJPEG's older interface, which simplejpeg uses, knows the usual sampling factors only.
 UNNAMED_SAMPLING = "Could not determine subsampling"
 # Pillow's decoder does not warn. Where the data of a scan is whole, these bytes behind it change no pixel.
 TAIL = bytes(range(1, 255)) * 2
+# Bytes in the decoder's bit buffer.
+READ_AHEAD = 8
 # Of all decodings together that look for bytes between scans, scans times pixels.
 MAX_SCANNED_PIXELS = 1_000_000_000
 
@@ -64,7 +67,8 @@ class Decoder:
         try:
             return _decoded(self._data, kind)
         except _Refused as error:
-            if _extra_before(error) == END_OF_IMAGE:
+            # With restart intervals, it may be the end of the image that comes too early.
+            if _extra_before(error) == END_OF_IMAGE and INTERVAL not in self._data:
                 return _decoded(self._data, kind, strict=False)
         plain = jpeg_file.plain(self._data)
         self._data = plain.file()
@@ -75,10 +79,9 @@ class Decoder:
                 self._odd_frame = plain.head.frame
                 return _odd(plain, kind)
             marker = _extra_before(error)
-            is_padded = marker in RESTARTS and all(scan.is_regular for scan in plain.scans)
-            if marker is None or (marker in RESTARTS and not is_padded):
+            if marker is None or not all(scan.is_regular for scan in plain.scans):
                 raise
-            if marker != END_OF_IMAGE and not is_padded:
+            if marker != END_OF_IMAGE and marker not in RESTARTS:
                 self._data = _trimmed(plain, error).file()
         return _decoded(self._data, kind, strict=False)
 
@@ -104,25 +107,46 @@ def _extra_before(error: _Refused) -> str | None:
 
 
 def _trimmed(plain: jpeg_file.Plain, error: _Refused) -> jpeg_file.Plain:
-    """Return the JPEG without needless bytes between its scans. Raises _Refused if any scan is damaged.
+    """Return the JPEG without needless bytes between its scans.
 
-    Only the first warning of a decoding can be read, so each scan is decoded once as the last one.
+    Only the first warning of a decoding can be read, so each scan is decoded as the last one. Raises _Refused if any
+    scan is damaged, and the given one if that would take too long.
     """
-    frame, count = plain.head.frame, len(plain.scans)
-    if frame.width * frame.height * count * (count + 1) // 2 > MAX_SCANNED_PIXELS:
-        raise error
+    left = MAX_SCANNED_PIXELS
     scans: tuple[jpeg_file.Scan, ...] = ()
+
+    def extra(scan: jpeg_file.Scan) -> int:
+        nonlocal left
+        left -= plain.head.frame.width * plain.head.frame.height * (len(scans) + 1)
+        if left < 0:
+            raise error
+        return _extra(replace(plain, scans=(*scans, scan)))
+
     for scan in plain.scans:
-        kept = scan
-        try:
-            _decoded(replace(plain, scans=(*scans, scan)).file(), "GRAY", side=1)
-        except _Refused as refused:
-            found = EXTRA.search(str(refused))
-            if found is None or found[2] != END_OF_IMAGE:
-                raise
-            kept = replace(scan, data=scan.data[: -int(found[1])])
+        count = extra(scan)
+        kept = replace(scan, data=scan.data[: len(scan.data) - count])
+        # The decoder does not count the bytes that it has read ahead.
+        for _ in range(READ_AHEAD if count else 0):
+            shorter = replace(kept, data=kept.data[:-1])
+            try:
+                extra(shorter)
+            except _Refused:
+                break
+            kept = shorter
         scans += (kept,)
     return replace(plain, scans=scans)
+
+
+def _extra(plain: jpeg_file.Plain) -> int:
+    """Return how many bytes before the end of the last scan are not needed. Raises _Refused if a scan is damaged."""
+    try:
+        _decoded(plain.file(), "GRAY", side=1)
+    except _Refused as error:
+        found = EXTRA.search(str(error))
+        if found is None or found[2] != END_OF_IMAGE:
+            raise
+        return int(found[1])
+    return 0
 
 
 def _odd(plain: jpeg_file.Plain, kind: Kind) -> Bytes:

@@ -148,7 +148,7 @@ def test_a_transparency_longer_than_the_palette_is_cut() -> None:
 def test_of_a_clear_value_only_the_bits_of_the_depth_count() -> None:
     clear = int(GRAY[3, 4])
     alpha = decode(png(0, 8, GRAY, chunk(b"tRNS", struct.pack(">H", 0xAB00 | clear)))).alpha
-    np.testing.assert_array_equal(alpha, np.where(GRAY == clear, 0, 255))
+    np.testing.assert_array_equal(alpha, 255 * (clear != GRAY))
 
 
 DAMAGE: dict[str, Change] = {

@@ -17,6 +17,8 @@ FILE_HEADER = 14
 # The lengths of headers: OS/2's first and second, Microsoft's with and without masks.
 CORE, OS2, INFO, WITH_ALPHA = 12, 64, 40, 56
 HEADERS = (CORE, INFO, 52, WITH_ALPHA, OS2, 108, 124)
+# How many colours the palette has.
+COLORS_AT = 46
 BIT_FIELDS, ALPHA_BIT_FIELDS = 3, 6
 # Compressions that are not read, by number. Pillow decodes run lengths in Python, for seconds.
 REFUSED = {1: "run-length compression", 2: "run-length compression", 4: "a JPEG inside", 5: "a PNG inside"}
@@ -54,24 +56,36 @@ def bit_fields(data: bytes, limits: Limits) -> BitFields | None:
         raise UnsupportedType(f"a BMP with a header of {size} bytes can't be read", field="file")
     if len(data) < FILE_HEADER + size:
         raise UnreadableImage("the BMP file is cut short in its header", field="file")
-    if size == CORE:
-        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
-        compression = 0
-    else:
-        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+    layout = "<HHHH" if size == CORE else "<iiHHI"
+    width, height, _, bits, compression = (*struct.unpack_from(layout, data, 18), 0)[:5]
+    _check_kind(size, bits, compression)
+    if width <= 0 or not height:
+        raise UnreadableImage("the BMP file is damaged: it has no width or no height", field="file")
+    check_size(width, abs(height), limits)
+    if not compression:
+        return None
+    masks = _masks(data, bits, has_alpha=compression == ALPHA_BIT_FIELDS or size >= WITH_ALPHA)
+    return BitFields(width, abs(height), height < 0, bits, masks, start)
+
+
+def _check_kind(size: int, bits: int, compression: int) -> None:
     if refused := (REFUSED_OS2 if size == OS2 else REFUSED).get(compression):
         raise UnsupportedType(f"a BMP with {refused} can't be read", field="file")
     if compression not in (0, BIT_FIELDS, ALPHA_BIT_FIELDS):
         raise UnsupportedType(f"a BMP with compression of type {compression} can't be read", field="file")
     if bits not in (USUAL_MASKS if compression else DEPTHS):
         raise UnsupportedType(f"a BMP with {bits} bits a pixel can't be read", field="file")
-    if not compression:
-        return None
-    check_size(abs(width), abs(height), limits)
-    if width <= 0 or not height:
-        raise UnreadableImage("the BMP file is damaged: it has no width or no height", field="file")
-    masks = _masks(data, bits, has_alpha=compression == ALPHA_BIT_FIELDS or size >= WITH_ALPHA)
-    return BitFields(width, abs(height), height < 0, bits, masks, start)
+
+
+def with_usual_palette(data: bytes) -> bytes:
+    """Return the BMP with no more colours than its pixels can name, as Pillow refuses larger palettes.
+
+    data: a BMP for which `bit_fields` gave None.
+    """
+    size, bits = struct.unpack_from("<I", data, FILE_HEADER)[0], int.from_bytes(data[28:30], "little")
+    if size == CORE or bits > 8 or struct.unpack_from("<I", data, COLORS_AT)[0] <= 1 << bits:
+        return data
+    return data[:COLORS_AT] + struct.pack("<I", 1 << bits) + data[COLORS_AT + 4 :]
 
 
 def _masks(data: bytes, bits: int, *, has_alpha: bool) -> tuple[int, ...]:

@@ -162,9 +162,11 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
         case "heic":
             picture, alpha = _heic(header.opened_heic(data, limits))
             return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-        case "bmp" if fields := bmp_file.bit_fields(data, limits):
-            picture, alpha = bmp_file.unpacked(data, fields)
-            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+        case "bmp":
+            if fields := bmp_file.bit_fields(data, limits):
+                picture, alpha = bmp_file.unpacked(data, fields)
+                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+            data = bmp_file.with_usual_palette(data)
         case "png":
             data = png_file.plain(data)
         case "webp":

@@ -76,15 +76,13 @@ def plain(data: bytes) -> bytes:
 
 
 def _pixels(found: _Found, data: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the chunks of pixels, and the end unless they are cut short."""
+    """Yield the chunks of pixels, and the end. The last chunk, if it is cut short, says how much of it there is."""
     view = memoryview(data)
-    yield from (view[start:end] for start, end in found.pixels)
     start, end = found.last
-    if end <= len(data):
-        # Where only the checksum is cut short, all pixels are there.
-        checksum = zlib.crc32(view[start - 4 : end]).to_bytes(4)
-        yield checksum[len(data) - end :]
-        yield _chunk(b"IEND", b"")
+    yield from (view[begin : min(stop, start - 8)] for begin, stop in found.pixels)
+    # Where only the checksum or the length is damaged, the decoder finds all pixels.
+    yield view[start - 8 : end + 4] if end + 4 <= len(data) else _chunk(b"IDAT", data[start:end])
+    yield _chunk(b"IEND", b"")
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

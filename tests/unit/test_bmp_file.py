@@ -103,6 +103,8 @@ def test_masks_of_zeros_are_the_usual_ones() -> None:
 
 
 RAMP = b"".join(bytes([level, level, level, 0]) for level in range(256))
+TINTED = b"".join(bytes([level // 2, level, level, 0]) for level in range(256))
+TINTED_LUMA = color.luma_of_rgb(np.frombuffer(TINTED, np.uint8).reshape(1, 256, 4)[..., 2::-1].copy())[0]
 ONES = np.packbits(COLOR[..., 1] > 128, axis=1)
 
 
@@ -112,6 +114,8 @@ ONES = np.packbits(COLOR[..., 1] > 128, axis=1)
         (bmp(COLOR[..., 1], 8, behind=RAMP), COLOR[..., 1]),
         (bmp(COLOR[..., 1] % 16, 8, behind=RAMP[:64], colors=16), COLOR[..., 1] % 16),
         (bmp(COLOR[..., 1], 8, behind=RAMP + RAMP[:40], colors=266), COLOR[..., 1]),
+        (bmp(COLOR[..., 1], 8, behind=TINTED + TINTED[:40], colors=266), TINTED_LUMA[COLOR[..., 1]]),
+        (bmp(COLOR[..., 1], 8, behind=TINTED, colors=0x7FFFFFFF), TINTED_LUMA[COLOR[..., 1]]),
         (bmp(ONES, 1, behind=b"\0\0\0\0\xff\xff\xff\0"), (COLOR[..., 1] > 128) * 255),
         (bmp(ONES * 0, 1, behind=b"\7\7\7\0", colors=1), ONES[:1, :1] * 0 + np.full_like(ALPHA, 7)),
         (bmp(COLOR[..., ::-1].reshape(HEIGHT, -1), 24), LUMA),

@@ -110,6 +110,10 @@ CHANGES: dict[str, Change] = {
     "half a checksum of the pixels": lambda data: data[:-14],
     "no checksum of the pixels": lambda data: data[:-16],
     "pixels in pieces": split,
+    "a second chunk of pixels that is not there": lambda data: data[:-12] + data[data.index(b"IDAT") - 4 :][:8],
+    "a length of the pixels beyond the file": lambda data: data.replace(
+        data[data.index(b"IDAT") - 4 :][:4] + b"IDAT", b"\0\1\0\0IDAT"
+    ),
     "a length beyond the file": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcd", size=0x7FFF_FFFF)),
     "a length without end": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcd", size=0xFFFF_FFFF)),
     "a length too short": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcdefgh", size=3)),

@@ -21,14 +21,16 @@ class Taken:
 
 UPLOADS: dict[Source, Taken] = {
     "jpeg": Taken(
-        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO",
-        "12 bits a channel, lossless, JPEG-LS, hierarchical; more than 100 scans",
+        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO; files"
+        " with an odd header, without an end marker, or with more data behind it, if their scans are whole",
+        "12 bits a channel, lossless, JPEG-LS, hierarchical; more than 100 scans; 2 components; sampling factors such"
+        " as 2 of 3 for the luma; arithmetic coding without an end marker",
         "EXIF, XMP, IPTC with Photoshop's resources, comments, density",
     ),
     "png": Taken(
         "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced; gAMA counts where there is no"
         " profile, sRGB, or cICP of sRGB's transfer; cICP's other transfers, as of HDR, are not applied",
-        ANIMATED,
+        ANIMATED + "; files with unknown critical chunks, such as Apple's CgBI",
         "EXIF, XMP, IPTC as ImageMagick writes it, texts, density",
     ),
     "webp": Taken("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
@@ -50,7 +52,12 @@ UPLOADS: dict[Source, Taken] = {
         f"{ANIMATED}, several images in one file, {DERIVED}, other codecs than HEVC and AV1",
         "EXIF, XMP",
     ),
-    "bmp": Taken("1 to 32 bits", "run-length compression, OS/2's arrays", "density"),
+    "bmp": Taken(
+        "1, 4, 8, 16, 24 and 32 bits a pixel, bit fields of any widths, alpha",
+        "2 and 64 bits a pixel, run-length and fax compression, a JPEG or PNG inside, masks with gaps, OS/2's arrays"
+        " and headers of 16 bytes",
+        "density",
+    ),
     "gif": Taken("a single image, transparency", ANIMATED, "comments"),
 }
 ANSWERS: dict[Format, str] = {

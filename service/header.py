@@ -6,12 +6,12 @@ import warnings
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
-from service import boxes, cost, heif, profiles, segments, sizes, still, tiff_page
+from service import boxes, cost, heif, jpeg_file, profiles, segments, sizes, still, tiff_page
 from service.exif import is_excessive
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from service.refusals import ANIMATED, Limits, check_size, library_call
-from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
+from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
 
 # Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
@@ -30,9 +30,6 @@ MAX_SCANNED_PIXELS = 2_000_000_000
 MAX_GAPS = 64 * 1024
 # Pillow joins them in quadratic time.
 MAX_EXIF_SEGMENTS = 16
-# BMP: two kinds of run-length compression, and a header that is too old for them.
-RUN_LENGTHS = (b"\1\0\0\0", b"\2\0\0\0")
-OS2_HEADER = b"\x0c\0\0\0"
 # Frames that libjpeg decodes: baseline, extended, progressive, and the last two with arithmetic coding.
 FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 PROGRESSIVE, ARITHMETIC = 0xC2, (0xC9, 0xCA)
@@ -80,7 +77,7 @@ def _of_brands(data: bytes) -> Source | None:
 
 
 def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """A file that Pillow reads, its header read and checked. Its pixels are still as they came.
+    """A file that Pillow reads, its header read and checked. No pixel is decoded yet, and of a JPEG none can be.
 
     Raises UnreadableImage, UnsupportedType, TooManyPixels, TooManyBytes and TooManyScans.
     """
@@ -89,15 +86,11 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         scans = _count_scans(data)
     elif source == "tiff":
         tiff_page.tiff_page(data, limits)
-    elif source == "png":
-        _check_png(data)
-    elif source == "bmp" and data[30:34] in RUN_LENGTHS and data[14:18] != OS2_HEADER:
-        # Pillow decodes them in Python, for seconds, and nothing else goes on meanwhile.
-        raise UnsupportedType("a BMP with run-length compression can't be read", field="file")
     if source in ("jpeg", "png", "webp", "bmp", "gif"):
         _check_stated(data, source, limits, scans)
     if source == "jpeg":
-        data = _without_excessive_exif(data)
+        # Pillow reads the header alone, in plain form, and stumbles over none of its oddities.
+        data = _without_excessive_exif(jpeg_file.head(data).alone())
     elif source == "gif":
         # Pillow would go through all of its blocks, and keep all of its comments.
         data = segments.gif_still(data)
@@ -168,18 +161,6 @@ def _without_excessive_exif(data: bytes) -> bytes:
     bodies = (body for _, body in jpeg_bodies(data, (APP1,)) if body.startswith(EXIF))
     block = b"".join(body[len(EXIF) :] for body in bodies)
     return jpeg_without(data, APP1, EXIF) if is_excessive(block) else data
-
-
-def _check_png(data: bytes) -> None:
-    """Refuses what Pillow would read chunk after chunk for many seconds."""
-    if data[12:16] != b"IHDR":
-        raise UnreadableImage("the PNG does not begin with its header", field="file")
-    position = 8
-    for _ in range(MAX_CHUNKS):
-        if position >= len(data):
-            return
-        position += 12 + int.from_bytes(data[position : position + 4])
-    raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
 
 
 def _count_scans(data: bytes) -> int:

@@ -29,6 +29,9 @@ GIF_BLOCK = re.compile(rb"[,!;]")
 # Signature and IHDR, which is always the first chunk.
 PNG_HEAD = 33
 WEBP_ALPHA, WEBP_EXIF, WEBP_XMP = 0x10, 0x08, 0x04
+WEBP_PIXELS = (b"VP8 ", b"VP8L")
+# What a still picture consists of, in the order that the format asks for.
+WEBP_PLAIN = (b"VP8X", b"ALPH", *WEBP_PIXELS, b"EXIF", b"XMP ")
 
 
 class Endless(ValueError):
@@ -190,6 +193,29 @@ def png_with(encoded: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([encoded[:PNG_HEAD], *added, encoded[PNG_HEAD:]])
 
 
+def webp_plain(data: bytes) -> bytes:
+    """Return the still picture of a WebP with its EXIF and XMP alone; as it is when it is animated or not whole.
+
+    Decoders refuse a whole file for a wrong length of the container or for a chunk that is cut short.
+    """
+    chunks: dict[bytes, bytes] = {}
+    for kind, start, end in webp_chunks(data):
+        if kind == b"ANMF" or (kind in WEBP_PIXELS and end > len(data)):
+            return data
+        if kind in WEBP_PLAIN and end <= len(data):
+            chunks.setdefault(kind, data[start:end])
+    if not any(kind in chunks for kind in WEBP_PIXELS):
+        return data
+    if len(extended := chunks.get(b"VP8X", b"")) >= 10:
+        has_alpha = b"ALPH" in chunks or (b"VP8L" in chunks and bool(extended[0] & WEBP_ALPHA))
+        flags = WEBP_ALPHA * has_alpha | WEBP_EXIF * (b"EXIF" in chunks) | WEBP_XMP * (b"XMP " in chunks)
+        chunks[b"VP8X"] = bytes([flags, 0, 0, 0]) + extended[4:10]
+        wanted: tuple[bytes, ...] = WEBP_PLAIN
+    else:
+        wanted = WEBP_PIXELS
+    return _webp({kind: chunks[kind] for kind in wanted if kind in chunks})
+
+
 def webp_with(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
     """The WebP with this EXIF and XMP, in the extended form that they need; as it is when there is neither."""
     if exif is None and xmp is None:
@@ -202,7 +228,11 @@ def webp_with(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
     # In the order that the format asks for: the header, alpha and pixels as they are, then these.
     whole = {b"VP8X": struct.pack("<I", flags) + sides} | chunks
     whole |= {kind: body for kind, body in ((b"EXIF", exif), (b"XMP ", xmp)) if body is not None}
-    parts = [struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in whole.items()]
+    return _webp(whole)
+
+
+def _webp(chunks: dict[bytes, bytes]) -> bytes:
+    parts = [struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in chunks.items()]
     content = b"WEBP" + b"".join(parts)
     return b"RIFF" + struct.pack("<I", len(content)) + content
 

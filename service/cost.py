@@ -1,8 +1,7 @@
 """What decoding costs at most, estimated from a file's header and size: hopeless work is refused before it begins.
 
-The rates are those of one core that is half as fast as the server core they were measured on (Xeon, 2023), for the
-slowest files that were found: noise for a byte, even areas for a pixel. They are no forecast for an ordinary photo,
-which takes a fraction of the estimate.
+Each rate is about twice the slowest that was measured on one core of a virtual server: noise for a byte, even areas for
+a pixel. They are no forecast for an ordinary photo, which takes a fraction of the estimate.
 """
 
 from typing import Literal

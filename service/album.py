@@ -13,10 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from service.archive import Archive, unique_stems
 from service.colorizer import Answer
+from service.form import SentPhoto
 from service.photo import SUFFIXES
 from service.problems import ClientGone, InternalError, Problem
 from service.telemetry import request_id
-from service.upload import SentPhoto
 
 log = logging.getLogger(__name__)
 

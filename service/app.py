@@ -13,14 +13,14 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
-from service import access, memory
+from service import access, frozen, memory
 from service.catalog import Catalog
 from service.colorizer import Colorizer
 from service.metrics import Metrics
 from service.openapi import PROBLEM, REQUEST_ID
 from service.problems import InternalError, MethodNotAllowed, NotFound, Problem
 from service.routes import HeadAsGet, State, router, uploads
-from service.settings import Settings
+from service.settings import Settings, tell_of_device
 from service.telemetry import Telemetry
 from service.threads import apart, is_any_apart
 from service.tracing import Tracer
@@ -72,8 +72,15 @@ async def _watch(state: State) -> None:
         await asyncio.sleep(WATCH_S)
         if end := _end(state):
             code, reason = end
-            log.critical("%s: the process ends", reason)
+            log.critical("%s: the process ends%s", reason, _requests_inside(state))
+            frozen.dump_tracebacks()
             os._exit(code)
+
+
+def _requests_inside(state: State) -> str:
+    """What to add to a line about the end: the requests that may have caused it."""
+    requests = ", ".join(state.workers.requests)
+    return f", with the requests {requests} inside" if requests else ""
 
 
 async def _probe(state: State) -> None:
@@ -110,7 +117,9 @@ async def _end_of_last_photos(state: State) -> None:
     ends = time.monotonic() + LAST_PHOTOS_S
     while state.workers.busy:
         if time.monotonic() > ends:
-            log.critical("%d workers are stuck: the process ends without them", state.workers.busy)
+            stuck = "%d workers are stuck: the process ends without them%s"
+            log.critical(stuck, state.workers.busy, _requests_inside(state))
+            frozen.dump_tracebacks()
             os._exit(EXIT_STUCK)
         await asyncio.sleep(0.05)
 
@@ -166,6 +175,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer, metrics)
     tell_of_cap(settings)
+    tell_of_device(settings, colorizer.catalog.device)
     app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)

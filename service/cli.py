@@ -1,6 +1,7 @@
 """The command `tomau`. Each command imports what it needs: `tomau health` has to start fast."""
 
 import argparse
+import faulthandler
 import os
 import signal
 import socket
@@ -33,6 +34,7 @@ OPTIONS = {
 
 def _serve(_: argparse.Namespace) -> None:
     _open_standard_files()
+    faulthandler.enable(2)  # the number: `sys.stderr` may be missing
     if hasattr(signal, "SIGHUP"):
         # It asks for a reload: one that comes before the models are loaded waits until they are.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})

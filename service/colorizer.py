@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service import color, decoding, encoding, fitting, header, metadata
+from service import color, cost, decoding, encoding, fitting, header, metadata
 from service.catalog import Catalog, Model
 from service.color import Bytes, Floats
 from service.cores import Cores
@@ -138,7 +138,7 @@ class Colorizer:
         # Photos run beside one another, one core each.
         cv2.setNumThreads(1)
         self.catalog = catalog
-        self._limits = Limits(settings.max_pixels, settings.max_side)
+        self._limits = Limits(settings.max_pixels, settings.max_side, max(settings.deadline_s, cost.LEAST_SECONDS))
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
         self._cores = Cores(settings.cores)
         self._lock = threading.Lock()

@@ -5,14 +5,14 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import simplejpeg
 from pi_heif.heif import BaseImage
 from PIL import Image
 
-from service import header, profiles, segments, tiff, tiff_page
+from service import bmp_file, header, jpeg_decoding, jpeg_file, png_file, profiles, segments, tiff_decoding
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.exif import is_excessive
 from service.photo import Photo, Pixels, Source, Tone
+from service.problems import UnreadableImage
 from service.refusals import Limits, library_call
 from service.tone import tone_of_rgb
 
@@ -20,18 +20,14 @@ from service.tone import tone_of_rgb
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 ORIENTATION_TAG = 0x0112
-# Of a 16-bit TIFF, which OpenCV turns upright itself, as Pillow does with the others, and of HEIC.
+# Of HEIC, which its library turns upright.
 AS_IT_IS = 1
 # IHDR's colour type.
 PNG_GRAY_ALPHA = 4
 # cICP's transfer characteristics, as ITU-T H.273 numbers them.
 SRGB_TRANSFER = bytes([13])
-# What a TIFF says of a fourth channel that is no alpha.
-UNSPECIFIED = 0
 # The tone of a JPEG is looked at in a picture of about so many pixels a side.
 LOOK_SIDE = 192
-# What libjpeg warns about though every pixel is there.
-HARMLESS_WARNINGS = ("extraneous bytes before marker", "Invalid SOS parameters")
 # The luma table of ITU-T T.81, annex K.1: its sum tells a JPEG's quality, whatever the order of its entries.
 LUMA_TABLE = np.array(
     [
@@ -54,17 +50,21 @@ TABLE_SUMS = _table_sums()
 
 
 def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 when the file has none that makes sense."""
     try:
         if is_excessive(_exif_block(image)):
-            return 1
-        exif = image.getexif()
+            return AS_IT_IS
         if image.format == "AVIF":
             # Pillow puts what the file's own transformations say into EXIF; `getexif` would look for XMP's as well.
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))
-        return int(exif.get(ORIENTATION_TAG, 1))
+        else:
+            # Not a PNG's own method, which decodes the pixels to look behind them.
+            exif = Image.Image.getexif(image)
+        value = exif.get(ORIENTATION_TAG)
     except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
-        return 1
+        return AS_IT_IS
+    return value if isinstance(value, int) and 1 <= value <= 8 else AS_IT_IS
 
 
 def _exif_block(image: Image.Image) -> bytes:
@@ -144,74 +144,102 @@ def _upright_alpha(raster: _Raster) -> Levels | None:
 
 
 def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
-    """A JPEG by its Y plane; None for CMYK and RGB files, which have none."""
-    with header.opened(data, "jpeg", limits) as image, library_call("jpeg"):
-        luma = _jpeg_luma(image, data, icc)
-        if luma is None:
-            return None
-        tone = _jpeg_tone(image, data) if look else None
-        return Photo(_upright(luma, _orientation(image)), None, _jpeg_quality(image), tone)
+    """Decode a JPEG by its Y plane; None for CMYK and RGB files, which have none, or whose Y plane means nothing."""
+    image = header.opened(data, "jpeg", limits)
+    space = jpeg_file.head(data).space
+    if space not in ("gray", "YCbCr") or (space == "YCbCr" and profiles.means_colors_only(icc)):
+        return None
+    decoder = jpeg_decoding.Decoder(data)
+    luma = decoder.pixels("GRAY")[..., 0]
+    _check_shape(luma, image.size)
+    curve = profiles.curve_of(icc, channels=1 if space == "gray" else 3)
+    luma = luma if curve is None else profiles.apply_curve(luma, curve)
+    tone: Tone | None = None
+    if look:
+        tone = "gray" if space == "gray" else tone_of_rgb(decoder.small(LOOK_SIDE))
+    return Photo(_upright(luma, _orientation(image)), None, _jpeg_quality(image), tone)
 
 
 def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _Raster:
     """The pixels of any file, in sRGB."""
-    if source == "tiff" and tiff_page.is_deep(page := tiff_page.tiff_page(data, limits)):
-        with library_call(source):
-            picture, alpha = _deep_tiff(data, page)
-            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-    if source == "heic":
-        heic = header.opened_heic(data, limits)
-        with library_call(source):
-            picture, alpha = _heic(heic)
-            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-    with header.opened(data, source, limits) as image, library_call(source):
-        width, height = image.size
-        if image.mode == "CMYK":
-            picture, alpha = _of_ink(image, icc), None
-        else:
-            is_deep = source == "png" and data[24] == 16
-            stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
-            picture = _managed(stored, icc, _gamma(image, data) if source == "png" else None)
-        if picture.shape[0] * picture.shape[1] != width * height:
-            raise ValueError("its header says another size")
-        # Only now: to look for EXIF behind a PNG's pixels, Pillow decodes them, and swallows what is wrong with them.
-        return _Raster(picture, alpha, _orientation(image), _jpeg_quality(image) if source == "jpeg" else None)
+    match source:
+        case "jpeg":
+            return _jpeg(data, limits, icc)
+        case "tiff":
+            return _tiff(data, limits, icc)
+        case "avif" | "heic":
+            photo = header.opened_heif(data, source, limits)
+            if isinstance(photo, BaseImage):
+                picture, alpha = _heic(photo)
+                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+            return _pillow(photo, data, source, icc)
+        case "bmp":
+            if fields := bmp_file.bit_fields(data, limits):
+                picture, alpha = bmp_file.unpacked(data, fields)
+                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+            data = bmp_file.with_usual_palette(data)
+        case "png":
+            data = png_file.plain(data)
+        case "webp":
+            data = segments.webp_plain(data)
+    return _pillow(header.opened(data, source, limits), data, source, icc)
 
 
-def _jpeg_luma(image: Image.Image, data: bytes, icc: bytes | None) -> Bytes | None:
-    """The Y plane as it is stored, its profile applied; None for CMYK and RGB files, which have none."""
+def _tiff(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
+    decoded = tiff_decoding.decode(data, limits)
+    stored = decoded.picture
+    if stored.shape[2:] != (4,):
+        return _Raster(_managed(stored, icc), decoded.alpha, decoded.orientation)
+    return _Raster(_of_ink(np.asarray(stored, np.uint8), icc), decoded.alpha, decoded.orientation)
+
+
+def _pillow(image: Image.Image, data: bytes, source: Source, icc: bytes | None) -> _Raster:
+    """The pixels of a file that Pillow opened."""
+    picture: Levels
     if image.mode == "CMYK":
-        return None
-    try:
-        plane = simplejpeg.decode_jpeg(data, "GRAY")
-    except ValueError as error:
-        if "colorspace" in str(error).lower():
-            return None
-        if not any(warning in str(error) for warning in HARMLESS_WARNINGS):
-            raise
-        plane = simplejpeg.decode_jpeg(data, "GRAY", strict=False)
-    luma = np.asarray(plane[..., 0], np.uint8)
-    curve = profiles.curve_of(icc, channels=1 if image.mode == "L" else 3)
-    return luma if curve is None else profiles.apply_curve(luma, curve)
+        picture, alpha = _of_ink(_stored(image, source, "CMYK"), icc), None
+    else:
+        is_deep = source == "png" and data[24] == 16
+        stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
+        picture = _managed(stored, icc, _gamma(image, data) if source == "png" else None)
+    _check_shape(picture, image.size)
+    return _Raster(picture, alpha, _orientation(image))
 
 
-def _jpeg_tone(image: Image.Image, data: bytes) -> Tone:
-    """Of a file that was decoded already."""
-    if image.mode == "L":
-        return "gray"
-    small = simplejpeg.decode_jpeg(
-        data, "RGB", fastdct=True, fastupsample=True, min_height=LOOK_SIDE, min_width=LOOK_SIDE, strict=False
-    )
-    return tone_of_rgb(np.asarray(small, np.uint8))
+def _jpeg(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
+    """The pixels of a JPEG."""
+    image = header.opened(data, "jpeg", limits)
+    space = jpeg_file.head(data).space
+    decoder = jpeg_decoding.Decoder(data)
+    picture: Levels
+    if space == "CMYK":
+        picture = _of_ink(255 - decoder.pixels("CMYK"), icc)
+    elif space == "gray":
+        picture = _managed(decoder.pixels("GRAY")[..., 0], icc)
+    else:
+        picture = _managed(decoder.pixels("RGB"), icc)
+    _check_shape(picture, image.size)
+    return _Raster(picture, None, _orientation(image), _jpeg_quality(image))
+
+
+def _check_shape(picture: Levels, size: tuple[int, int]) -> None:
+    """Check that a picture, [H, W] or [H, W, C], has the width and height that its header told."""
+    if picture.shape[1::-1] != tuple(size):
+        raise UnreadableImage("the file is damaged: its header says another size than its pixels", field="file")
 
 
 def _tone(picture: Levels) -> Tone:
     return "gray" if picture.ndim == 2 else tone_of_rgb(picture)
 
 
-def _of_ink(image: Image.Image, icc: bytes | None) -> Bytes:
+def _of_ink(inks: Bytes, icc: bytes | None) -> Bytes:
+    """CMYK, uint8 [H, W, 4] with 255 for full ink, as sRGB."""
     conversion = profiles.conversion_of(icc, channels=4)
-    return np.asarray(image.convert("RGB") if conversion is None else conversion.apply(np.asarray(image)), np.uint8)
+    if conversion is not None:
+        return conversion.apply(inks)
+    height, width, _ = inks.shape
+    image = Image.frombuffer("CMYK", (width, height), np.ascontiguousarray(inks), "raw", "CMYK", 0, 1)
+    return np.asarray(image.convert("RGB"), np.uint8)
 
 
 def _gamma(image: Image.Image, data: bytes) -> float | None:
@@ -230,23 +258,30 @@ def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> 
     curve = None
     if icc is None:
         curve = profiles.curve_of_gamma(round(gamma * 100_000), bits=bits) if gamma is not None else None
-    elif bits == 16 or channels == 1:
+    elif channels == 3 and (bits == 8 or profiles.means_colors_only(icc)):
+        # LittleCMS, as Pillow has it, takes 8 bits only.
+        rgb = np.asarray(picture if bits == 8 else picture >> 8, np.uint8)
+        conversion = profiles.conversion_of(icc, channels=3)
+        if conversion is None:
+            return picture
+        converted = conversion.apply(rgb)
+        return converted if bits == 8 else converted.astype(np.uint16) * 257
+    else:
         curve = profiles.curve_of(icc, channels=channels, bits=bits)
-    elif conversion := profiles.conversion_of(icc, channels=3):
-        return conversion.apply(np.asarray(picture, np.uint8))
     return picture if curve is None else profiles.apply_curve(picture, curve)
 
 
-def _deep(data: bytes) -> Words:
+def _deep(data: bytes, source: Source) -> Words:
     """16-bit pixels, [H, W] or [H, W, 3 or 4] in the order B, G, R; of RGB, Pillow keeps the upper eight bits only."""
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    with library_call(source):
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:
-        raise ValueError("its 16-bit pixels can't be decoded")
+        raise UnreadableImage(f"the {source.upper()} file is damaged: its pixels can't be decoded", field="file")
     return np.asarray(decoded, np.uint16)
 
 
 def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
-    pixels = _deep(data)
+    pixels = _deep(data, "png")
     if pixels.ndim == 2:
         clear = image.info.get("transparency")
         return pixels, None if clear is None else np.where(pixels == clear, 0, white(pixels)).astype(np.uint16)
@@ -254,22 +289,12 @@ def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
     return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
 
 
-def _deep_tiff(data: bytes, page: tiff.Page) -> tuple[Levels, Levels | None]:
-    pixels = _deep(data)
-    if pixels.ndim == 2:
-        is_inverted = page.number(tiff_page.PHOTOMETRIC, 1) == tiff_page.INVERTED_GRAY
-        return white(pixels) - pixels if is_inverted else pixels, None
-    has_alpha = pixels.shape[2] == 4 and page.numbers(tiff_page.EXTRA_SAMPLES) != [UNSPECIFIED]
-    return np.ascontiguousarray(pixels[..., 2::-1]), np.ascontiguousarray(pixels[..., 3]) if has_alpha else None
-
-
 def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     """Pixels of 8 bits, or of 10 and 12 enlarged to 16."""
-    size = image.size
-    # A copy: what pi-heif shows of its own memory is gone with it.
-    pixels: Levels = np.array(image)
-    if pixels.shape[1::-1] != tuple(size):
-        raise ValueError("its header says another size")
+    with library_call("heic"):
+        # A copy: what pi-heif shows of its own memory is gone with it.
+        pixels: Levels = np.array(image)
+    _check_shape(pixels, image.size)
     if pixels.ndim == 2:
         return pixels, None
     alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
@@ -281,9 +306,17 @@ def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, L
     if source == "png" and data[24] in (2, 4) and image.mode == "L" and "transparency" in image.info:
         # Pillow enlarges the pixels to 8 bits, and not the one that is clear.
         image.info["transparency"] *= 255 // (2 ** data[24] - 1)
-    if image.mode == "La" or image.has_transparency_data:
+    with library_call(source):
+        has_alpha = image.mode == "La" or image.has_transparency_data
+    if has_alpha:
         is_gray = image.mode in ("LA", "La")
-        pixels = np.asarray(image.convert("LA" if is_gray else "RGBA"))
+        pixels = _stored(image, source, "LA" if is_gray else "RGBA")
         picture = pixels[..., 0] if is_gray else pixels[..., :3]
         return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., -1])
-    return np.asarray(image.convert("L" if image.mode in ("L", "1") else "RGB")), None
+    return _stored(image, source, "L" if image.mode in ("L", "1") else "RGB"), None
+
+
+def _stored(image: Image.Image, source: Source, mode: str) -> Bytes:
+    """Decode an image by Pillow, uint8 [H, W] or [H, W, C]. Raises UnreadableImage and UnsupportedType."""
+    with library_call(source):
+        return np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)

@@ -20,6 +20,11 @@ from service.threads import Threads
 TENSORRT = "TensorrtExecutionProvider"
 # A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
 WARM_RUNS = 4
+CPU_ONLY = (
+    "TOMAU_DEVICE=cuda: the ONNX Runtime that is installed runs on CPUs only; for a GPU, run `make serve TARGET=gpu"
+    " VENV=.venv-gpu`, or use the GPU image, or replace the package: `pip uninstall onnxruntime && pip install"
+    " 'onnxruntime-gpu[cuda,cudnn]'`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,8 +274,14 @@ def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int
 
 
 def available(device: Literal["auto", "cpu", "cuda"]) -> Device:
-    """The device to use. `auto` is a GPU only where the runtime has its provider and the driver is there."""
+    """Return the device to use.
+
+    `auto` is a GPU only where the runtime has its provider and the driver is there. Raises EngineError for `cuda` where
+    the runtime is the one for CPUs.
+    """
+    has_provider = PROVIDERS["cuda"] in ort.get_available_providers()
+    if device == "cuda" and not has_provider:
+        raise EngineError(CPU_ONLY)
     if device != "auto":
         return device
-    has_gpu = PROVIDERS["cuda"] in ort.get_available_providers() and Path("/dev/nvidiactl").exists()
-    return "cuda" if has_gpu else "cpu"
+    return "cuda" if has_provider and Path("/dev/nvidiactl").exists() else "cpu"

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from service import cost
 from service.encoding import ALPHA_FORMATS, DEEP_FORMATS, PIXEL_LIMITS, SIDE_LIMITS, default_format
 from service.photo import FORMATS, MEDIA_TYPES, Format, Source
 
 ANIMATED = "animated files"
+DERIVED = "overlays, images derived from derived ones, more than 5,000 items or 900 tiles"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,28 +21,44 @@ class Taken:
 
 UPLOADS: dict[Source, Taken] = {
     "jpeg": Taken(
-        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO",
-        "12 bits a channel, lossless, JPEG-LS, hierarchical; more than 100 scans",
+        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO; files"
+        " with an odd header, without an end marker, or with more data behind it, if their scans are whole",
+        "12 bits a channel, lossless, JPEG-LS, hierarchical; more than 100 scans; 2 components; sampling factors such"
+        " as 2 of 3 for the luma; arithmetic coding without an end marker",
         "EXIF, XMP, IPTC with Photoshop's resources, comments, density",
     ),
     "png": Taken(
         "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced; gAMA counts where there is no"
         " profile, sRGB, or cICP of sRGB's transfer; cICP's other transfers, as of HDR, are not applied",
-        ANIMATED,
+        ANIMATED + "; files with unknown critical chunks, such as Apple's CgBI",
         "EXIF, XMP, IPTC as ImageMagick writes it, texts, density",
     ),
     "webp": Taken("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
     "tiff": Taken(
-        "1 to 16 bits, gray (either end may be white), RGB, alpha, tiles; without compression, LZW, Deflate, PackBits;"
-        " of 8 bits also palette, CMYK, YCbCr, planes, JPEG, Zstandard, LZMA, fax; a thumbnail behind the photo;"
-        " BigTIFF in Intel's byte order",
-        "several pages, floating point, signed values, 12 and 32 bits, CIE Lab, a camera's raw data; of 16 bits"
-        " palette, CMYK, gray with alpha, premultiplied alpha and channels one after another",
+        "1 to 16 bits; gray (either end may be white), RGB, palette and CMYK (both in 8 bits), alpha, multiplied with"
+        " the colours or not; strips, tiles, planes; without compression, LZW, Deflate, PackBits, LZMA, Zstandard; of 8"
+        " bits also YCbCr and JPEG, of 1 bit fax; channels that are not called alpha, such as infrared, are left out; a"
+        " thumbnail behind the photo; BigTIFF",
+        "several pages, floating-point and signed values, more than 16 bits, CIE Lab, old-style JPEG, JPEG 2000, WebP;"
+        " more than 16 channels or 200,000 strips or tiles, overlapping or missing ones; a camera's raw data",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
     ),
-    "avif": Taken("8 to 12 bits (of which the upper 8 are used), alpha", ANIMATED, "EXIF, XMP"),
-    "heic": Taken("8 to 12 bits (as PNG or TIFF in 16), alpha", "several images in one file", "EXIF, XMP"),
-    "bmp": Taken("1 to 32 bits", "run-length compression, OS/2's arrays", "density"),
+    "avif": Taken(
+        "8 to 12 bits (of which the upper 8 are used), alpha, tiles; the main image of several",
+        f"{ANIMATED}, {DERIVED}",
+        "EXIF, XMP",
+    ),
+    "heic": Taken(
+        "8 to 12 bits (as PNG or TIFF in 16), alpha, tiles; the photo beside its thumbnail, depth and gain map",
+        f"{ANIMATED}, several images in one file, {DERIVED}, other codecs than HEVC and AV1",
+        "EXIF, XMP",
+    ),
+    "bmp": Taken(
+        "1, 4, 8, 16, 24 and 32 bits a pixel, bit fields of any widths, alpha",
+        "2 and 64 bits a pixel, run-length and fax compression, a JPEG or PNG inside, masks with gaps, OS/2's arrays"
+        " and headers of 16 bytes",
+        "density",
+    ),
     "gif": Taken("a single image, transparency", ANIMATED, "comments"),
 }
 ANSWERS: dict[Format, str] = {
@@ -53,8 +71,8 @@ ANSWERS: dict[Format, str] = {
 
 
 def table() -> str:
-    """Both tables, of uploads and of answers, as Markdown."""
-    return _uploads() + "\n" + _answers()
+    """Return the tables of uploads, of answers and of what decoding may cost, as Markdown."""
+    return _uploads() + "\n" + _answers() + "\n" + cost.table()
 
 
 def _uploads() -> str:

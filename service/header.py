@@ -6,15 +6,16 @@ import warnings
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
-from service import heif, profiles, tiff_page
+from service import boxes, cost, heif, jpeg_file, profiles, segments, sizes, still
 from service.exif import is_excessive
 from service.photo import Source
-from service.problems import EmptyUpload, TooManyScans, UnreadableImage, UnsupportedType
-from service.refusals import Limits, check_size, library_call
-from service.segments import MAX_CHUNKS, MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
+from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
+from service.refusals import ANIMATED, Limits, check_size, library_call
+from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
 
-# Our own limit, from the settings, is checked instead.
-Image.MAX_IMAGE_PIXELS = None
+# Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
 # A profile, too, is a text to Pillow: those for inks have up to three megabytes.
 PngImagePlugin.MAX_TEXT_CHUNK = profiles.MAX_PROFILE
 
@@ -29,11 +30,9 @@ MAX_SCANNED_PIXELS = 2_000_000_000
 MAX_GAPS = 64 * 1024
 # Pillow joins them in quadratic time.
 MAX_EXIF_SEGMENTS = 16
-# BMP: two kinds of run-length compression, and a header that is too old for them.
-RUN_LENGTHS = (b"\1\0\0\0", b"\2\0\0\0")
-OS2_HEADER = b"\x0c\0\0\0"
 # Frames that libjpeg decodes: baseline, extended, progressive, and the last two with arithmetic coding.
 FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
+PROGRESSIVE, ARITHMETIC = 0xC2, (0xC9, 0xCA)
 OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7)
 # ISO 23008-12 and AV1's: a file is of every brand that it lists.
 BRANDS: dict[bytes, Source] = dict.fromkeys((b"avif", b"avis"), "avif")
@@ -49,6 +48,7 @@ def source_of(data: bytes) -> Source:
         (b"II*\0", "tiff"),
         (b"MM\0*", "tiff"),
         (b"II+\0", "tiff"),
+        (b"MM\0+", "tiff"),
         (b"GIF87a", "gif"),
         (b"GIF89a", "gif"),
         (b"BM", "bmp"),
@@ -60,8 +60,6 @@ def source_of(data: bytes) -> Source:
         return "webp"
     if data[4:8] == b"ftyp" and (kind := _of_brands(data)):
         return kind
-    if data[:4] == b"MM\0+":
-        raise UnsupportedType("BigTIFF in Motorola's byte order can't be read", field="file")
     if not data:
         raise EmptyUpload("there is nothing in it", field="file")
     raise UnsupportedType(f"the file is not a {SUPPORTED} image", field="file")
@@ -78,31 +76,81 @@ def _of_brands(data: bytes) -> Source | None:
 
 
 def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """A file that Pillow reads, its header read and checked. Its pixels are still as they came.
+    """A file that Pillow reads, its header read and checked. No pixel is decoded yet, and of a JPEG none can be.
 
-    Raises UnreadableImage, UnsupportedType, TooManyPixels and TooManyScans.
+    Raises UnreadableImage, UnsupportedType, TooManyPixels, TooManyBytes and TooManyScans.
     """
     scans = 0
     if source == "jpeg":
         scans = _count_scans(data)
-        data = _without_excessive_exif(data)
-    elif source == "tiff":
-        tiff_page.tiff_page(data, limits)
-    elif source == "png":
-        _check_png(data)
-    elif source == "bmp" and data[30:34] in RUN_LENGTHS and data[14:18] != OS2_HEADER:
-        # Pillow decodes them in Python, for seconds, and nothing else goes on meanwhile.
-        raise UnsupportedType("a BMP with run-length compression can't be read", field="file")
+    if source in ("jpeg", "png", "webp", "bmp", "gif"):
+        _check_stated(data, source, limits, scans)
+    if source == "jpeg":
+        # Pillow reads the header alone, in plain form, and stumbles over none of its oddities.
+        data = _without_excessive_exif(jpeg_file.head(data).alone())
+    elif source == "gif":
+        # Pillow would go through all of its blocks, and keep all of its comments.
+        data = segments.gif_still(data)
+    return _opened(data, source, limits)
+
+
+def opened_heif(data: bytes, source: Source, limits: Limits) -> Image.Image | BaseImage:
+    """An AVIF, opened by Pillow, or a HEIC, opened by pi-heif. Raises as `opened` does."""
+    try:
+        photo = still.still(data, limits)
+    except boxes.Excessive as error:
+        raise UnsupportedType(f"the {source.upper()} file is not supported: {error}", field="file") from error
+    except boxes.Damaged as error:
+        raise UnreadableImage(f"the {source.upper()} file is damaged or cut short: {error}", field="file") from error
+    if photo.codec == "av01":
+        return _opened(photo.data, "avif", limits)
     with library_call(source):
-        image = Image.open(io.BytesIO(data), formats=(source.upper(),))
-        is_animated = image.format not in ("MPO", "TIFF") and getattr(image, "is_animated", False)
+        picture = heif.picture(photo.data)
+    width, height = picture.size
+    check_size(width, height, limits)
+    return picture
+
+
+def _opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
+    """A file whose size was checked already. Pillow's own guard, which has no part in that, stands behind it."""
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_pixels)
+    with library_call(source):
+        try:
+            image = Image.open(io.BytesIO(data), formats=(source.upper(),))
+        except BOMBS as error:
+            raise TooManyPixels(
+                f"the file has more than {limits.max_pixels:,} pixels", field="file", limit=limits.max_pixels
+            ) from error
     check_size(*image.size, limits)
-    if scans * image.width * image.height > MAX_SCANNED_PIXELS:
-        most = MAX_SCANNED_PIXELS // (image.width * image.height)
-        raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
-    if is_animated:
-        raise UnsupportedType("the file is animated; single, still photos can be coloured", field="file")
+    # A GIF, of which there is only the first frame here, must not be asked: Pillow would look for more of them.
+    if image.format in ("PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False):
+        raise UnsupportedType(ANIMATED, field="file")
     return image
+
+
+def _check_stated(data: bytes, source: sizes.Sized, limits: Limits, scans: int) -> None:
+    """Check what the header states before any library sees the file."""
+    try:
+        stated = sizes.stated(data, source)
+    except segments.Endless as error:
+        raise UnreadableImage(f"the {source.upper()} can't be read: {error}", field="file") from error
+    check_size(stated.width, stated.height, limits)
+    if stated.frames > 1:
+        raise UnsupportedType(ANIMATED, field="file")
+    pixels = stated.width * stated.height
+    if scans * pixels > MAX_SCANNED_PIXELS:
+        most = MAX_SCANNED_PIXELS // pixels
+        raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
+    kind: cost.Kind = _jpeg_kind(data) if source == "jpeg" else source
+    cost.check(kind, len(data), max(scans, 1) * pixels, limits)
+
+
+def _jpeg_kind(data: bytes) -> cost.Kind:
+    """How a JPEG is coded, by its first frame."""
+    marker = next((marker for marker, _ in jpeg_segments(data) if marker in sizes.JPEG_FRAMES), 0)
+    if marker in ARITHMETIC:
+        return "arithmetic"
+    return "progressive" if marker == PROGRESSIVE else "jpeg"
 
 
 def _without_excessive_exif(data: bytes) -> bytes:
@@ -110,31 +158,6 @@ def _without_excessive_exif(data: bytes) -> bytes:
     bodies = (body for _, body in jpeg_bodies(data, (APP1,)) if body.startswith(EXIF))
     block = b"".join(body[len(EXIF) :] for body in bodies)
     return jpeg_without(data, APP1, EXIF) if is_excessive(block) else data
-
-
-def opened_heic(data: bytes, limits: Limits) -> BaseImage:
-    """A HEIC, its header read and checked. Raises as `opened` does."""
-    with library_call("heic"):
-        pictures = heif.pictures(data)
-    if not pictures:
-        raise UnreadableImage("the HEIC file has no picture", field="file")
-    if len(pictures) > 1:
-        raise UnsupportedType("the file holds several images; single, still photos can be coloured", field="file")
-    width, height = pictures[0].size
-    check_size(width, height, limits)
-    return pictures[0]
-
-
-def _check_png(data: bytes) -> None:
-    """Refuses what Pillow would read chunk after chunk for many seconds."""
-    if data[12:16] != b"IHDR":
-        raise UnreadableImage("the PNG does not begin with its header", field="file")
-    position = 8
-    for _ in range(MAX_CHUNKS):
-        if position >= len(data):
-            return
-        position += 12 + int.from_bytes(data[position : position + 4])
-    raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
 
 
 def _count_scans(data: bytes) -> int:

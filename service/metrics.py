@@ -22,6 +22,7 @@ from service.problems import ClientGone, Problem, UploadTooSlow
 
 if TYPE_CHECKING:
     from service.colorizer import Answer, Colorizer
+    from service.reload import Reloader
     from service.workers import Workers
 
 STAGES = ("receive", "decode", "queue", "infer", "merge", "encode")
@@ -85,6 +86,9 @@ DROPPED = Series(
 BATCH_SIZE = Series("tomau_batch_size", "histogram", (), "Photos in a run of a model.")
 PADDING = Series("tomau_batch_padding_total", "counter", (), "Empty places that a GPU ran along with its batches.")
 RELOADS = Series("tomau_reloads_total", "counter", ("result",), "Reloads of the models: `success` or `failure`.")
+RELOADS_OVERDUE = Series(
+    "tomau_reloads_overdue", "gauge", (), "Reloads that have not ended within TOMAU_STUCK_S, and go on."
+)
 
 READY = Series("tomau_ready", "gauge", (), "Whether /readyz is green: 1 or 0.")
 INSIDE = Series("tomau_photos_inside", "gauge", (), "Photos that have a place inside, waiting or at work.")
@@ -122,6 +126,7 @@ ALL = (
     BATCH_SIZE,
     PADDING,
     RELOADS,
+    RELOADS_OVERDUE,
     READY,
     INSIDE,
     PLACES,
@@ -151,6 +156,7 @@ class Watched(Protocol):
     """What merely is: the part of the routes' state that the figures are read from."""
 
     colorizer: "Colorizer"
+    reloader: "Reloader"
     uploads: Places
     batch_uploads: Places
     upload_bytes: Places
@@ -284,6 +290,7 @@ class _Watch(Collector):
         yield _gauge(UPLOAD_BYTES, state.upload_bytes.taken)
         yield _gauge(UNREAD, state.unread.taken)
         yield _gauge(CONNECTIONS, state.connections.taken)
+        yield _gauge(RELOADS_OVERDUE, state.reloader.overdue)
         yield _gauge(MEMORY_LIMIT, memory.limit())
         yield from self._models()
         yield _family(BUILD, [(self._build, 1)])

@@ -1,7 +1,7 @@
 """What the OpenAPI document says of requests and answers beyond what FastAPI finds out by itself."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
@@ -20,6 +20,40 @@ class ProblemDocument(BaseModel):
     instance: str = Field(description="the request, by the id that the service's log has")
     field: str | None = Field(None, description="what the problem is about", examples=["strength"])
     limit: float | None = Field(None, description="the limit that was passed", examples=[2])
+
+
+class ModelInfo(BaseModel):
+    """A served model."""
+
+    name: str
+    version: str
+    color_space: Literal["lab", "hsv"]
+    input_size: int = Field(description="side of the square model input, pixels")
+    sha256: str = Field(description="of the ONNX file")
+    license: str
+    data: str = Field(description="what it was trained on")
+    device: Literal["cpu", "cuda"]
+    default: bool
+
+
+class Models(BaseModel):
+    """The catalogue."""
+
+    models: list[ModelInfo]
+
+
+class Ready(BaseModel):
+    """The service is ready."""
+
+    status: Literal["ready"] = "ready"
+    device: Literal["cpu", "cuda"] = Field(description="the device really in use")
+    models: list[str]
+
+
+class Live(BaseModel):
+    """The process is up."""
+
+    status: Literal["alive"] = "alive"
 
 
 PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
@@ -80,7 +114,13 @@ def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
     return {
         "parameters": [
-            {"name": name, "in": "query", "schema": _without(schema, "default"), "description": schema["description"]}
+            {
+                "name": name,
+                "in": "query",
+                "allowEmptyValue": True,  # then it counts as not given
+                "schema": _without(schema, "default"),
+                "description": schema["description"],
+            }
             for name, schema in options.items()
         ],
         "requestBody": {

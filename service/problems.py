@@ -140,7 +140,7 @@ class UploadTooSlow(Problem):
 
 
 class TooManyBytes(Problem):
-    """The upload is larger than is taken."""
+    """The upload is larger than is taken, or than can be decoded in time."""
 
     status, code, title = 413, "too_many_bytes", "The upload has too many bytes"
     advice = "send a smaller file; `limit` is the most bytes"

@@ -38,6 +38,7 @@ MAX_TAGS = 100
 DEVICE_CLASSES = (b"scnr", b"mntr", b"prtr", b"spac")
 # Which profiles fit files of so many channels: gray ones often have the RGB profile of the editor's display.
 SPACES = {1: (b"GRAY", b"RGB "), 3: (b"RGB ",), 4: (b"CMYK",)}
+TABLE_TAGS = (b"A2B0", b"A2B1", b"A2B2")
 # Chains of any number of stages, which take LittleCMS hours. Each is an option to a tag that must be there too.
 ENDLESS_TAGS = (b"D2B0", b"D2B1", b"D2B2", b"D2B3", b"B2D0", b"B2D1", b"B2D2", b"B2D3")
 
@@ -46,6 +47,8 @@ ENDLESS_TAGS = (b"D2B0", b"D2B1", b"D2B2", b"D2B3", b"B2D0", b"B2D1", b"B2D2", b
 INSIGNIFICANT = 1 / 255
 DIP = 2 / 255
 LEAST_RANGE = 0.5
+# How much the luma of a lookup table for RGB may bend from step to step, on average. XYB's has 0.03, noise 0.35.
+MOST_BEND = 0.1
 
 # A PNG's gamma is in 1/100,000. 45,455 stands for sRGB, give or take what libpng too takes for no difference.
 GAMMA_UNIT = 100_000
@@ -84,7 +87,12 @@ SRGB_GRAY = _gray_profile(
 
 
 class Conversion:
-    """RGB or CMYK of one profile to sRGB. Safe to use from many threads at once."""
+    """RGB or CMYK of one profile to sRGB. Safe to use from many threads at once.
+
+    keeps_grays: whether black to white in equal amounts of all channels is black to white.
+    """
+
+    keeps_grays = True
 
     def __init__(self, icc: bytes, channels: Literal[3, 4]) -> None:
         self._mode = "RGB" if channels == 3 else "CMYK"
@@ -115,6 +123,17 @@ def conversion_of(icc: bytes | None, *, channels: Literal[3, 4]) -> Conversion |
     None where nothing is to be done (no profile, sRGB), and for a profile that is unusable.
     """
     return _conversion(icc, channels) if icc and _is_small(icc) else None
+
+
+def means_colors_only(icc: bytes | None) -> bool:
+    """Return whether RGB of this profile has to be converted as a whole, as its R = G = B are no grays.
+
+    An example is the profile of a JPEG that stores XYB.
+    """
+    if not icc or not _is_small(icc) or not _has_table(icc):
+        return False
+    conversion = _conversion(icc, 3)
+    return conversion is not None and not conversion.keeps_grays
 
 
 def curve_of_gamma(gamma: int, *, bits: Bits = 8) -> Curve | None:
@@ -166,11 +185,30 @@ def _curve(icc: bytes, channels: Literal[1, 3], bits: Bits) -> Curve | None:
 def _conversion(icc: bytes, channels: Literal[3, 4]) -> Conversion | None:
     try:
         conversion = Conversion(_checked(icc, channels), channels)
-        _check_ramp(luma_of_rgb(conversion.apply(_ramp(channels))).ravel() / 255)
+        conversion.keeps_grays = _keeps_grays(conversion, icc, channels)
     except UNUSABLE as error:
         log.debug("a colour profile is ignored: %s", error)
         return None
     return None if channels == 3 and _changes_nothing(conversion) else conversion
+
+
+def _keeps_grays(conversion: Conversion, icc: bytes, channels: Literal[3, 4]) -> bool:
+    """Return whether grays stay grays. Raises _Unusable where they don't, and the colours make no sense either."""
+    try:
+        _check_ramp(luma_of_rgb(conversion.apply(_ramp(channels))).ravel() / 255)
+    except _Unusable:
+        if channels == 4 or not _has_table(icc):
+            raise
+        luma = luma_of_rgb(conversion.apply(_cube())).reshape(PROBES, PROBES, PROBES) / 255
+        bends = max(np.abs(np.diff(luma, n=2, axis=axis)).mean() for axis in range(3))
+        if np.ptp(luma) < LEAST_RANGE or bends > MOST_BEND:
+            raise
+        return False
+    return True
+
+
+def _has_table(icc: bytes) -> bool:
+    return any(name in TABLE_TAGS for _, name, _, _ in _tags(icc))
 
 
 def _checked(icc: bytes, channels: Literal[1, 3, 4]) -> bytes:
@@ -294,9 +332,14 @@ def _check_ramp(values: Unit) -> None:
         raise _Unusable("its curve falls")
 
 
-def _changes_nothing(conversion: Conversion) -> bool:
+def _cube() -> Bytes:
+    """Colours in PROBES steps of each channel, uint8 [1, PROBES ** 3, 3]."""
     steps = np.linspace(0, 255, PROBES).astype(np.uint8)
-    colors = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+    return np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(1, -1, 3)
+
+
+def _changes_nothing(conversion: Conversion) -> bool:
+    colors = _cube()
     return bool(np.abs(conversion.apply(colors).astype(int) - colors).max() <= 255 * INSIGNIFICANT)
 
 

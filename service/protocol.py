@@ -4,9 +4,7 @@ import asyncio
 import itertools
 import json
 import logging
-import math
 import sys
-import time
 import uuid
 from http import HTTPStatus
 from typing import Any, ClassVar, cast
@@ -16,12 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service import access
-from service.admission import RETRY_AFTER_S
-from service.metrics import Metrics
-from service.problems import HeadTooLarge, InvalidRequest, Overloaded, Problem, UploadTooSlow
+from service.full import Full
+from service.problems import ClientGone, HeadTooLarge, InvalidRequest, Problem, UploadTooSlow
 from service.routes import State
-from service.settings import Settings
-from service.telemetry import REFUSED, Telemetry
+from service.telemetry import REFUSED
+from service.transport import Counted, is_reset, was_reset, without_chunks
 
 if sys.platform == "linux":
     import fcntl
@@ -30,65 +27,25 @@ if sys.platform == "linux":
 log = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 64 * 1024
+# Of what is around a body's chunks, too, though only about: so many bytes are given to the parser at least.
+LEAST_PIECE = 4096
 # How long a client may still send after its last answer.
 LINGER_S = 2.0
+# Who closes its side and waits for an answer does so once it has sent its request. Later on, it has given up.
+HALF_CLOSE_S = 5.0
+# How often it is looked whether a client that has closed its side is still there.
+HALF_CLOSED_LOOK_S = 0.5
+# And how long it is waited for its reset, once it was sent the head of an answer.
+RESET_S, RESET_LOOK_S = 0.2, 0.01
 # How often in TOMAU_WRITE_S it is looked what clients have taken.
 LOOKS = 4
 # For the connections that are too many, and for what the process itself has open.
 SPARE_FILES = 1024
-# How long they may take to send a head, and how often it is told that there are some.
+# How long they may take to send a head.
 FULL_HEAD_S = 2.0
-TELL_AGAIN_S = 60.0
 # A connection without a request for so long gives its place to a new one. A client that has just come, or has just had
 # its answer, may have sent one that is still on its way.
 SILENT_S = 1.0
-# With too many connections, too, as long as there is a file left for one.
-ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
-
-
-class Full:
-    """The service for connections that are too many: it only tells how it fares."""
-
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
-        self._app = app
-        self._limit = settings.max_connections
-        self._told_at = -math.inf
-        refusing = Telemetry(access.cors(access.Preflights, self._refuse, settings), metrics)
-        self._refusing = access.SafeHeaders(access.cors(access.Readable, refusing, settings))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        app = self._app if scope["path"] in ALWAYS_ANSWERED else self._refusing
-        await app(scope, receive, send)
-
-    def tell(self) -> None:
-        """Logs that there are too many, once in a while: most of them never send a request that would be logged."""
-        now = time.monotonic()
-        if now - self._told_at >= TELL_AGAIN_S:
-            self._told_at = now
-            log.warning(
-                "more connections at once than TOMAU_MAX_CONNECTIONS=%d: silent ones are closed, or new ones refused",
-                self._limit,
-            )
-
-    async def _refuse(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise Overloaded("too many connections at once", limit=self._limit, retry_after=RETRY_AFTER_S)
-
-
-class Counted:
-    """A transport that counts what is written to it."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self.written = 0
-
-    def write(self, data: bytes) -> None:
-        """asyncio."""
-        self.written += len(data)
-        self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 class Protocol(HttpToolsProtocol):
@@ -107,7 +64,10 @@ class Protocol(HttpToolsProtocol):
     _listens = True
     _data = b""
     _head_without_upgrade = b""
+    _in_head = True  # from the end of a request to the end of the next one's head
     _excess = 0  # bytes of this request that are no body
+    _whole_at = 0.0  # when the last byte of a request came
+    _half_closed_timer: asyncio.TimerHandle | None = None
     _held = 0  # bytes counted in `unread`
     _taken = 0  # bytes that the peer had taken at the last look
     _patience_ends = 0.0
@@ -149,30 +109,85 @@ class Protocol(HttpToolsProtocol):
         self._stop_waiting()
         if self._read_timer is not None:
             self._read_timer.cancel()
+        if self._half_closed_timer is not None:
+            self._half_closed_timer.cancel()
         self._hold(0)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """asyncio."""
-        if not self._listens:
-            return
         self.silent.pop(self, None)
+        start = 0
+        while self._listens and start < len(data):
+            # No further than a head may go: how much of what the parser is given belongs to a head, it does not say.
+            left = MAX_HEAD_BYTES - self._excess
+            end = start + min(left if self._in_head else max(left, LEAST_PIECE), MAX_HEAD_BYTES)
+            self._parse(data[start:end])
+            start = end
+
+    def _parse(self, data: bytes) -> None:
         self._excess += len(data)
         self._data = data
         super().data_received(data)
         if not self._listens:
             return
-        if self._excess > MAX_HEAD_BYTES:
+        if self._excess > MAX_HEAD_BYTES or (self._in_head and self._excess == MAX_HEAD_BYTES):
             self._refuse(HeadTooLarge(f"a request's head may have {MAX_HEAD_BYTES:,} bytes", limit=MAX_HEAD_BYTES))
         elif self._head_timer is None and (self.cycle is None or self.cycle.response_complete):
             # An empty line, or the body of a request that was answered without it: the next head still has to come.
             self._wait_for_head()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
+        """asyncio: the client has closed its side. Returns whether the connection stays open.
+
+        It does while a request that came whole a moment ago is not answered yet: the client may have closed no more
+        than its side (RFC 9112, 9.6), and then reads the answer. One that is gone altogether looks the same, until it
+        is sent something and resets the connection.
+        """
+        cycle = self.cycle
+        if not self._listens or cycle is None or cycle.more_body or cycle.response_complete:
+            return False
+        if not cycle.response_started and self.loop.time() - self._whole_at > HALF_CLOSE_S:
+            return False
+        cycle.keep_alive = False
+        self._look_at_half_closed()
+        return True
+
+    def _look_at_half_closed(self) -> None:
+        """Ends the connection once it was reset, which nobody else sees: nothing is read any more."""
+        if is_reset(self.transport):
+            log.info("a client that had closed its side is gone")
+            self.transport.abort()
+            return
+        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_LOOK_S, self._look_at_half_closed)
+
+    def _to_who_is_there(self, app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+        """Return the app with its answers kept from clients that have closed both sides, and not just theirs.
+
+        The head of the answer makes them reset the connection. Telemetry then counts them as gone.
+        """
+
+        async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+            is_first = True
+
+            async def send_on(message: Message) -> None:
+                nonlocal is_first
+                if is_first and message["type"] == "http.response.body":
+                    is_first = False
+                    if self._half_closed_timer is not None and await was_reset(self.transport, RESET_S, RESET_LOOK_S):
+                        scope[REFUSED] = ClientGone("the client had hung up before its answer was ready")
+                        cycle.disconnected = True
+                        self.transport.abort()
+                await send(message)
+
+            await app(scope, receive, send_on)
+
+        return watched
+
     def on_message_begin(self) -> None:
         """httptools: the first byte of a request."""
         super().on_message_begin()
         self._has_begun = True
-        self._excess = 0
         if self._head_timer is None:
             self._wait_for_head()
 
@@ -181,11 +196,12 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._head_without_upgrade = self._head()
             return
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+        if len(self.url) + sum(len(name) + len(value) + 3 for name, value in self.headers) > MAX_HEAD_BYTES:
+            # Behind another request, in what the parser was given at once.
             self._excess = MAX_HEAD_BYTES + 1
             raise ValueError("the head is too large")
         self._stop_waiting()
-        self._has_begun = False
+        self._has_begun = self._in_head = False
         super().on_headers_complete()
         if self.app is self.full or self.state.draining:
             self.cycle.keep_alive = False
@@ -194,7 +210,8 @@ class Protocol(HttpToolsProtocol):
         """uvicorn, which would send chunks whatever the client knows."""
         if cycle.scope["http_version"] == "1.0":
             app = without_chunks(app, cycle)
-        super()._start_asgi_task(cycle, app)
+        watched: Any = self._to_who_is_there(app, cycle)
+        super()._start_asgi_task(cycle, watched)
 
     def on_response_complete(self) -> None:
         """uvicorn."""
@@ -229,9 +246,17 @@ class Protocol(HttpToolsProtocol):
         self._excess -= len(body) + len(body) // 8
         super().on_body(body)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """httptools. What comes behind the body is no part of the head, and nobody asks for it (RFC 9110, 6.5.1)."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_message_complete(self) -> None:
         """httptools."""
         if not self._head_without_upgrade:
+            self._in_head = True
+            self._excess = 0
+            self._whole_at = self.loop.time()
             super().on_message_complete()
 
     def pause_writing(self) -> None:
@@ -334,27 +359,6 @@ class Protocol(HttpToolsProtocol):
         # Were it closed at once, a client that still sends would lose its answer.
         self.transport.write_eof()
         self.loop.call_later(LINGER_S, self.transport.close)
-
-
-def without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """HTTP/1.0 has none (RFC 9112, 6.1): an answer of unknown length ends with its connection."""
-
-    async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
-        is_endless = False
-
-        async def send_plain(message: Message) -> None:
-            nonlocal is_endless
-            if message["type"] == "http.response.start":
-                is_endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if is_endless:
-                    cycle.chunked_encoding = False
-            elif is_endless:
-                cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await app(scope, receive, send_plain)
-
-    return unchunked
 
 
 def _in_the_kernel(transport: asyncio.Transport) -> int:

@@ -1,6 +1,6 @@
 """The largest photo that is decoded, and how a decoder library's error becomes a problem."""
 
-import struct
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,44 +8,51 @@ from dataclasses import dataclass
 from PIL import UnidentifiedImageError
 
 from service.photo import Source
-from service.problems import TooManyPixels, UnreadableImage
+from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 
-# What decoders raise at damage, Pillow's in Python not always on purpose.
-BROKEN = (
-    *(OSError, EOFError, RuntimeError, SyntaxError, TypeError, ValueError, LookupError, struct.error),
-    *(AssertionError, AttributeError, OverflowError),
-)
-# What libjpeg and Pillow say when it is not the file's fault.
+ANIMATED = "the file is animated; single, still photos can be coloured"
+# What libjpeg, OpenCV and Pillow say when it is not the file's fault.
 SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
+# What decoder libraries say of sound files that they can't decode.
+UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|not (yet )?implemented|cannot handle", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest photo that is decoded: pixels in all and on a side."""
+    """The largest photo that is decoded: pixels in all and on a side, and estimated seconds for decoding."""
 
     max_pixels: int
     max_side: int
+    seconds: float = 30.0
 
 
 @contextmanager
 def library_call(source: Source) -> Iterator[None]:
-    """Turn the errors of a decoder library into problems. Wrap only calls of the library.
+    """Turn the errors of a decoder library into problems. Wrap only calls of the library, never our own code.
 
-    Raises UnreadableImage, and MemoryError where the library was short of memory.
+    Raises UnreadableImage, UnsupportedType, and MemoryError where the library was short of memory.
     """
     try:
         yield
-    except BROKEN as error:
+    except (MemoryError, Problem):
+        raise
+    except Exception as error:  # Pillow's parsers let nearly every kind through when a file is damaged.
         raise unreadable(source, error) from error
 
 
-def unreadable(source: Source, error: Exception) -> UnreadableImage:
-    """The refusal of a file whose decoder raised an error. Raises MemoryError when that was for want of memory."""
-    if any(words in str(error) for words in SHORT_OF_MEMORY):
-        raise MemoryError(str(error)) from error
+def unreadable(source: Source, error: Exception) -> UnreadableImage | UnsupportedType:
+    """Return the refusal of a file whose decoder raised an error. Raises MemoryError when that was for want of memory.
+
+    A file of a kind that the library does not support is not called damaged.
+    """
+    text = str(error)
+    if any(words in text for words in SHORT_OF_MEMORY):
+        raise MemoryError(text) from error
+    if isinstance(error, NotImplementedError) or UNSUPPORTED.search(text):
+        return UnsupportedType(f"the {source.upper()} file is of a kind that can't be read ({text})", field="file")
     if isinstance(error, UnidentifiedImageError):
         return UnreadableImage(f"the header of the {source.upper()} file is damaged", field="file")
-    return UnreadableImage(f"the {source.upper()} file is damaged or cut short ({error})", field="file")
+    return UnreadableImage(f"the {source.upper()} file is damaged or cut short ({text})", field="file")
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:

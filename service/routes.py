@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import access, openapi, telemetry
@@ -23,6 +23,7 @@ from service.album import Album, AlbumResponse, Turns
 from service.catalog import Model
 from service.colorizer import Answer, Colorizer, Options
 from service.metrics import Metrics
+from service.openapi import Live, ModelInfo, Models, Ready
 from service.photo import FORMATS, MEDIA_TYPES, Format
 from service.problems import Draining, InvalidOption
 from service.reload import Reloader
@@ -105,42 +106,13 @@ async def _state(request: Request) -> State:
 Shared = Annotated[State, Depends(_state)]
 
 
-class ModelInfo(BaseModel):
-    """A served model."""
-
-    name: str
-    version: str
-    color_space: Literal["lab", "hsv"]
-    input_size: int = Field(description="side of the square model input, pixels")
-    sha256: str = Field(description="of the ONNX file")
-    license: str
-    data: str = Field(description="what it was trained on")
-    device: Literal["cpu", "cuda"]
-    default: bool
-
-
-class Models(BaseModel):
-    """The catalogue."""
-
-    models: list[ModelInfo]
-
-
-class Ready(BaseModel):
-    """The service is ready."""
-
-    status: Literal["ready"] = "ready"
-    device: Literal["cpu", "cuda"] = Field(description="the device really in use")
-    models: list[str]
-
-
-class Live(BaseModel):
-    """The process is up."""
-
-    status: Literal["alive"] = "alive"
-
-
 def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
-    """The options of a request; the query wins over the form. Raises InvalidOption naming the first bad one."""
+    """Return the options of a request; the query wins over the form.
+
+    An option without a value counts as not given, as in forms of HTML. A name that is no option is refused in a query
+    whether it has a value or not. Raises InvalidOption naming the first bad one.
+    """
+    query = [(name, value) for name, value in query if value or name not in Options.model_fields]
     times = Counter(name for name, _ in query)
     for name, count in times.items():
         if count > 1:
@@ -214,7 +186,10 @@ async def _hung_up(stream: Receive) -> None:
     openapi_extra=openapi.request(openapi.BINARY, "image/*", "application/octet-stream"),
 )
 async def colorize(request: Request) -> Response:
-    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields."""
+    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields.
+
+    An option that is empty counts as not given.
+    """
     started = time.monotonic()
     state: State = request.app.state.tomau
     _check_unread(state)
@@ -227,13 +202,32 @@ async def colorize(request: Request) -> Response:
         options = _asked(request, state, upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
-    if answer.model is not None:
-        state.metrics.stage("receive", seconds["receive"])
     telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
     headers["Server-Timing"] = telemetry.server_timing(seconds)
-    return Response(answer.data, media_type=answer.media_type, headers=headers)
+    counted = partial(_count, state, answer, len(upload.data), seconds["receive"])
+    return PhotoResponse(answer, headers, counted)
+
+
+class PhotoResponse(Response):
+    """A coloured photo, which is counted once it was sent to a client that was there."""
+
+    def __init__(self, answer: Answer, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
+        super().__init__(answer.data, media_type=answer.media_type, headers=headers)
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await super().__call__(scope, receive, send)
+        if telemetry.REFUSED not in scope:
+            self._counted()
+
+
+def _count(state: State, answer: Answer, uploaded: int, receive_s: float) -> None:
+    if answer.model is not None:
+        state.metrics.stage("receive", receive_s)
+    state.metrics.photo(answer, uploaded)
 
 
 @uploads.post(
@@ -280,7 +274,9 @@ async def colorize_batch(request: Request) -> Response:
 
 async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> Answer:
     await state.workers.line_up()
-    return await _coloured(data, state, options, _never, model)
+    answer = await _coloured(data, state, options, _never, model)
+    state.metrics.photo(answer, len(data))
+    return answer
 
 
 async def _never() -> None:
@@ -295,9 +291,7 @@ async def _coloured(
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
     call = partial(_colorize, state, data, options, model, received, deadline)
-    answer = await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
-    state.metrics.photo(answer, len(data))
-    return answer
+    return await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
 
 
 def _colorize(

@@ -11,7 +11,9 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.protocol import SPARE_FILES, Full, Protocol
+from service.frozen import Watchdog
+from service.full import Full
+from service.protocol import SPARE_FILES, Protocol
 from service.reload import has_terminal
 from service.routes import State
 from service.settings import Settings
@@ -71,6 +73,8 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=round(settings.deadline_s) + 5,
         )
         super().__init__(config)
+        self._watchdog = Watchdog(settings.stuck_s, self._state.reloader.loading_for)
+        self._state.reloader.began = self._watchdog.arm
         self._delay = settings.drain_delay_s
         self._batch_s = settings.drain_batch_s
 
@@ -92,6 +96,15 @@ class Server(uvicorn.Server):
             self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, ends_with_terminal)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve under the watchdog, up to the end of what is inside."""
+        watch = asyncio.create_task(self._watchdog.watch())
+        try:
+            await super().serve(sockets)
+        finally:
+            watch.cancel()
+            await asyncio.wait([watch])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finishes what is inside; a batch may take longer than one photo."""

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import logging
 import math
 import os
 import textwrap
@@ -14,6 +15,8 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+log = logging.getLogger(__name__)
+
 MIB = 1 << 20
 # What a form may have beside its photos: boundaries, part headers, options.
 FORM_OVERHEAD = 64 * 1024
@@ -21,6 +24,18 @@ SHIPPED_MODELS = Path(__file__).parent / "models"
 CGROUPS = Path("/sys/fs/cgroup")
 # Empty, they are a mistake that would let everyone call.
 KEYS = frozenset({"api_keys", "api_keys_file"})
+# What only one of the devices has a use for.
+OF_A_GPU = (
+    "gpus",
+    "max_batch",
+    "precision",
+    "tf32",
+    "cuda_graphs",
+    "gpu_arena_mib",
+    "cuda_options",
+    "tensorrt_options",
+)
+OF_A_CPU = ("spread_model_mib",)
 # In .env for docker-compose.yml, which passes all of it on.
 OF_COMPOSE = frozenset({"TARGET"})
 
@@ -167,7 +182,8 @@ class Settings(BaseSettings):
         gt=0,
         description="all workers busy with one photo each for so long, or all executors of a model with one run each:"
         " the process ends; more than deadline_s, after which it is not ready any more. A model that fails on every"
-        " photo for so long ends it, too",
+        " photo for so long ends it, too, and so does an event loop that stands still (10 seconds at least). A reload"
+        " that takes longer is overdue: another may begin",
     )
 
     @classmethod
@@ -218,6 +234,17 @@ class Settings(BaseSettings):
         """Processor cores that this process may use; of a container's share of time, whole ones."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, math.ceil(cpu_quota() or cores))
+
+
+def tell_of_device(settings: Settings, device: Literal["cpu", "cuda"]) -> None:
+    """Warn of variables that are set and have no effect on the device in use."""
+    used, other, in_vain = ("the CPU", "a GPU", OF_A_GPU) if device == "cpu" else ("a GPU", "a CPU", OF_A_CPU)
+    names = ", ".join(f"TOMAU_{name.upper()}" for name in in_vain if name in settings.model_fields_set)
+    if names:
+        log.warning(
+            "%s: no effect, as the models run on %s (TOMAU_DEVICE=%s); only %s has a use for that",
+            *(names, used, settings.device, other),
+        )
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:

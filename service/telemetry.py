@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.frozen import await_named
 from service.metrics import Metrics
 from service.problems import ClientGone, Draining, InternalError, OutOfMemory, Problem
 from service.tracing import RequestSpan, Tracer, parse_traceparent
@@ -135,7 +137,7 @@ class Telemetry:
         known = span or parent
         tokens = request_id.set(exchange.id), trace_id.set(known.trace_id if known else None)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await await_named(exchange.id, partial(self.app, scope, exchange.receive, exchange.send))
         except Problem as problem:
             await exchange.refuse(problem)
         except asyncio.CancelledError:

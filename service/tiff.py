@@ -10,13 +10,17 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
+from numpy.typing import NDArray
+
 log = logging.getLogger(__name__)
 
 # Bytes of one value of each type: TIFF 6.0, BigTIFF, EXIF 3.0's UTF-8.
 SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8, 129: 1}
 BYTE, ASCII, SHORT, LONG, RATIONAL, DOUBLE, UTF8 = 1, 2, 3, 4, 5, 12, 129
-# Whole numbers, as which directories are pointed to.
+# Whole numbers, as which directories are pointed to; and what else some writers put whole numbers into.
 WHOLE = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+NUMBERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
 
 WIDTH, HEIGHT, BITS, DESCRIPTION, STRIPS, STRIP_SIZES = 0x100, 0x101, 0x102, 0x10E, 0x111, 0x117
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, UNIT, SOFTWARE = 0x112, 0x11A, 0x11B, 0x128, 0x131
@@ -37,6 +41,7 @@ DESCRIPTIVE = frozenset(
 )
 # Of one tag, as many as are looked at.
 MAX_NUMBERS = 16
+MAX_NUMBER = np.uint64(2**63 - 1)
 # A directory of a camera has some sixty entries.
 MAX_ENTRIES = 1000
 # Of all values of a directory together.
@@ -167,12 +172,24 @@ class Page:
 
     def numbers(self, tag: int) -> list[int]:
         """The first values of a tag; none when it is not there or can't be read."""
+        return [int(number) for number in self.array(tag, MAX_NUMBERS)]
+
+    def array(self, tag: int, most: int) -> NDArray[np.int64]:
+        """Return the first values of a tag, at most so many; none when it is not there or can't be read."""
         entry = self.directory.find(tag)
-        if entry is None or entry.kind not in WHOLE:
-            return []
-        kind = f"{self.layout.order}{min(entry.count, MAX_NUMBERS)}{WHOLE[entry.kind]}"
-        is_inside = entry.start + struct.calcsize(kind) <= len(self.data)
-        return list(struct.unpack_from(kind, self.data, entry.start)) if is_inside else []
+        count = 0 if entry is None else min(entry.count, most)
+        if entry is None or entry.kind not in NUMBERS or entry.start + SIZES[entry.kind] * count > len(self.data):
+            return np.empty(0, np.int64)
+        kind = np.dtype(self.layout.order + NUMBERS[entry.kind])
+        values = np.frombuffer(self.data, kind, count, entry.start)
+        # Of 64 bits, the values that are too large become the largest.
+        return np.minimum(values.astype(np.uint64), MAX_NUMBER).astype(np.int64)
+
+    def content(self, tag: int) -> bytes:
+        """Return the bytes of a tag's value; none when it is not there, or lies outside the file."""
+        entry = self.directory.find(tag)
+        is_inside = entry is not None and entry.start + entry.size <= len(self.data)
+        return self.data[entry.start : entry.start + entry.size] if entry is not None and is_inside else b""
 
     def number(self, tag: int, default: int) -> int:
         """The first value of a tag, or the default."""
@@ -181,11 +198,11 @@ class Page:
 
 def pages(data: bytes, most: int) -> Iterator[Page]:
     """The directories of a file, at most so many, up to the first that is damaged or was there already."""
-    seen: set[int] = set()
     try:
         layout, page = header(data)
+        seen = {page.start}
         yield Page(data, layout, page)
-        while page.following and page.following not in seen and len(seen) + 1 < most:
+        while page.following and page.following not in seen and len(seen) < most:
             seen.add(page.following)
             page = directory(data, layout, page.following)
             yield Page(data, layout, page)

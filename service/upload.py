@@ -6,22 +6,16 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.errors import HeaderParseError
-from email.header import decode_header, make_header
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.types import Message, Receive
 
 from service.admission import Receiving
+from service.colorizer import Options
+from service.form import MAX_FIELD_BYTES, Form, Limits, SentPhoto
 from service.problems import (
     BrokenUpload,
     ClientGone,
-    InvalidOption,
-    MissingFile,
-    Problem,
-    TooManyBytes,
-    TooManyPhotos,
     UnsupportedType,
     UploadTooSlow,
 )
@@ -31,8 +25,7 @@ log = logging.getLogger(__name__)
 
 FORM = b"multipart/form-data"
 PHOTO_OVERHEAD = 1024
-MAX_FIELD_BYTES = 1024
-MAX_FIELDS = 32
+OPTIONS = frozenset(Options.model_fields)
 
 
 @dataclass(slots=True)
@@ -44,15 +37,6 @@ class Upload:
 
 
 @dataclass(slots=True)
-class SentPhoto:
-    """A photo of a form: the name it was sent with, and its bytes, or why they were thrown away."""
-
-    name: str
-    data: bytes = b""
-    problem: Problem | None = None
-
-
-@dataclass(slots=True)
 class BatchUpload:
     """The photos of a form, in the order they came, and its other fields."""
 
@@ -60,34 +44,17 @@ class BatchUpload:
     fields: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """Of one request: its photos, their bytes together, and what its body may have beside them."""
-
-    photos: int
-    bytes: int
-    overhead: int
-    is_batch: bool
-
-    @property
-    def body(self) -> int:
-        return self.bytes + self.overhead
-
-    def too_many_bytes(self) -> TooManyBytes:
-        who = "the photos of a batch together" if self.is_batch else "a photo"
-        return TooManyBytes(f"{who} may have {self.bytes:,} bytes", field="file", limit=self.bytes)
+def _photo_limits(settings: Settings, overhead: int = 0) -> Limits:
+    return Limits(1, settings.max_bytes, settings.max_bytes, overhead, is_batch=False)
 
 
-def _photo_limits(settings: Settings, overhead: int = 0) -> _Limits:
-    return _Limits(1, settings.max_bytes, overhead, is_batch=False)
-
-
-def _batch_limits(settings: Settings) -> _Limits:
+def _batch_limits(settings: Settings) -> Limits:
     """Whatever a batch has, there is room for a whole photo beside it."""
     photos = settings.max_batch_photos
     overhead = FORM_OVERHEAD + PHOTO_OVERHEAD * photos
     room = settings.max_upload_bytes - settings.max_form_bytes - overhead
-    return _Limits(photos, max(0, min(settings.max_batch_bytes, room)), overhead, is_batch=True)
+    most = max(0, min(settings.max_batch_bytes, room))
+    return Limits(photos, settings.max_bytes, most, overhead, is_batch=True)
 
 
 def tell_of_cap(settings: Settings) -> None:
@@ -115,10 +82,9 @@ class _Body:
         receive: Receive,
         receiving: Receiving,
         settings: Settings,
-        limits: _Limits,
+        limits: Limits,
     ) -> None:
-        length = request.get("content-length", "0")
-        if length.isdecimal() and int(length) > limits.body:
+        if _is_longer(request.get("content-length", "0"), limits.body):
             raise limits.too_many_bytes()
         self._receive = receive
         self._receiving = receiving
@@ -170,135 +136,26 @@ class _Body:
             self._ends = min(self._ends + count / rate, time.monotonic() + self._settings.upload_grace_s)
 
 
-class _Form:
-    """The callbacks of the multipart parser: collects the photos and the small fields.
+def _is_longer(length: str, limit: int) -> bool:
+    """Whether a Content-Length is above the limit; what is no number is refused by the protocol.
 
-    A photo too large ends the form. Of a batch only its bytes are thrown away, and the others go on.
+    A number may have any count of zeros before it, and Python's `int` refuses those of more than 4,300 digits.
     """
-
-    def __init__(self, boundary: bytes, receiving: Receiving, settings: Settings, limits: _Limits) -> None:
-        self._receiving = receiving
-        self._settings = settings
-        self._limits = limits
-        self._header_name = bytearray()
-        self._header_value = bytearray()
-        self._headers: dict[bytes, bytes] = {}
-        self._name = ""
-        self._options = 0
-        # Parts of the chunks as they came, joined once: a value that grew would be copied again and again.
-        self._value: list[memoryview] = []
-        self._bytes = 0
-        self._photo_bytes = 0
-        self.ended = False
-        self.photos: list[SentPhoto] = []
-        self.fields: dict[str, str] = {}
-        self.parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": self._headers.clear,
-                "on_header_field": lambda data, start, end: self._header_name.extend(data[start:end]),
-                "on_header_value": lambda data, start, end: self._header_value.extend(data[start:end]),
-                "on_header_end": self._header_end,
-                "on_headers_finished": self._headers_finished,
-                "on_part_data": self._part_data,
-                "on_part_end": self._part_end,
-                "on_end": self._end,
-            },
-        )
-
-    def _header_end(self) -> None:
-        self._headers[bytes(self._header_name).lower()] = bytes(self._header_value)
-        self._header_name.clear()
-        self._header_value.clear()
-
-    def _headers_finished(self) -> None:
-        _, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
-        self._name = parameters.get(b"name", b"").decode("utf-8", "replace")
-        self._bytes = 0
-        if self._name == "file":
-            self._begin_photo(parameters.get(b"filename", b""))
-        elif b"filename" in parameters:
-            raise MissingFile(f"the form's file is named {self._name!r:.80}, not `file`", field=self._name[:80])
-        else:
-            self._begin_option()
-
-    def _begin_photo(self, name: bytes) -> None:
-        most = self._limits.photos
-        if len(self.photos) >= most:
-            if self._limits.is_batch:
-                raise TooManyPhotos(f"a batch may have {most:,} photos", field="file", limit=most)
-            raise MissingFile("the form has more than one `file`; /colorize/batch takes several", field="file", limit=1)
-        self.photos.append(SentPhoto(_text(name)))
-
-    def _begin_option(self) -> None:
-        self._options += 1
-        if self._options > MAX_FIELDS:
-            raise BrokenUpload(f"a form may have {MAX_FIELDS} options", limit=MAX_FIELDS)
-
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        self._bytes += end - start
-        self._value.append(memoryview(data)[start:end])
-        if self._name == "file":
-            self._check_photo(end - start)
-        elif self._bytes > MAX_FIELD_BYTES:
-            detail = f"an option may have {MAX_FIELD_BYTES} bytes"
-            raise InvalidOption(detail, field=self._name[:80], limit=MAX_FIELD_BYTES)
-
-    def _check_photo(self, came: int) -> None:
-        self._photo_bytes += came
-        if self._photo_bytes > self._limits.bytes:
-            raise self._limits.too_many_bytes()
-        if self._bytes > self._settings.max_bytes:
-            self.photos[-1].problem = _photo_limits(self._settings).too_many_bytes()
-            self._receiving.shrink(sum(map(len, self._value)))
-            self._value.clear()
-
-    def _part_end(self) -> None:
-        value = b"".join(self._value)
-        self._value.clear()
-        if self._name == "file":
-            self.photos[-1].data = value
-            return
-        if self._name in self.fields:
-            raise InvalidOption("the option is given twice", field=self._name[:80])
-        self.fields[self._name] = value.decode("utf-8", "replace")
-
-    def _end(self) -> None:
-        self.ended = True
+    if not (length.isascii() and length.isdecimal()):
+        return False
+    digits = length.lstrip("0") or "0"
+    return len(digits) > len(str(limit)) or int(digits) > limit
 
 
-def _text(name: bytes) -> str:
-    """UTF-8, or else the code page of an old client; this one takes any bytes."""
-    try:
-        text = name.decode("utf-8")
-    except UnicodeDecodeError:
-        return name.decode("latin-1")
-    return _decoded_word(text) if text.startswith("=?") else text
-
-
-def _decoded_word(text: str) -> str:
-    """As mails have their names, and .NET's forms."""
-    try:
-        return str(make_header(decode_header(text)))
-    except (HeaderParseError, LookupError, ValueError):
-        return text
-
-
-async def _receive_form(
-    body: _Body, boundary: bytes | None, receiving: Receiving, settings: Settings, limits: _Limits
-) -> _Form:
+async def _receive_form(body: _Body, boundary: bytes | None, receiving: Receiving, limits: Limits) -> Form:
+    # A boundary ends with no space (RFC 2046, 5.1.1): there may be some behind it.
+    boundary = (boundary or b"").rstrip(b" \t")
     if not boundary:
         raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
-    try:
-        form = _Form(boundary, receiving, settings, limits)
-        async for chunk in body:
-            form.parser.write(chunk)
-    except FormParserError as error:
-        raise BrokenUpload(f"the multipart form can't be parsed: {error}") from error
-    if not form.ended:
-        raise BrokenUpload("the multipart form breaks off before its last boundary")
-    if not form.photos:
-        raise MissingFile("the form has no `file`", field="file")
+    form = Form(boundary, OPTIONS, receiving, limits)
+    async for chunk in body:
+        form.write(chunk)
+    form.close()
     return form
 
 
@@ -331,7 +188,7 @@ async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiv
     body = _Body(request, stream, receiving, settings, limits)
     if not is_form:
         return Upload(b"".join([chunk async for chunk in body]))
-    form = await _receive_form(body, boundary, receiving, settings, limits)
+    form = await _receive_form(body, boundary, receiving, limits)
     return Upload(form.photos[0].data, form.fields)
 
 
@@ -347,5 +204,5 @@ async def receive_batch(
         raise UnsupportedType("send the photos as multipart/form-data, each in a field `file`")
     limits = _batch_limits(settings)
     body = _Body(request, stream, receiving, settings, limits)
-    form = await _receive_form(body, boundary, receiving, settings, limits)
+    form = await _receive_form(body, boundary, receiving, limits)
     return BatchUpload(form.photos, form.fields)

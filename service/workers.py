@@ -11,10 +11,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 from service.admission import Places
+from service.frozen import run_named
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
+from service.telemetry import request_id
 from service.threads import Threads
 from service.watch import Stints
 
@@ -138,17 +141,18 @@ class Workers:
     def _submit(self, call: Callable[[threading.Event], T], cancelled: threading.Event) -> Future[T]:
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
+        request = request_id.get()
         number = next(self._numbers)
         # A cancelled job stays in the pool's queue until its turn; the photo that its call holds must not.
         held = [call]
 
         def work() -> T:
             try:
-                with self._stints.one():
+                with self._stints.one(request):
                     self._waiting.pop(number, None)
                     if self._line:
                         loop.call_soon_threadsafe(self._serve_line)
-                    return context.run(held.pop(), cancelled)
+                    return run_named(request, partial(context.run, held.pop(), cancelled))
             except Exception as error:
                 _let_go(error)
                 raise
@@ -180,6 +184,11 @@ class Workers:
     def busy(self) -> int:
         """How many workers have a photo."""
         return self._stints.busy
+
+    @property
+    def requests(self) -> list[str]:
+        """The ids of the requests whose photos workers have, the longest at work first."""
+        return self._stints.names
 
     def stop(self) -> None:
         """Lets running photos end, drops waiting ones."""

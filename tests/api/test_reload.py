@@ -4,6 +4,7 @@ import asyncio
 import gc
 import io
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,8 +24,9 @@ import pytest
 
 from service.app import create_app
 from service.batcher import Batcher
+from service.catalog import Catalog
 from service.colorizer import Options
-from service.reload import Reloader
+from service.reload import MOST_LOADS, Reloader
 from service.routes import State
 from service.settings import Settings
 from tests.api.test_metrics import scrape, settled, total
@@ -322,6 +324,111 @@ def test_a_reload_that_is_asked_for_during_one_is_done_after_it(state: State, mo
 
     asyncio.run(scene())
     assert most == 1
+
+
+class Loads:
+    """Loads that end when they are let, in place of the reloader's own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, state: State, folder: Path) -> None:
+        self.doors: list[threading.Event] = []
+        load = Reloader._load
+
+        def slow(reloader: Reloader) -> Catalog:
+            door = threading.Event()
+            self.doors.append(door)
+            put(folder, str(len(self.doors) + 1))
+            catalog = load(reloader)
+            assert door.wait(WAIT)
+            return catalog
+
+        monkeypatch.setattr(Reloader, "_load", slow)
+
+    async def begun(self, count: int) -> None:
+        await eventually(lambda: len(self.doors) == count)
+
+
+@pytest.fixture
+def impatient(folder: Path) -> State:
+    """A service whose loads are overdue at once, or nearly."""
+    settings = Settings(models=folder, device="cpu", workers=2, deadline_s=0.1, stuck_s=0.2)
+    found: State = create_app(settings).state.tomau
+    return found
+
+
+def served(state: State) -> str:
+    return state.colorizer.catalog.get(None).contract.version
+
+
+def figure(state: State, name: str, **labels: str) -> float | None:
+    return state.metrics.registry.get_sample_value(name, labels)
+
+
+def test_a_load_that_does_not_end_keeps_no_later_one_from_it(
+    impatient: State, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loads, state, began = Loads(monkeypatch, impatient, folder), impatient, []
+    state.reloader.began = lambda: began.append(True)
+
+    async def scene() -> None:
+        assert state.reloader.loading_for() is None
+        state.reloader.request()
+        await loads.begun(1)
+        state.reloader.request()
+        state.reloader.request()
+        await loads.begun(2)
+        assert figure(state, "tomau_reloads_overdue") >= 1
+        loads.doors[1].set()
+        await eventually(lambda: served(state) == "3")
+        loads.doors[0].set()  # the hung one ends after all, with the file of then
+        await eventually(lambda: state.reloader.loading_for() is None)
+        assert served(state) == "3"
+        assert len(loads.doors) == len(began) == 2, "two requests that came together are one load"
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(scene())
+    assert "a load of the models has not ended in 0.2 s" in caplog.text
+    assert "a later load has ended before" in caplog.text
+    assert figure(state, "tomau_reloads_overdue") == 0
+    assert figure(state, "tomau_reloads_total", result="success") == 1
+    assert figure(state, "tomau_reloads_total", result="failure") == 1
+
+
+def test_only_so_many_loads_hang_at_once(
+    impatient: State, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loads, state = Loads(monkeypatch, impatient, folder), impatient
+
+    async def scene() -> None:
+        for count in range(1, MOST_LOADS + 1):
+            state.reloader.request()
+            await loads.begun(count)
+        state.reloader.request()
+        await eventually(lambda: "no other begins until one does" in caplog.text)
+        assert len(loads.doors) == figure(state, "tomau_reloads_overdue") == MOST_LOADS
+        loads.doors[0].set()
+        await loads.begun(MOST_LOADS + 1)
+        for door in loads.doors:
+            door.set()
+        await eventually(lambda: state.reloader.loading_for() is None)
+        assert served(state) == str(MOST_LOADS + 2)
+
+    asyncio.run(scene())
+
+
+def test_a_load_that_no_thread_can_be_had_for_is_a_failure(
+    state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def nothing(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scene() -> None:
+        state.reloader.request()
+        await eventually(lambda: figure(state, "tomau_reloads_total", result="failure") == 1)
+        assert state.reloader.loading_for() is None
+
+    monkeypatch.setattr("service.reload.apart", nothing)
+    asyncio.run(scene())
+    assert "the models were not reloaded: can't start new thread" in caplog.text
 
 
 def test_an_unexpected_fault_changes_nothing_either(

@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.conftest import Server, contract, tint_model
 
 CONFIGURATION = Path(__file__).with_name("schemathesis.toml")
+ROOT = Path(__file__).parents[2]
 
 
 def main() -> int:
@@ -45,8 +46,9 @@ def main() -> int:
             command += ["--max-time", str(arguments.seconds)]
             command += [] if arguments.seed is None else ["--seed", str(arguments.seed)]
             command.append(f"http://127.0.0.1:{port}/openapi.json")
+            hooks = {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT)}
             # It leaves a folder where it is run.
-            code = subprocess.run(command, cwd=folder, check=False).returncode
+            code = subprocess.run(command, cwd=folder, env=os.environ | hooks, check=False).returncode
         finally:
             process.terminate()
             process.wait(60)

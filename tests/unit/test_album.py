@@ -14,8 +14,8 @@ import pytest
 from service.admission import Places, Receiving
 from service.album import PIECE, Album, AlbumResponse, Turns
 from service.colorizer import Answer
+from service.form import SentPhoto
 from service.problems import UnreadableImage
-from service.upload import SentPhoto
 from service.workers import Workers
 from tests.waiting import eventually
 

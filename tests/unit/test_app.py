@@ -23,6 +23,7 @@ from service.reload import Reloader
 from service.routes import State, _colorize
 from service.server import Server
 from service.settings import Settings
+from service.telemetry import request_id
 from service.threads import is_any_apart
 from tests.conftest import encoded
 from tests.waiting import eventually, until
@@ -51,10 +52,11 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
         await asyncio.sleep(2)
 
     async def scene() -> None:
-        jobs = [
-            asyncio.create_task(state.workers.run(lambda _: door.wait(10), deadline=float("inf"), gone=gone))
-            for _ in range(2)
-        ]
+        jobs = []
+        for name in "ab":
+            request_id.set(name)
+            job = state.workers.run(lambda _: door.wait(10), deadline=float("inf"), gone=gone)
+            jobs.append(asyncio.create_task(job))
         await eventually(lambda: state.workers.busy == 2)
         assert state.obstacle() is None
         await asyncio.sleep(0.5)
@@ -69,7 +71,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
     with caplog.at_level(logging.CRITICAL):
         asyncio.run(scene())
     assert codes == [app.EXIT_STUCK]
-    assert "all 2 workers are stuck" in caplog.text
+    assert "all 2 workers are stuck for 1 s: the process ends, with the requests a, b inside" in caplog.text
 
 
 @pytest.fixture

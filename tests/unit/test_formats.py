@@ -13,10 +13,11 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from service import color, decoding, encoding, fitting, header, refusals
+from service import color, decoding, encoding, fitting, header, metadata, refusals
 from service.photo import FORMATS, Format, Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.conftest import encoded
+from tests.unit.test_profiles import NEGATIVE_ICC
 
 LIMITS = refusals.Limits(max_pixels=100_000_000, max_side=65_500)
 ORIENTATION = 274
@@ -99,8 +100,6 @@ TIFFS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("kind", TIFFS)
 def test_tiff(picture: np.ndarray, deep: np.ndarray, bits: int, order: str, kind: str) -> None:
-    if (kind, order) == ("big", ">"):
-        pytest.skip("not supported")
     options = {"byteorder": order, **TIFFS[kind]}
     rgb = picture if bits == 8 else deep
     gray = color.luma_of_rgb(rgb)
@@ -168,15 +167,7 @@ def test_a_tiff_that_was_compressed_as_jpeg(picture: np.ndarray) -> None:
         (lambda rgb: tiff(np.stack([rgb[..., 0]] * 3), photometric="minisblack"), "several pages"),
         (lambda rgb: tiff_with_mask(rgb), "mask"),
         (lambda rgb: tiff(rgb[..., 0].copy(), extratags=[(50706, 1, 4, b"\1\4\0\0", True)]), "raw"),
-        (lambda rgb: tiff(rgb, photometric="cielab"), r"kind \(8\)"),
-        (
-            lambda rgb: tiff(
-                np.ascontiguousarray(rgb.astype(np.uint16).transpose(2, 0, 1)),
-                photometric="rgb",
-                planarconfig="separate",
-            ),
-            "one after another",
-        ),
+        (lambda rgb: tiff(rgb, photometric="cielab"), r"kind \(8, CIE"),
     ],
 )
 def test_tiffs_that_are_refused_with_the_reason(
@@ -195,19 +186,13 @@ def patched(data: bytes, tag: int, value: int) -> bytes:
     raise AssertionError(tag)
 
 
-@pytest.mark.parametrize(("bits", "compression"), [(8, 34887), (8, 50001), (16, 50000), (16, 34925), (16, 7)])
+@pytest.mark.parametrize(("bits", "compression"), [(8, 34887), (8, 50001), (16, 7)])
 def test_compressions_that_can_not_be_read_are_named(
     picture: np.ndarray, deep: np.ndarray, bits: int, compression: int
 ) -> None:
     data = tiff(picture if bits == 8 else deep, photometric="rgb")
-    with pytest.raises(UnsupportedType, match=rf"\({compression}\)"):
+    with pytest.raises(UnsupportedType, match=rf"\({compression}\b"):
         decode(patched(data, 259, compression))
-
-
-def test_a_tile_much_larger_than_the_picture_is_refused(picture: np.ndarray) -> None:
-    data = tiff(picture, photometric="rgb", tile=(64, 64))
-    with pytest.raises(UnreadableImage, match="tiles"):
-        decode(patched(data, 322, 46_336))
 
 
 def test_alpha_that_gray_was_multiplied_with(picture: np.ndarray) -> None:
@@ -464,7 +449,8 @@ def test_a_picture_in_every_format_is_what_it_was(
     alpha = color.luma_of_rgb(rgb)[::-1].copy() if with_alpha and format_ != "jpeg" else None
     fitted = fitting.fit_pixels(Pixels(rgb, alpha), format_, None)
     assert fitted.rgb.dtype == (np.uint16 if bits == 16 and format_ in ("png", "tiff") else np.uint8)
-    data = encoding.encode_pixels(fitted, format_, 95)
+    # What says that a fourth channel is alpha is written with the metadata.
+    data = metadata.write(encoding.encode_pixels(fitted, format_, 95), format_, metadata.Metadata())
     found = decoding.decode_pixels(data, format_, LIMITS)
     assert found.rgb.dtype == fitted.rgb.dtype
     if format_ in ("png", "tiff"):
@@ -488,3 +474,67 @@ def test_the_tone_of_a_jpeg(astronaut: np.ndarray, subsampling: int) -> None:
     assert decode(encoded(sepia, "JPEG", subsampling=subsampling), look=True).tone == "toned"
     assert decode(encoded(gray, "JPEG"), look=True).tone == "gray"
     assert decode(encoded(astronaut, "JPEG")).tone is None
+
+
+def smooth() -> np.ndarray:
+    y, x = np.mgrid[:64, :80]
+    return np.clip(np.dstack([128 + 90 * np.sin(x / 9), 2 * y + x, 250 - 3 * y]), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "JPEG in RGB", "PNG", "TIFF", "deep PNG"])
+def test_a_profile_without_which_the_pixels_mean_nothing(format_: str) -> None:
+    rgb = smooth()
+    options: dict[str, object] = {"icc_profile": NEGATIVE_ICC}
+    if format_.startswith("JPEG"):
+        options |= {"quality": 100, "subsampling": 0, "keep_rgb": format_ == "JPEG in RGB"}
+    if format_ == "deep PNG":
+        packed = b"negative\0\0" + zlib.compress(NEGATIVE_ICC)
+        data = deep_png((255 - rgb).astype(np.uint16) * 257, 2, {b"iCCP": packed})
+    else:
+        data = encoded(255 - rgb, format_.split()[0], **options)
+    icc = metadata.read(data, header.source_of(data)).icc
+    assert icc == NEGATIVE_ICC
+    luma = decode(data, icc=icc).luma
+    off = luma / (257 if format_ == "deep PNG" else 1) - color.luma_of_rgb(rgb)
+    assert np.abs(off).mean() < 2.5
+
+
+WEBPS = {
+    "lossy": encoded(smooth(), "WEBP"),
+    "lossless": encoded(smooth(), "WEBP", lossless=True),
+    "with EXIF": encoded(smooth(), "WEBP", exif=b"Exif\0\0MM\0*" + bytes(60)),
+    "with alpha": encoded(np.dstack([smooth(), smooth()[..., 0]]), "WEBP"),
+}
+
+
+def webp_chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+
+
+WEBP_CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "more behind it": lambda data: data + b"junk" * 9,
+    "a length that is too short": lambda data: data[:4] + struct.pack("<I", len(data) - 28) + data[8:],
+    "a length that is too long": lambda data: data[:4] + struct.pack("<I", len(data) + 92) + data[8:],
+    "a length of 0": lambda data: data[:4] + bytes(4) + data[8:],
+    "an unknown chunk first": lambda data: data[:12] + webp_chunk(b"abcd", b"xyz") + data[12:],
+    "an unknown chunk last": lambda data: data + webp_chunk(b"abcd", b"xyz"),
+    "EXIF that is cut short": lambda data: data + webp_chunk(b"EXIF", bytes(80))[:-40],
+    "XMP that is none": lambda data: data + webp_chunk(b"XMP ", b"zz"),
+    "flags that say everything": lambda data: data[:20] + b"\xfd" + data[21:] if data[12:16] == b"VP8X" else data,
+}
+
+
+@pytest.mark.parametrize("change", WEBP_CHANGES)
+@pytest.mark.parametrize("name", WEBPS)
+def test_what_is_odd_about_a_webps_container_does_no_harm(name: str, change: str) -> None:
+    whole = decode(WEBPS[name])
+    check(decode(WEBP_CHANGES[change](WEBPS[name])), whole.luma, whole.alpha)
+
+
+@pytest.mark.parametrize("name", WEBPS)
+def test_a_webp_whose_pixels_are_cut_short_is_damaged(name: str) -> None:
+    data = WEBPS[name]
+    end = data.rindex(b"EXIF") if name == "with EXIF" else len(data)
+    for cut in np.linspace(40, end - 3, 8).astype(int):
+        with pytest.raises(UnreadableImage):
+            decode(data[:cut])

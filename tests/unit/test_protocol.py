@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import socket
+import struct
 import weakref
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -17,9 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import protocol
 from service.admission import Places
+from service.full import Full
 from service.metrics import Metrics
-from service.protocol import MAX_HEAD_BYTES, Full, Protocol
+from service.problems import ClientGone
+from service.protocol import MAX_HEAD_BYTES, Protocol
 from service.settings import Settings
+from service.telemetry import REFUSED
 from tests.waiting import WAIT_S, eventually
 
 BIG = 32 << 20
@@ -68,7 +72,13 @@ class Service:
         await eventually(lambda: not self.connections)
 
 
-def play(scene: Callable[[Service], Awaitable[None]], app: ASGIApp, **settings: object) -> None:
+def play(
+    scene: Callable[[Service], Awaitable[None]],
+    app: ASGIApp,
+    *,
+    loop: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop,
+    **settings: object,
+) -> None:
     async def main() -> None:
         service = Service(app, Settings(**settings))
         listener = socket.create_server(("127.0.0.1", 0))
@@ -86,7 +96,7 @@ def play(scene: Callable[[Service], Awaitable[None]], app: ASGIApp, **settings: 
                 one.close()
         assert service.unread.taken == 0
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
 
 
@@ -310,6 +320,126 @@ def test_a_head_that_is_too_large_is_refused(complete: bool) -> None:
         assert (problem["code"], problem["limit"]) == ("head_too_large", MAX_HEAD_BYTES)
 
     play(scene, hello)
+
+
+def sized(total: int, kind: str) -> bytes:
+    """A request whose head has so many bytes."""
+    if kind == "many small headers":
+        head = b"GET / HTTP/1.1\r\nHost: x\r\n"
+        count = (total - len(head) - 10) // 6
+        head += b"a: \r\n" * count
+    else:
+        start, end = {
+            "a name": (b"GET / HTTP/1.1\r\nHost: x\r\n", b": y\r\n"),
+            "a value": (b"GET / HTTP/1.1\r\nHost: x\r\nCookie: ", b"\r\n"),
+            "an address": (b"GET /", b" HTTP/1.1\r\nHost: x\r\n"),
+            "a query": (b"GET /?", b" HTTP/1.1\r\nHost: x\r\n"),
+        }.get(kind, (b"GET / HTTP/1.1\r\nHost: x\r\nA:", b"x\r\n"))
+        fill = b" " if kind == "spaces" else b"x"
+        head = start + fill * (total - len(start) - len(end) - 2) + end
+    last = total - len(head) - 2
+    return head + (b"" if last < 5 else b"b: " + b"x" * (last - 5) + b"\r\n") + b"\r\n"
+
+
+@pytest.mark.parametrize("kind", ["many small headers", "a name", "a value", "an address", "a query", "spaces"])
+@pytest.mark.parametrize("cut", [1000, 1 << 20], ids=["in packets", "at once"])
+def test_a_head_may_have_just_as_much_as_it_may(kind: str, cut: int) -> None:
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        for _ in range(2):  # with what came before forgotten
+            await send(client, sized(MAX_HEAD_BYTES, kind))
+            await until(client, b"hello")
+        for total in (MAX_HEAD_BYTES + 1, 195 * 1024):
+            client = await service.connect()
+            await send(client, GET)
+            await until(client, b"hello")
+            request = sized(total, kind)
+            assert len(request) == total
+            with contextlib.suppress(ConnectionError):
+                for start in range(0, total, cut):
+                    await send(client, request[start : start + cut])
+            assert (await whole(client)).startswith(b"HTTP/1.1 431 ")
+
+    play(scene, hello)
+
+
+def test_a_head_behind_another_request_is_bounded_too() -> None:
+    async def scene(service: Service) -> None:
+        for kind in ("many small headers", "a value", "an address"):
+            client = await service.connect()
+            with contextlib.suppress(ConnectionError):
+                await send(client, GET + sized(195 * 1024, kind))
+            found = await whole(client)
+            assert found.count(b"HTTP/1.1 200") <= 1
+            assert found.count(b"hello") <= 1
+
+    play(scene, hello)
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"1;" + b"x" * 190_000 + b"\r\nx\r\n0\r\n\r\n",
+        b"1\r\nx\r\n0\r\nTrailer: " + b"x" * 190_000 + b"\r\n\r\n",
+        b"1\r\nx\r\n0\r\n" + b"a:b\r\n" * 38_000 + b"\r\n",
+        b"1;x\r\nx\r\n" * 25_000 + b"0\r\n\r\n",
+    ],
+    ids=["an extension", "a trailer", "many trailers", "many extensions"],
+)
+def test_what_is_around_chunks_is_bounded_though_it_comes_at_once(rest: bytes) -> None:
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        with contextlib.suppress(ConnectionError):
+            await send(client, b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + rest)
+        assert (await whole(client)).startswith(b"HTTP/1.1 431 ")
+
+    play(scene, echo)
+
+
+def test_bytes_that_are_barely_a_body_take_no_longer() -> None:
+    """A piece of a body is given to the parser as a whole, however near its limit what was around it is."""
+    calls = 0
+
+    async def scene(service: Service) -> None:
+        nonlocal calls
+        client = await service.connect()
+        start = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        around = MAX_HEAD_BYTES - len(start) - len(b"1000000;\r\n")
+        await send(client, start + b"1000000;" + b"x" * around + b"\r\n")
+        await eventually(lambda: service.connections == 1)
+        (connection,) = service.server.server_state.connections
+        parse = connection._parse
+
+        def counted(data: bytes) -> None:
+            nonlocal calls
+            calls += 1
+            parse(data)
+
+        connection._parse = counted
+        for _ in range(256):
+            await send(client, bytes(1 << 16))
+        await send(client, b"\r\n0\r\n\r\n")
+        assert (await until(client, b".")).endswith(b"\r\n\r\n16777216.")
+
+    play(scene, echo)
+    assert calls < 5000
+
+
+def test_a_trailer_is_no_header() -> None:
+    seen = []
+
+    async def look(scope: Scope, receive: Receive, send: Send) -> None:
+        await echo(scope, receive, send)
+        seen.extend(name for name, _ in scope["headers"])
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+        await send(client, head + b"1\r\nx\r\n0\r\nX-API-Key: secret\r\n\r\n")
+        await until(client, b"1.")
+
+    play(scene, look)
+    assert seen == [b"host", b"transfer-encoding"]
 
 
 def test_trailers_and_chunk_extensions_are_bounded() -> None:
@@ -585,3 +715,169 @@ def test_who_asks_before_sending_is_told_to_go_on_or_refused() -> None:
         client.close()
 
     play(scene, echo)
+
+
+def half_close(client: socket.socket) -> None:
+    client.shutdown(socket.SHUT_WR)
+
+
+BODY = b"POST / HTTP/1.%d\r\nHost: x\r\nContent-Length: 5\r\n\r\n12345"
+
+
+@pytest.mark.parametrize(
+    ("request_", "answers"),
+    [(GET, [b"0."]), (BODY % 1, [b"5."]), (BODY % 0, [b"5."]), (GET + BODY % 1 + GET, [b"0.", b"5.", b"0."])],
+    ids=["no body", "a body", "HTTP/1.0", "several"],
+)
+@pytest.mark.parametrize("loop", [uvloop.new_event_loop, asyncio.new_event_loop])
+def test_a_client_that_closes_its_side_is_answered(
+    request_: bytes, answers: list[bytes], loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    closed = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await closed.wait()
+        await asyncio.sleep(0.05)
+        await echo(scope, receive, send)
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, request_)
+        half_close(client)
+        closed.set()
+        found = await whole(client)
+        assert [part[:2] for part in found.split(b"\r\n\r\n")[1:]] == answers
+        assert b"connection: close" in found
+        await service.closes()
+
+    play(scene, slow, loop=loop)
+
+
+def test_a_stream_goes_to_a_client_that_has_closed_its_side() -> None:
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, *[bytes(1 << 16)] * 32)
+
+    async def scene(service: Service) -> None:
+        client = await service.connect(window=1 << 16)
+        await send(client, GET)
+        half_close(client)
+        assert (await whole(client)).count(b"\0") == 1 << 21
+
+    play(scene, stream)
+
+
+@pytest.mark.parametrize("sent", [b"", GET[:20], (BODY % 1)[:-2], b"\r\n"])
+def test_half_a_request_is_none_when_its_client_closes_its_side(sent: bytes) -> None:
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, sent)
+        half_close(client)
+        assert await whole(client) == b""
+        await service.closes()
+
+    play(scene, echo)
+
+
+def test_a_client_that_is_gone_after_it_has_closed_its_side_is_seen() -> None:
+    """By the reset that comes then, though nothing is read or written."""
+    gone = asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        await is_gone(receive)
+        gone.set()
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        half_close(client)
+        await asyncio.sleep(2 * protocol.HALF_CLOSED_LOOK_S)
+        assert not gone.is_set()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        await asyncio.wait_for(gone.wait(), 10)
+        await service.closes()
+
+    play(scene, wait)
+
+
+async def is_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def test_who_closes_its_side_long_after_its_request_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before it is answered. A stream that has begun goes on, and shows whether the client is there."""
+    gone = asyncio.Event()
+
+    async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/stream":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await asyncio.sleep(0.6)
+            await send({"type": "http.response.body", "body": b"hello", "more_body": False})
+            return
+        await is_gone(receive)
+        gone.set()
+
+    async def scene(service: Service) -> None:
+        client, other = await service.connect(), await service.connect()
+        await send(client, GET)
+        await send(other, GET.replace(b" / ", b" /stream "))
+        await until(other, b"\r\n\r\n")
+        await asyncio.sleep(0.3)
+        for one in (client, other):
+            half_close(one)
+        await asyncio.wait_for(gone.wait(), 10)
+        assert await whole(client) == b""
+        assert b"hello" in await whole(other)
+
+    monkeypatch.setattr(protocol, "HALF_CLOSE_S", 0.1)
+    play(scene, wait)
+
+
+def test_a_client_that_is_gone_when_its_answer_is_ready_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    """It looked like one that had closed its side only, until it was sent something."""
+    closed = asyncio.Event()
+    seen = []
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await closed.wait()
+        await asyncio.sleep(0.1)
+        await answer(send, bytes(1 << 22))
+        seen.append(type(scope.get(REFUSED)))
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        await eventually(lambda: bool(service.server.server_state.tasks))
+        client.close()
+        closed.set()
+        await eventually(lambda: bool(seen))
+        await service.closes()
+
+    with caplog.at_level(logging.ERROR):
+        play(scene, slow)
+    assert seen == [ClientGone]
+    assert not caplog.records
+
+
+def test_a_client_that_is_gone_is_seen_at_the_first_bytes_that_are_sent_to_it() -> None:
+    written = 0
+
+    async def drip(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal written
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        hung_up = asyncio.create_task(is_gone(receive))
+        while not hung_up.done():
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+            written += 1
+            await asyncio.sleep(0.1)
+
+    async def scene(service: Service) -> None:
+        client = await service.connect()
+        await send(client, GET)
+        await eventually(lambda: written > 0)
+        client.close()
+        await service.closes()
+
+    play(scene, drip)
+    assert written < 50

@@ -1,5 +1,6 @@
 """The cores that a container's share of processor time amounts to."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from pydantic import ValidationError
 
 from service import settings
 from service.access import AccessError, key_digests
-from service.settings import KEYS, Settings, cpu_quota, unknown_variables
+from service.settings import KEYS, OF_A_GPU, Settings, cpu_quota, tell_of_device, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -105,3 +106,41 @@ def test_an_empty_variable_is_none_except_keys(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.delenv("TOMAU_API_KEYS")
     with pytest.raises(AccessError, match="TOMAU_API_KEYS_FILE: "):
         key_digests(Settings())
+
+
+GPU_ONLY = {
+    "TOMAU_GPUS": "0,1",
+    "TOMAU_MAX_BATCH": "8",
+    "TOMAU_PRECISION": "fp16",
+    "TOMAU_TF32": "0",
+    "TOMAU_CUDA_GRAPHS": "1",
+    "TOMAU_GPU_ARENA_MIB": "100",
+    "TOMAU_CUDA_OPTIONS": "{}",
+    "TOMAU_TENSORRT_OPTIONS": "{}",
+}
+
+
+def test_what_only_the_other_device_has_a_use_for_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in GPU_ONLY:
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("TOMAU_WORKERS", "3")
+    for device in ("cpu", "cuda"):
+        tell_of_device(Settings(), device)
+    assert not caplog.records, "an empty variable is none"
+    for name, value in GPU_ONLY.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TOMAU_SPREAD_MODEL_MIB", "1")
+    tell_of_device(Settings(), "cpu")
+    (line,) = caplog.messages
+    assert all(name in line for name in GPU_ONLY)
+    assert "the models run on the CPU (TOMAU_DEVICE=auto); only a GPU has a use for that" in line
+    assert "SPREAD" not in line
+    tell_of_device(Settings(), "cuda")
+    assert caplog.messages[1].startswith("TOMAU_SPREAD_MODEL_MIB: no effect, as the models run on a GPU")
+
+
+def test_every_setting_that_speaks_of_a_gpu_alone_is_told() -> None:
+    found = {name for name, field in Settings.model_fields.items() if re.search("GPU|TensorRT|CUDA", field.description)}
+    assert found - {"device", "workers", "max_photos"} == set(OF_A_GPU)

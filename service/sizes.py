@@ -1,0 +1,105 @@
+"""What a file's header states of its size and frames, read without a library: nothing is allocated for it.
+
+TIFF, AVIF and HEIC, whose structure needs more than that, have readers of their own: tiff_page and still.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from service import segments
+
+# Every kind of frame: baseline to lossless, without DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS.
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+# The BMP header that is older than Windows 3, with sides of 16 bits.
+BMP_CORE_HEADER = 12
+VP8_START_CODE = b"\x9d\x01\x2a"
+VP8L_SIGNATURE = 0x2F
+
+Sized = Literal["jpeg", "png", "webp", "bmp", "gif"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """The largest width and height, pixels, that a file states of its picture, and its frames: 2 where it is animated.
+
+    A size is 0 where the header is damaged; then the decoder tells what is wrong.
+    """
+
+    width: int = 0
+    height: int = 0
+    frames: int = 1
+
+
+def stated(data: bytes, source: Sized) -> Stated:
+    """Return what the header of a file states. Raises segments.Endless where there is no end to its blocks."""
+    try:
+        return READERS[source](data)
+    except struct.error:
+        return Stated()
+
+
+def _jpeg(data: bytes) -> Stated:
+    """Return the largest of all frames before the first scan: decoders do not agree on which one counts."""
+    width = height = 0
+    for number, (marker, start) in enumerate(segments.jpeg_segments(data)):
+        if marker == segments.START_OF_SCAN or number > segments.MAX_SEGMENTS:
+            break
+        if marker in JPEG_FRAMES:
+            sides = struct.unpack_from(">HH", data, start + 3)
+            height, width = max(height, sides[0]), max(width, sides[1])
+    return Stated(width, height)
+
+
+def _png(data: bytes) -> Stated:
+    """Return the size. Frames are left to Pillow, which tells them without decoding any."""
+    return Stated(*struct.unpack_from(">II", data, 16))
+
+
+def _bmp(data: bytes) -> Stated:
+    (size,) = struct.unpack_from("<I", data, 14)
+    width, height = struct.unpack_from("<HH" if size == BMP_CORE_HEADER else "<ii", data, 18)
+    # A negative height tells that the rows begin at the top; Pillow takes a width for unsigned.
+    return Stated(width & 0xFFFFFFFF, abs(height))
+
+
+def _webp(data: bytes) -> Stated:
+    width = height = frames = 0
+    for kind, start, _ in segments.webp_chunks(data):
+        if kind == b"VP8X":
+            sides = tuple(1 + int.from_bytes(data[start + at : start + at + 3], "little") for at in (4, 7))
+        elif kind == b"VP8 " and data[start + 3 : start + 6] == VP8_START_CODE:
+            sides = tuple(side & 0x3FFF for side in struct.unpack_from("<HH", data, start + 6))
+        elif kind == b"VP8L" and data[start : start + 1] == bytes([VP8L_SIGNATURE]):
+            (bits,) = struct.unpack_from("<I", data, start + 1)
+            sides = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        else:
+            frames += kind == b"ANMF"
+            continue
+        width, height = max(width, sides[0]), max(height, sides[1])
+    return Stated(width, height, frames)
+
+
+def _gif(data: bytes) -> Stated:
+    """Return the screen, enlarged to hold the first frame as Pillow does."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    frames = 0
+    for kind, start, _ in segments.gif_blocks(data):
+        if kind != segments.GIF_IMAGE:
+            continue
+        frames += 1
+        if frames > 1:
+            break
+        left, top, across, down = struct.unpack_from("<HHHH", data, start + 1)
+        width, height = max(width, left + across), max(height, top + down)
+    return Stated(width, height, frames)
+
+
+READERS: Mapping[Sized, Callable[[bytes], Stated]] = {
+    "jpeg": _jpeg,
+    "png": _png,
+    "webp": _webp,
+    "bmp": _bmp,
+    "gif": _gif,
+}

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import weakref
 import zipfile
 from collections import Counter
@@ -31,9 +30,8 @@ from service.routes import State
 from service.settings import Settings
 from tests.api.test_metrics import scrape, settled, total
 from tests.conftest import Serve, Server, contract, free_port, tint_model
-from tests.waiting import eventually, until
+from tests.waiting import WAIT_S, eventually, until
 
-WAIT = 20
 BLUE, RED = (0.0, -40.0), (40.0, 30.0)
 
 
@@ -84,7 +82,7 @@ def test_a_swap_under_load_loses_no_request(serve: Serve, folder: Path, jpeg: by
             until(lambda version=version, at_swap=at_swap: seen[200, f"compact/{version}"] > at_swap + 20)
         stop.set()
         for client in clients:
-            client.join(WAIT)
+            client.join(WAIT_S)
         assert not faults
         assert set(seen) == {(200, f"compact/{version}") for version in "1234"}
         assert httpx.post(f"{server.url}/colorize", files={"file": jpeg}).headers["x-tomau-model"] == "compact/4"
@@ -188,7 +186,7 @@ def test_a_sighup_while_it_starts_waits_until_it_has(folder: Path, tmp_path: Pat
         settled(server, lambda now: total(now, "tomau_reloads_total", result="success") == 1)
     finally:
         process.terminate()
-        process.wait(15)
+        process.wait(WAIT_S)
 
 
 @contextmanager
@@ -220,7 +218,7 @@ def in_a_terminal(folder: Path, log: Path, *, ignores_sighup: bool = False) -> I
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait(15)
+            process.wait(WAIT_S)
 
 
 needs_terminals = pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs terminals")
@@ -232,7 +230,7 @@ def test_a_closed_terminal_ends_the_service_and_an_open_one_reloads(folder: Path
         reload(server)
         assert server.process.poll() is None
         os.close(terminal)
-        server.process.wait(WAIT)
+        server.process.wait(WAIT_S)
         assert "SIGTERM: not ready any more" in server.log.read_text()
 
 
@@ -272,7 +270,7 @@ def test_a_photo_under_way_ends_with_its_model_which_is_then_freed(
     def slow(self: Batcher, *arguments: object, **options: object) -> object:
         if self is old_id():
             begun.set()
-            assert door.wait(WAIT)
+            assert door.wait(WAIT_S)
         return predict(self, *arguments, **options)  # type: ignore[arg-type]
 
     old_id = weakref.ref(old)
@@ -281,25 +279,26 @@ def test_a_photo_under_way_ends_with_its_model_which_is_then_freed(
     models = []
     photo = threading.Thread(target=lambda: models.append(state.colorizer.colorize(jpeg, Options()).model))
     photo.start()
-    assert begun.wait(WAIT)
+    assert begun.wait(WAIT_S)
     put(folder, "2")
     assert state.reloader.reload()
     assert state.colorizer.colorize(jpeg, Options()).model == "compact/2"
     assert not freed.is_set()
     door.set()
-    photo.join(WAIT)
+    photo.join(WAIT_S)
     assert models == ["compact/1"]
-    assert freed.wait(1), "nothing holds the old model any more"
+    assert freed.wait(WAIT_S), "nothing holds the old model any more"
 
 
 def test_a_reload_that_is_asked_for_during_one_is_done_after_it(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     running, most, done = 0, 0, 0
+    may_end = threading.Semaphore(0)
 
     def slow(self: Reloader) -> bool:
         nonlocal running, most, done
         running += 1
         most = max(most, running)
-        time.sleep(0.5)
+        assert may_end.acquire(timeout=WAIT_S), "the event loop goes on, and lets it end"
         running -= 1
         done += 1
         return True
@@ -307,19 +306,18 @@ def test_a_reload_that_is_asked_for_during_one_is_done_after_it(state: State, mo
     monkeypatch.setattr(Reloader, "reload", slow)
 
     async def scene() -> None:
-        late = 0.0
         state.reloader.request()
         await eventually(lambda: running == 1)
         for _ in range(5):
             state.reloader.request()
-        while done < 2:
-            before = time.monotonic()
-            await asyncio.sleep(0.01)
-            late = max(late, time.monotonic() - before)
-        assert late < 0.45, "the event loop goes on"
-        await asyncio.sleep(0.6)
-        assert done == 2, "five that came during the first are one more"
+        may_end.release()
+        await eventually(lambda: done == 1 and running == 1)
+        may_end.release()
+        await eventually(lambda: done == 2)
+        await asyncio.sleep(0.3)
+        assert running == 0, "five that came during the first are one more"
         state.reloader.request()
+        may_end.release()
         await eventually(lambda: done == 3)
 
     asyncio.run(scene())
@@ -338,7 +336,7 @@ class Loads:
             self.doors.append(door)
             put(folder, str(len(self.doors) + 1))
             catalog = load(reloader)
-            assert door.wait(WAIT)
+            assert door.wait(WAIT_S)
             return catalog
 
         monkeypatch.setattr(Reloader, "_load", slow)

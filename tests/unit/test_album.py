@@ -17,7 +17,7 @@ from service.colorizer import Answer
 from service.form import SentPhoto
 from service.problems import UnreadableImage
 from service.workers import Workers
-from tests.waiting import eventually
+from tests.waiting import WAIT_S, eventually
 
 
 def answer(data: bytes, media_type: str = "image/jpeg") -> Answer:
@@ -220,13 +220,13 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
             begun.append(data)
             if data == b"first":
                 return answer(data)
-            assert cancelled.wait(10)
+            assert cancelled.wait(WAIT_S)
             told.set()
             return answer(data)
 
         async def colour(data: bytes) -> Answer:
             never = asyncio.Event()
-            return await pool.run(partial(work, data), deadline=time.monotonic() + 10, gone=never.wait)
+            return await pool.run(partial(work, data), deadline=time.monotonic() + WAIT_S, gone=never.wait)
 
         with Receiving(Places("uploads", 1), held) as receiving:
             receiving.grow(50)
@@ -236,7 +236,7 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
             assert pool.places.taken == 2
             assert held.taken == 45, "the bytes of the one that is done"
             client.hangs_up.set()
-            await asyncio.wait_for(task, 5)
+            await asyncio.wait_for(task, WAIT_S)
         assert await asyncio.to_thread(told.wait, 5), "what runs is told"
         await eventually(lambda: not pool.places.taken)
         assert held.taken == 0

@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.telemetry import request_id
 from service.threads import is_any_apart
 from tests.conftest import encoded
-from tests.waiting import eventually, until
+from tests.waiting import WAIT_S, eventually, until
 
 
 class Ended(BaseException):
@@ -45,7 +45,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
     monkeypatch.setattr(os, "_exit", end)
     monkeypatch.setattr(app, "WATCH_S", 0.02)
     door = threading.Event()
-    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.4, stuck_s=1.2)
+    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.4, stuck_s=4)
     state: State = app.create_app(settings).state.tomau
 
     async def gone() -> None:
@@ -55,15 +55,13 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
         jobs = []
         for name in "ab":
             request_id.set(name)
-            job = state.workers.run(lambda _: door.wait(10), deadline=float("inf"), gone=gone)
+            job = state.workers.run(lambda _: door.wait(WAIT_S), deadline=float("inf"), gone=gone)
             jobs.append(asyncio.create_task(job))
         await eventually(lambda: state.workers.busy == 2)
-        assert state.obstacle() is None
-        await asyncio.sleep(0.5)
-        assert state.obstacle() == "no worker has finished its photo in time"
+        await eventually(lambda: state.obstacle() == "no worker has finished its photo in time")
         assert app._end(state) is None
         with pytest.raises(Ended):
-            await asyncio.wait_for(app._watch(state), 5)
+            await asyncio.wait_for(app._watch(state), WAIT_S)
         door.set()
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         assert all(outcome is True or isinstance(outcome, ClientGone) for outcome in outcomes)
@@ -71,7 +69,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
     with caplog.at_level(logging.CRITICAL):
         asyncio.run(scene())
     assert codes == [app.EXIT_STUCK]
-    assert "all 2 workers are stuck for 1 s: the process ends, with the requests a, b inside" in caplog.text
+    assert "all 2 workers are stuck for 4 s: the process ends, with the requests a, b inside" in caplog.text
 
 
 @pytest.fixture

@@ -51,9 +51,9 @@ def test_only_a_photo_that_is_alone_is_spread(models: Path, jpeg: bytes, monkeyp
         return predict(*given, **options)  # type: ignore[arg-type]
 
     def together(*given: object) -> np.ndarray:
-        both.wait(10)
+        both.wait(WAIT_S)
         answer = color_split(*given)  # type: ignore[arg-type]
-        both.wait(10)
+        both.wait(WAIT_S)
         return answer
 
     monkeypatch.setattr(batcher, "predict", predicted)

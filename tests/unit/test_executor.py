@@ -13,6 +13,7 @@ from service import executor
 from service.engine import Engine, Gpu, available, buckets, providers
 from service.executor import Bound, EngineError, Executor, OwnThread, Place, Plain
 from tests.conftest import contract, tint_model, unrunnable_model
+from tests.waiting import WAIT_S
 
 CPU = Place("cpu")
 SIZE = 32
@@ -86,7 +87,7 @@ def test_two_executors_of_the_same_sessions_run_beside_each_other() -> None:
 
     def work(seed: int) -> None:
         mine = Executor(shared, SIZE, CPU, "tint")
-        start.wait(10)
+        start.wait(WAIT_S)
         for number in range(50):
             lightness = photos(number % 8 + 1, seed * 1000 + number)
             np.testing.assert_allclose(mine.predict(lightness)[:, 0], 10 * pooled(lightness), rtol=1e-5)

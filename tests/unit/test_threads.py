@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from service.threads import Job, Threads
+from tests.waiting import WAIT_S
 
 
 @contextmanager
@@ -27,11 +28,11 @@ def occupied(pool: Threads, count: int) -> Iterator[list[Future[bool]]]:
     inside = threading.Barrier(count + 1)
 
     def wait() -> bool:
-        inside.wait(10)
-        return door.wait(10)
+        inside.wait(WAIT_S)
+        return door.wait(WAIT_S)
 
     calls = [pool.submit(wait) for _ in range(count)]
-    inside.wait(10)
+    inside.wait(WAIT_S)
     try:
         yield calls
     finally:
@@ -130,10 +131,10 @@ def test_a_busy_thread_holds_no_earlier_call_and_no_result() -> None:
             call = pool.submit(lambda plane=plane: plane)
             del plane
             door, inside = threading.Event(), threading.Event()
-            last = pool.submit(lambda: (inside.set(), door.wait(10)))
+            last = pool.submit(lambda: (inside.set(), door.wait(WAIT_S)))
         call.result(10)
         del call
-        assert inside.wait(10)
+        assert inside.wait(WAIT_S)
         gc.collect()
         try:
             assert seen() is None
@@ -162,7 +163,7 @@ def test_an_idle_thread_holds_neither_a_call_nor_its_result() -> None:
     try:
         with threads(2) as pool:
             work(pool)
-            end = time.monotonic() + 5
+            end = time.monotonic() + WAIT_S
             while any(plane() for plane in held) and time.monotonic() < end:
                 time.sleep(0.001)
             assert [plane() for plane in held] == [None, None]
@@ -178,5 +179,5 @@ def test_threads_that_nobody_stopped_end_with_their_pool() -> None:
     del pool
     gc.collect()
     for thread in of_pool:
-        thread.join(10)
+        thread.join(WAIT_S)
     assert not any(thread.is_alive() for thread in of_pool)

@@ -12,7 +12,7 @@ import pytest
 from service.admission import Places
 from service.problems import ClientGone, DeadlineExceeded, Overloaded
 from service.workers import Workers
-from tests.waiting import eventually
+from tests.waiting import WAIT_S, eventually
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def play(
     return asyncio.run(main())
 
 
-def soon(seconds: float = 10) -> float:
+def soon(seconds: float = WAIT_S) -> float:
     return time.monotonic() + seconds
 
 
@@ -53,7 +53,7 @@ def test_the_deadline_is_kept_though_the_thread_goes_on() -> None:
     told = threading.Event()
 
     def stuck(cancelled: threading.Event) -> None:
-        assert door.wait(10)
+        assert door.wait(WAIT_S)
         if cancelled.is_set():
             told.set()
 
@@ -63,7 +63,7 @@ def test_the_deadline_is_kept_though_the_thread_goes_on() -> None:
         assert pool.places.taken == 1, "the place is free only when the thread is back"
         assert pool.stuck_for() > 0
         door.set()
-        assert await asyncio.to_thread(told.wait, 10)
+        assert await asyncio.to_thread(told.wait, WAIT_S)
 
     play(scene)
 
@@ -76,7 +76,7 @@ def test_a_client_that_hangs_up_frees_what_has_not_begun() -> None:
         await asyncio.sleep(0.05)
 
     async def scene(pool: Workers) -> None:
-        first = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+        first = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
         await eventually(lambda: pool.busy == 1)
         with pytest.raises(ClientGone):
             await pool.run(lambda _: ran.append(1), deadline=soon(), gone=gone)
@@ -92,7 +92,9 @@ def test_no_place_is_an_immediate_refusal() -> None:
     door = threading.Event()
 
     async def scene(pool: Workers) -> None:
-        jobs = [asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never)) for _ in range(2)]
+        jobs = [
+            asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never)) for _ in range(2)
+        ]
         await eventually(lambda: pool.places.taken == 2)
         with pytest.raises(Overloaded) as caught:
             await pool.run(lambda _: None, deadline=soon(), gone=never)
@@ -110,7 +112,7 @@ def test_workers_that_take_photos_are_not_stuck() -> None:
     async def scene(pool: Workers) -> None:
         assert pool.stuck_for() == 0
         began = time.monotonic()
-        held = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+        held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
         await eventually(lambda: pool.busy == 1)
         await asyncio.sleep(0.5)
         assert pool.stuck_for() == 0, "one is free"
@@ -135,7 +137,7 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
         await asyncio.sleep(0.02)
 
     async def scene(pool: Workers) -> None:
-        held = asyncio.create_task(pool.run(lambda _: door.wait(10), deadline=soon(), gone=never))
+        held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
         await eventually(lambda: pool.busy == 1)
         photo = Photo()
         alive = weakref.ref(photo)

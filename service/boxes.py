@@ -154,7 +154,8 @@ def _primary(cursor: Cursor) -> int:
 def _items(data: bytes, span: Span) -> dict[int, Item]:
     """Return the items by number. The count that the file states does not matter."""
     cursor = Cursor(data, span)
-    version, _ = cursor.version(1)
+    # The standard has no version 2. Files of early writers do, and mean version 1.
+    version, _ = cursor.version(2)
     if cursor.number(2 if version == 0 else 4) > MAX_ITEMS:
         raise Excessive(f"it has more than {MAX_ITEMS:,} items")
     items: dict[int, Item] = {}

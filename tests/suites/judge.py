@@ -121,8 +121,13 @@ def _undamaged(other: Answers) -> str | None:
     return None
 
 
-def _tag(name: str, *values: int) -> Check:
-    return lambda other, _: (other["tiff"] or {}).get(name) in values
+def _says(reader: str, name: str, *values: int) -> Check:
+    """Whether a reader says one of these values, or else the number in the text."""
+
+    def is_said(other: Answers, found: re.Match[str]) -> bool:
+        return (other[reader] or {}).get(name) in (values or (int(found.group(1)),))
+
+    return is_said
 
 
 def _is_other_type(other: Answers, _: re.Match[str]) -> bool:
@@ -151,10 +156,6 @@ def _is_a(*kinds: str) -> Check:
     return lambda other, _: other["kind"] in kinds
 
 
-def _bmp(name: str) -> Check:
-    return lambda other, found: (other["bmp"] or {}).get(name) == int(found.group(1))
-
-
 def _is_unread(other: Answers, _: re.Match[str]) -> bool:
     return not set(other["decoded_by"]) - {_own(other)}
 
@@ -163,17 +164,20 @@ def _is_unread(other: Answers, _: re.Match[str]) -> bool:
 REASONS: tuple[tuple[str, Check], ...] = (
     (r"is not a .* image$", _is_other_type),
     (r"animated|several images", _is_animated),
-    (r"several pages", lambda other, _: other["tiff"]["pages"] > 1),
-    (r"BMP with (?:run-length|compression of type|a JPEG|a PNG)", lambda other, _: other["bmp"]["compression"] > 0),
-    (r"BMP with a header of (\d+) bytes", _bmp("header")),
-    (r"BMP with (\d+) bits", _bmp("bits")),
-    (r"BMP with gaps", lambda other, _: other["bmp"]["compression"] in (3, 6)),
-    (r"holds .*(?:signed|floating|complex).* values", _tag("sampleformat", 2, 3, 5, 6)),
+    (r"several pages", lambda other, _: (other["tiff"] or {}).get("pages", 1) > 1),
+    (
+        r"BMP with (?:run-length|compression of type|a JPEG|a PNG)",
+        lambda other, _: (other["bmp"] or {}).get("compression", 0) > 0,
+    ),
+    (r"BMP with a header of (\d+) bytes", _says("bmp", "header")),
+    (r"BMP with (\d+) bits", _says("bmp", "bits")),
+    (r"BMP with gaps", _says("bmp", "compression", 3, 6)),
+    (r"holds .*(?:signed|floating|complex).* values", _says("tiff", "sampleformat", 2, 3, 5, 6)),
     (r"has (\d+(?:/\d+)*) bits", _has_bits),
-    (r"colours of a kind \((\d+)", lambda other, found: other["tiff"]["photometric"] == int(found.group(1))),
-    (r"compressed in a way \((\d+)", lambda other, found: other["tiff"]["compression"] == int(found.group(1))),
-    (r"bits in reverse", _tag("fillorder", 2)),
-    (r"holds its channels one after another", _tag("planarconfig", 2)),
+    (r"colours of a kind \((\d+)", _says("tiff", "photometric")),
+    (r"compressed in a way \((\d+)", _says("tiff", "compression")),
+    (r"bits in reverse", _says("tiff", "fillorder", 2)),
+    (r"holds its channels one after another", _says("tiff", "planarconfig", 2)),
     (r"lossless or hierarchical", lambda other, _: (other["jpeg"] or {}).get("frame") not in (0xC0, 0xC1, 0xC2)),
     (r"(\d+) x (\d+) pixels are more|a side of (\d+)|has more than [\d,]+ pixels", _is_large),
     (r"of a kind that can't be read|file is not supported|critical chunk|CgBI", _is_unread),

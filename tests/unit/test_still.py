@@ -42,6 +42,12 @@ def test_tiles(codec: str, height: int, width: int) -> None:
 
 
 @CODECS
+def test_a_list_of_items_of_version_2(codec: str) -> None:
+    data = heif({1: coded(rgb(0), codec)}, brands=BRANDS[codec])
+    close(decode(data.replace(b"iinf\x01", b"iinf\x02")).luma, gradient(0))
+
+
+@CODECS
 def test_what_a_telephone_adds(codec: str) -> None:
     items, wanted = tiled(codec, 2 * SIDE, 3 * SIDE)
     small = coded(rgb(9), codec)

@@ -33,6 +33,9 @@ SIGNATURES = {
     b"RIFF": "webp",
 }
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+# What a TIFF says of a channel that is alpha; how a BMP says that it has masks.
+PREMULTIPLIED, STRAIGHT = 1, 2
+BIT_FIELDS, ALPHA_BIT_FIELDS = 3, 6
 # A directory may lead to itself.
 MOST_PAGES = 10
 
@@ -167,14 +170,18 @@ def _pictures(data: bytes) -> Iterator[tuple[str, Picture]]:
     orientation, icc, gamma = header if isinstance(header, tuple) else (1, None, None)
     is_tiff = data[:2] in (b"II", b"MM")
     # OpenCV and Pillow turn TIFFs themselves.
-    turns = {"opencv": not is_tiff, "tifffile": True, "pillow": not is_tiff}
-    for name, decode in (("opencv", _opencv), ("tifffile", _tifffile), ("pillow", _pillow)):
+    turns = {"opencv": not is_tiff, "tifffile": True, "pillow": not is_tiff, "masks": False}
+    tiff = _attempt(_by_tifffile, data) or {}
+    decoders = {"opencv": _opencv, "tifffile": _tifffile, "pillow": _pillow, "masks": _masks}
+    for name, decode in decoders.items():
         try:
             pixels = decode(data)
         except Exception:  # it can't
             continue
         if pixels is not None:
             picture = _luma_and_alpha(_managed(pixels, icc, gamma))
+            if tiff and not {PREMULTIPLIED, STRAIGHT} & set(tiff.get("extrasamples", ())):
+                picture[..., 1] = 255  # a fourth channel that nothing calls alpha
             yield name, _upright(picture, orientation if turns[name] else 1)
 
 
@@ -214,7 +221,8 @@ def _clear_gray(data: bytes, gray: np.ndarray) -> list[np.ndarray]:
     if data[:4] != b"\x89PNG" or data[25] or at < 0:
         return []
     most = np.iinfo(gray.dtype).max
-    clear = int.from_bytes(data[at + 4 : at + 6]) * most // (2 ** data[24] - 1)
+    levels = 2 ** data[24]
+    clear = int.from_bytes(data[at + 4 : at + 6]) % levels * most // (levels - 1)
     return [np.where(gray == clear, 0, most).astype(gray.dtype)]
 
 
@@ -237,8 +245,34 @@ def _tifffile(data: bytes) -> np.ndarray | None:
             pixels = np.iinfo(pixels.dtype).max - pixels
         if pixels.ndim == 2:
             return pixels[..., np.newaxis]
-        has_alpha = any(int(kind) in (1, 2) for kind in page.extrasamples[:1])
-        return pixels[..., : pixels.shape[2] - len(page.extrasamples) + has_alpha]
+        extra = [int(kind) for kind in page.extrasamples]
+        has_alpha = extra[:1] in ([PREMULTIPLIED], [STRAIGHT])
+        pixels = pixels[..., : pixels.shape[2] - len(extra) + has_alpha]
+        return _straight(pixels) if extra[:1] == [PREMULTIPLIED] else pixels
+
+
+def _straight(pixels: np.ndarray) -> np.ndarray:
+    """Colours that were multiplied with alpha, the last channel, as they were before."""
+    most = np.iinfo(pixels.dtype).max
+    colours = pixels[..., :-1].astype(float) * most / np.maximum(pixels[..., -1:], 1)
+    return np.concatenate([colours.round().clip(0, most).astype(pixels.dtype), pixels[..., -1:]], axis=2)
+
+
+def _masks(data: bytes) -> np.ndarray | None:
+    """A BMP whose header tells which bits are of which channel: neither OpenCV nor Pillow takes any masks."""
+    header = _bmp_header(data)
+    if header is None or header["compression"] not in (BIT_FIELDS, ALPHA_BIT_FIELDS):
+        return None
+    (start,), (height,) = struct.unpack_from("<I", data, 10), struct.unpack_from("<i", data, 22)
+    width, rows = header["size"]
+    stride = (width * header["bits"] + 31) // 32 * 4
+    lines = np.frombuffer(data, np.uint8, stride * rows, start).reshape(rows, stride)
+    words = np.ascontiguousarray(lines).view(f"<u{header['bits'] // 8}")[:, :width].astype(np.uint32)
+    has_alpha = header["header"] >= 56 or header["compression"] == ALPHA_BIT_FIELDS
+    masks = struct.unpack_from(f"<{3 + has_alpha}I", data, 54)
+    channels = [(words & mask) / mask * 255 for mask in masks if mask]
+    picture = np.dstack(channels).round().astype(np.uint8)
+    return picture[::-1] if height > 0 else picture
 
 
 def _pillow(data: bytes) -> np.ndarray:
@@ -273,6 +307,8 @@ def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
 def _managed(pixels: np.ndarray, icc: bytes | None, gamma: float | None) -> np.ndarray:
     """Apply a profile to 8 bits, or a PNG's gamma. [H, W, 1 to 4]."""
     colours = pixels[..., : 1 if pixels.shape[2] < 3 else 3]
+    if (colours == colours[..., :1]).all():
+        colours = colours[..., :1]  # OpenCV knows no gray with alpha, and a gray profile no RGB
     if icc is not None and pixels.dtype == np.uint8:
         image = Image.fromarray(colours[..., 0] if colours.shape[2] == 1 else np.ascontiguousarray(colours))
         try:

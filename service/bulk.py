@@ -1,16 +1,19 @@
-"""Colours the photos of files and folders into a folder, on all cores."""
+"""Colour the photos of files and folders into a folder, on all cores."""
 
 import logging
 import os
-import threading
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+import unicodedata
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from service.answers import Answers, Record, digest
 from service.colorizer import Colorizer, Options
-from service.encoding import SLOW_FORMATS
+from service.encoding import default_format
 from service.executor import EngineError
+from service.header import source_of
 from service.photo import FORMATS, MEDIA_TYPES, PHOTO_SUFFIXES, SUFFIXES
 from service.problems import Problem
 
@@ -18,6 +21,17 @@ log = logging.getLogger(__name__)
 
 SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
 THERE = "it would be overwritten by an answer"
+# Folders of systems and of network storage, in lower case. They hold thumbnails, and what was deleted or lost.
+PASSED_OVER = frozenset(
+    {
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology, QNAP
+        *("$recycle.bin", "system volume information", "__macosx", "lost+found"),  # Windows, macOS, Linux
+    }
+)
+# Bytes of a file that tell its format.
+HEAD = 4096
+# Of a file or folder, whatever it is called.
+Identity = tuple[int, int] | str
 
 
 class OutputError(ValueError):
@@ -26,9 +40,9 @@ class OutputError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A photo, and the name of its answer, which has the answer's extension behind it where its own is another.
+    """A photo and the name of its answer, which gets the answer's extension behind it where its own is another.
 
-    `fault` is why it can't be coloured, where that is seen before it is tried.
+    `fault` is why the photo can't be coloured, where that is known before it is tried.
     """
 
     photo: Path
@@ -38,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a photo: the file that was written, or the reason why there is none."""
+    """What became of a photo: its answer, written now or earlier (`skipped`), or the reason why there is none."""
 
     photo: Path
     written: Path | None = None
@@ -47,9 +61,9 @@ class Outcome:
 
 
 def plan(photos: Sequence[Path], output: str, wanted: str | None = None) -> tuple[list[Job], Path, str | None]:
-    """What to colour, the folder that answers go to, and their format, if they are to have the same.
+    """Return what to colour, the folder that answers go to, and their format, if they are to have the same.
 
-    output: the name of the one answer, or a folder. wanted: the format that is asked for beside it. Raises OutputError.
+    output: the name of the one answer, or a folder. wanted: the format that is asked for. Raises OutputError.
     """
     path = Path(output)
     if path.is_dir() or output.endswith(SEPARATORS) or path.suffix.lower() not in PHOTO_SUFFIXES:
@@ -66,29 +80,33 @@ def plan(photos: Sequence[Path], output: str, wanted: str | None = None) -> tupl
 
 
 def make(folder: Path) -> None:
-    """Raises OSError, before a night's work, when answers can't be written there."""
+    """Make the folder for answers. Raises OSError, before a night's work, when they can't be written there."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"--output: nothing can be written to {folder}")
+    Record(folder).check()
 
 
 def jobs(given: Iterable[Path], folder: Path) -> list[Job]:
-    """The photos to colour, in order: the files, and those in the folders, whose own folders are made anew.
+    """Return the photos to colour, in order: the files, and those in the folders, whose own folders are made anew.
 
-    An answer's name is its photo's and nothing else's, so that another run, with photos added, finds what it did. Two
-    photos whose answers would have one name are a fault of the second. Raises OutputError when answers would go
-    among the photos themselves.
+    A photo that is reached twice, be it by a link, is taken once. An answer's name is its photo's and nothing else's,
+    so that another run, with photos added, finds what it did. Raises OutputError when answers would go among the
+    photos themselves.
     """
     found: list[Job] = []
-    taken: dict[str, Path] = {}
+    seen: dict[Identity | None, Path] = {}
     for path in given:
         if path.is_dir() and folder.is_dir() and path.samefile(folder):
             raise OutputError(f"--output: {folder} is where the photos are; name another folder")
         for job in _found(path, folder):
-            first = taken.setdefault(str(job.target).casefold(), job.photo)
-            is_clash = first is not job.photo and not job.fault
-            fault = f"its answer would have the name of that of {first}; colour it into another folder"
-            found.append(Job(job.photo, job.target, fault) if is_clash else job)
+            identity = None if job.fault else _identity(job.photo)
+            if identity in seen:
+                log.warning("%s is the same file as %s, which is coloured once", job.photo, seen[identity])
+                continue
+            if identity is not None:
+                seen[identity] = job.photo
+            found.append(job)
     return found
 
 
@@ -106,7 +124,10 @@ def _found(path: Path, folder: Path) -> Iterator[Job]:
 
 
 def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
-    """Photos below a folder, but for those among the answers; and folders that can't be read, with the reason."""
+    """Yield the photos below a folder, and folders that can't be read, with the reason.
+
+    What is hidden, and what is among the answers, is passed over.
+    """
     unread: list[OSError] = []
     seen = {_identity(answers)}
     for place, folders, names in os.walk(path, onerror=unread.append, followlinks=True):
@@ -117,66 +138,142 @@ def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
             folders.clear()
             continue
         seen.add(identity)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not _is_passed_over(name))
         for name in sorted(names):
-            if Path(name).suffix.lower() in PHOTO_SUFFIXES and (here / name).is_file():
+            is_photo = Path(name).suffix.lower() in PHOTO_SUFFIXES and not _is_passed_over(name)
+            if is_photo and (here / name).is_file():
                 yield here / name, ""
     for error in unread:
         yield Path(error.filename), str(error)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Of a file or folder, whatever it is called; None when it isn't there."""
+def _is_passed_over(name: str) -> bool:
+    """Return whether a file or folder is no photo of an album: hidden, as `._IMG_1.jpg` of macOS, or a system's own."""
+    return name.startswith(".") or name.lower() in PASSED_OVER
+
+
+def _identity(path: Path) -> Identity | None:
+    """Return what is the same for all names of a file or folder; None when it isn't there."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    # Some file systems do not number their files.
+    return (status.st_dev, status.st_ino) if status.st_ino else str(path.resolve())
 
 
 def colorize(
     colorizer: Colorizer, photos: Sequence[Job], options: Options, *, threads: int, force: bool = False
-) -> Iterator[Outcome]:
-    """Colours photo after photo, and tells of each in order. Those that have an answer are skipped, unless `force`.
+) -> Generator[Outcome, None, None]:
+    """Colour photo after photo, and tell of each in order. Those that have an answer are skipped, unless `force`.
 
-    One that can't be coloured, read or written, for whatever reason, is an outcome, and nothing to the others. None of
-    the photos is ever written over.
+    A photo that can't be coloured, read or written, for whatever reason, is an outcome, and nothing to the others. No
+    file is written over but tomau's own answer to the same photo, as it was written.
     """
-    originals = {_identity(job.photo) for job in photos} - {None}
     with ThreadPoolExecutor(threads) as pool:
         try:
-            yield from pool.map(lambda job: _outcome(colorizer, job, options, originals, force=force), photos)
+            heads = pool.map(lambda job: b"" if job.fault else _head(job.photo), photos)
+            run = _Run(colorizer, options, {_identity(job.photo) for job in photos} - {None}, force=force)
+            planned = [run.reserve(job, head) for job, head in zip(photos, heads, strict=True)]
+            yield from pool.map(run.outcome, planned)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _outcome(
-    colorizer: Colorizer, job: Job, options: Options, originals: set[tuple[int, int] | None], *, force: bool
-) -> Outcome:
+class _Run:
+    """One run over many photos: which of them gets which name."""
+
+    def __init__(self, colorizer: Colorizer, options: Options, originals: set[Identity | None], *, force: bool) -> None:
+        self._colorizer = colorizer
+        self._options = options
+        self._originals = originals
+        self._force = force
+        self._answers = Answers()
+        self._names: dict[str, Job] = {}
+
+    def reserve(self, job: Job, head: bytes) -> Job:
+        """Reserve the names that the answer will most likely have; return the job with a fault if one is taken.
+
+        head: the first bytes of the photo.
+        """
+        try:
+            if not job.fault:
+                for media_type in _likely(head, self._options):
+                    self._take(_named(job.target, media_type), job)
+        except Problem:
+            pass  # It will be refused: no answer, no name.
+        except FileExistsError as error:
+            return replace(job, fault=str(error))
+        return job
+
+    def outcome(self, job: Job) -> Outcome:
+        """Colour one photo. Never raises."""
+        try:
+            return Outcome(job.photo, reason=job.fault) if job.fault else self._colored(job)
+        except (Problem, OSError, EngineError) as error:
+            return Outcome(job.photo, reason=str(error))
+        except Exception as error:
+            # A night's work must not end with one photo that nobody thought of.
+            log.exception("%s", job.photo)
+            return Outcome(job.photo, reason=f"a fault of tomau's own: {error!r}")
+
+    def _colored(self, job: Job) -> Outcome:
+        data = job.photo.read_bytes()
+        photo = digest(data)
+        names = [_named(job.target, media_type) for media_type in _possible(data, self._options)]
+        for name in names if not self._force else []:
+            if self._answers.has(name, photo):
+                return Outcome(job.photo, name, skipped=True)
+        if len(names) == 1:
+            self._answers.check(names[0], photo)
+        answer = self._colorizer.colorize(data, self._options)
+        name = _named(job.target, answer.media_type)
+        # Only now is it certain: a HEIC, say, is answered as PNG where it has alpha.
+        self._take(name, job)
+        is_new = self._answers.write(name, answer.data, photo, force=self._force)
+        return Outcome(job.photo, name, skipped=not is_new)
+
+    def _take(self, name: Path, job: Job) -> None:
+        """Give a name to a photo's answer. Raises FileExistsError when it is another answer's, or an original's."""
+        if _identity(name) in self._originals:
+            raise FileExistsError(f"{name}: {THERE}")
+        first = self._names.setdefault(_alike(name), job)
+        if first is not job:
+            raise FileExistsError(
+                f"its answer would have the name of that to {first.photo}, {name}; colour it into another folder"
+            )
+
+
+def _head(photo: Path) -> bytes:
+    """Return the first bytes of a photo; of a pipe, which can be read only once, and of what can't be read, none."""
     try:
-        if job.fault:
-            return Outcome(job.photo, reason=job.fault)
-        job.photo.stat()
-        there = next((path for path in _expected(job, options) if path.exists()), None)
-        if there and _identity(there) in originals:
-            return Outcome(job.photo, reason=f"{there}: {THERE}")
-        if there and not force:
-            return Outcome(job.photo, there, skipped=True)
-        answer = colorizer.colorize(job.photo.read_bytes(), options)
-        written = _named(job.target, answer.media_type)
-        # Once more: the photo may not be what its extension says.
-        if _identity(written) in originals:
-            return Outcome(job.photo, reason=f"{written}: {THERE}")
-        if written.exists() and not force:
-            return Outcome(job.photo, written, skipped=True)
-        _write(written, answer.data)
-    except (Problem, OSError, EngineError) as error:
-        return Outcome(job.photo, reason=str(error))
-    except Exception as error:
-        # A night's work must not end with one photo that nobody thought of.
-        log.exception("%s", job.photo)
-        return Outcome(job.photo, reason=f"a fault of tomau's own: {error!r}")
-    return Outcome(job.photo, written)
+        if not photo.is_file():
+            return b""
+        with photo.open("rb") as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
+
+
+def _likely(head: bytes, options: Options) -> list[str]:
+    """Return the media types that a photo's answer has, rare cases aside. Raises UnsupportedType and EmptyUpload."""
+    source = source_of(head)
+    if options.format:
+        return [MEDIA_TYPES[options.format]]
+    kept = [source] if options.if_color == "keep" else []
+    return [MEDIA_TYPES[format_] for format_ in (default_format(source, has_alpha=False), *kept)]
+
+
+def _possible(head: bytes, options: Options) -> list[str]:
+    """Return them with the rare ones behind: of photos with alpha, and of those too large for their own format."""
+    likely = _likely(head, options)
+    if options.format:
+        return likely
+    source = source_of(head)
+    every = [
+        default_format(source, has_alpha=alpha, pixels=most) for alpha in (False, True) for most in (0, sys.maxsize)
+    ]
+    return list(dict.fromkeys([*likely, *(MEDIA_TYPES[format_] for format_ in every)]))
 
 
 def _named(target: Path, media_type: str) -> Path:
@@ -184,24 +281,6 @@ def _named(target: Path, media_type: str) -> Path:
     return target if is_so_already else target.with_name(target.name + SUFFIXES[media_type])
 
 
-def _expected(job: Job, options: Options) -> list[Path]:
-    """The names that an answer can have, going by the photo's extension."""
-    if options.format:
-        return [_named(job.target, MEDIA_TYPES[options.format])]
-    own = PHOTO_SUFFIXES.get(job.photo.suffix.lower())
-    if own in {MEDIA_TYPES[format_] for format_ in FORMATS if format_ not in SLOW_FORMATS}:
-        return [_named(job.target, own)]
-    # As it came, or else what a photo of no such format is answered in.
-    return [_named(job.target, media_type) for media_type in (own, "image/jpeg", "image/png") if media_type]
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all: who breaks off finds no half picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{os.getpid()}-{threading.get_native_id()}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+def _alike(name: Path) -> str:
+    """Return what is the same for names that may be one to a file system: neither case nor accents' form tells."""
+    return unicodedata.normalize("NFD", unicodedata.normalize("NFD", str(name)).casefold())

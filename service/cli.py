@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -112,7 +113,9 @@ def _colorize(args: argparse.Namespace) -> None:
     colorizer.catalog.get(options.model)
     bulk.make(folder)
     outcomes = bulk.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
-    sys.exit(_tell(outcomes))
+    with closing(outcomes):  # After Ctrl-C, what has not begun is dropped.
+        code = _tell(outcomes)
+    sys.exit(code)
 
 
 def _tell(outcomes: "Iterable[Outcome]") -> int:
@@ -192,15 +195,25 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("health", help="ask the service here whether it is ready").set_defaults(call=_health)
     colorize = commands.add_parser("colorize", help="colour photos")
     colorize.set_defaults(call=_colorize)
-    colorize.add_argument("photo", type=Path, nargs="+", help="files, and folders of them")
+    colorize.add_argument(
+        "photo",
+        type=Path,
+        nargs="+",
+        help="files, and folders of them; hidden files and folders in a folder are passed over",
+    )
     colorize.add_argument(
         "-o",
         "--output",
         required=True,
-        help="for one photo a .jpg, .png, .webp, .tiff or .avif file, else a folder, for each album its own: answers"
-        " have the names of their photos, and .jpg or the like behind them where their format is another",
+        help="a .jpg, .png, .webp, .tiff or .avif file for one photo, else a folder; each album needs its own, because"
+        " answers have the names of their photos, with .jpg or the like behind them where their format is another",
     )
-    colorize.add_argument("--force", action="store_true", help="write answers that are there already once more")
+    colorize.add_argument(
+        "--force",
+        action="store_true",
+        help="replace answers that tomau wrote for the same photo; by default they are left, whatever the other"
+        " options. No other file is ever replaced",
+    )
     for name, meaning in OPTIONS.items():
         colorize.add_argument(f"--{name.replace('_', '-')}", help=meaning)
     return parser

@@ -192,6 +192,7 @@ class Colorizer:
         space = model.contract.color_space
         with self._cores.to_go_on(), way.stage("decode"):
             pixels_in = photo.luma.size
+            upright = photo.size
             format_ = _format(upload, photo)
             photo = fitting.fit(photo, format_, options.max_side)
             encoding.check_size(*photo.size, format_)
@@ -201,7 +202,7 @@ class Colorizer:
             with way.stage("merge"):
                 merged = _merge(photo, chroma, space, format_, options.merge)
             with way.stage("encode"):
-                said = _for_answer(upload, photo.size, model)
+                said = _for_answer(upload, upright, photo.size, model)
                 coloured = _encode(merged, format_, options.quality or encoding.default_quality(photo), said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
@@ -232,7 +233,7 @@ class Colorizer:
             height, width, _ = pixels.rgb.shape
             encoding.check_size(height, width, format_)
         with way.stage("encode"):
-            said = _for_answer(upload, (height, width), None)
+            said = _for_answer(upload, photo.size, (height, width), None)
             encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), said)
         seconds |= way.seconds
         sizes = photo.luma.size, height * width
@@ -293,9 +294,14 @@ def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:
     )
 
 
-def _for_answer(upload: _Upload, size: tuple[int, int], model: Model | None) -> Metadata:
-    """What the upload said beside its pixels, as it is true of the answer."""
-    height, width = size
+def _for_answer(upload: _Upload, upright: tuple[int, int], size: tuple[int, int], model: Model | None) -> Metadata:
+    """Return what the upload said beside its pixels, as it is true of the answer.
+
+    upright, size: height and width of the upright photo and of the answer, pixels.
+    """
     kept = upload.said if upload.options.metadata == "keep" else metadata.strip(upload.said)
     name, version = (None, None) if model is None else (model.contract.name, model.contract.version)
-    return metadata.for_answer(kept, width=width, height=height, model=name, version=version)
+    (full_height, full_width), (height, width) = upright, size
+    return metadata.for_answer(
+        kept, width=width, height=height, model=name, version=version, upright=(full_width, full_height)
+    )

@@ -10,6 +10,7 @@ from PIL import Image
 
 from service import bmp_file, header, jpeg_decoding, jpeg_file, png_file, profiles, segments, tiff, tiff_page
 from service.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
+from service.exif import is_excessive
 from service.photo import Photo, Pixels, Source, Tone
 from service.problems import UnreadableImage
 from service.refusals import Limits, library_call
@@ -53,6 +54,8 @@ TABLE_SUMS = _table_sums()
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 when the file has none that makes sense."""
     try:
+        if is_excessive(_exif_block(image)):
+            return AS_IT_IS
         if image.format == "AVIF":
             # Pillow puts what the file's own transformations say into EXIF; `getexif` would look for XMP's as well.
             exif = Image.Exif()
@@ -64,6 +67,14 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
         return AS_IT_IS
     return value if isinstance(value, int) and 1 <= value <= 8 else AS_IT_IS
+
+
+def _exif_block(image: Image.Image) -> bytes:
+    """Return the EXIF block that Pillow reads. Raises ValueError for one that is no hexadecimal text in a PNG."""
+    block: bytes | None = image.info.get("exif")
+    if block is None:
+        block = bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
+    return block.removeprefix(b"Exif\0\0")
 
 
 def _upright(picture: L, orientation: int) -> L:

@@ -1,12 +1,13 @@
-"""What a file says beside its pixels, read from any format. No picture is decoded.
+"""Reads the metadata of a file of any format. No picture is decoded.
 
-Kept: EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments, density. Read but never written: the colour
-profile, since answers are sRGB. Not read at all, since they would no longer be true of the answer: thumbnails, further
+EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments and density are kept. The colour profile is read but
+never written, since answers are sRGB. What would not be true of an answer is not read at all: thumbnails, further
 pictures (MPF), the rest of a long XMP packet, C2PA's signed claims (JUMBF, caBX), segments of one maker's own.
 """
 
 import itertools
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from service import heif, iptc, segments, tiff, tiff_writing
+from service import exif, heif, iptc, segments, tiff, tiff_writing
 from service.photo import Source
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,20 @@ MAX_BLOCK = 4 * MIB
 # Packets of an image editor that lists every ancestor of a picture; they are read element by element.
 MAX_XMP = 2 * MIB
 MAX_COMMENTS = 1000
+# Metadata may have as many bytes as the whole file and these: what is compressed, or used twice, is not enlarged.
+FREE_BYTES = 64 * 1024
+# What ImageMagick writes into a PNG of the file that it was made from: copies that nobody would put right.
+COPIES = re.compile(
+    r"(?:icc|jpeg|png|tiff|Thumb:?):|exif:(?:thumbnail:|(?:Orientation|ColorSpace|BitsPerSample|SamplesPerPixel|Compression"
+    r"|PhotometricInterpretation|(?:Exif)?Image(?:Width|Length)|PixelXDimension|PixelYDimension)$)"
+)
 
 APP0, APP1, APP2, APP13, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 JFIF, EXIF, XMP = b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 ICC, PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
 XMP_KEYWORD = "XML:com.adobe.xmp"
+# Where Pillow finds it.
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
 # How ImageMagick, and others after it, put blocks into a PNG: as hexadecimal text.
 RAW_PROFILE = "Raw profile type "
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -59,7 +69,8 @@ class Metadata:
     """What is known of one photo; None or empty where there is nothing.
 
     exif: a TIFF block. xmp: a packet; spare_xmp: one to write where that has no room. iptc: Photoshop's resources.
-    icc: the profile, which is for the decoder only.
+    icc: the profile, which is for the decoder only. orientation: the turn that makes the picture upright, as EXIF
+    numbers it; 0 where it is unknown. All the rest is said of the picture before that turn.
     """
 
     exif: bytes | None = None
@@ -69,35 +80,37 @@ class Metadata:
     comments: tuple[Comment, ...] = ()
     density: Density | None = None
     icc: bytes | None = None
+    orientation: int = 1
 
 
 def read(data: bytes, source: Source) -> Metadata:
-    """The metadata of a file of that format. Never raises: what can't be read is left out."""
+    """Return the metadata of a file of that format. Never raises: what can't be read is left out."""
+    room = FREE_BYTES + len(data)
     match source:
         case "jpeg":
             found = _read_jpeg(data)
         case "png":
-            found = _read_png(data)
+            found = _read_png(data, room)
         case "webp":
             found = _read_webp(data)
         case "tiff":
             found = _read_tiff(data)
         case "avif" | "heic":
-            blocks = heif.read(data)
-            found = Metadata(exif=blocks.exif, xmp=blocks.xmp, icc=blocks.icc)
+            return _bounded(_of_heif(data), room)
         case "bmp":
             found = Metadata(density=_bmp_density(data))
         case "gif":
             found = Metadata(comments=_plain_comments(segments.gif_comments(data)))
-    return _bounded(found)
+    return _bounded(replace(found, orientation=_orientation(found)), room)
 
 
-def _bounded(found: Metadata) -> Metadata:
+def _bounded(found: Metadata, room: int) -> Metadata:
+    """Return what there is room for, bytes."""
     return replace(
         found,
-        exif=_small(found.exif, "EXIF", MAX_BLOCK),
-        xmp=_small(found.xmp, "XMP", MAX_XMP),
-        iptc=_small(found.iptc, "IPTC", MAX_BLOCK),
+        exif=_small(found.exif, "EXIF", min(MAX_BLOCK, room)),
+        xmp=_small(found.xmp, "XMP", min(MAX_XMP, room)),
+        iptc=_small(found.iptc, "IPTC", min(MAX_BLOCK, room)),
         icc=_small(found.icc, "a profile", MAX_BLOCK),
     )
 
@@ -108,6 +121,19 @@ def _small(block: bytes | None, name: str, limit: int) -> bytes | None:
     if block:
         log.debug("%s of %d bytes is left out", name, len(block))
     return None
+
+
+def _orientation(found: Metadata) -> int:
+    """Return the turn that decoders apply: EXIF's, or XMP's where EXIF tells none."""
+    told = exif.orientation(found.exif) if found.exif else None
+    if told is None and (match := XMP_ORIENTATION.search(found.xmp or b"")):
+        told = int(match[1])
+    return told if told and told <= 8 else 1
+
+
+def _of_heif(data: bytes) -> Metadata:
+    blocks = heif.read(data)
+    return Metadata(exif=blocks.exif, xmp=blocks.xmp, icc=blocks.icc, orientation=blocks.orientation)
 
 
 def _read_jpeg(data: bytes) -> Metadata:
@@ -184,7 +210,7 @@ def _inflate(packed: bytes, limit: int) -> bytes | None:
     return content if unpacker.eof and len(content) <= limit else None
 
 
-def _read_png(data: bytes) -> Metadata:
+def _read_png(data: bytes, room: int) -> Metadata:
     wanted = (b"eXIf", b"iCCP", b"pHYs", *PNG_TEXTS)
     blocks: dict[bytes, bytes] = {}
     texts: list[tuple[bytes, bytes]] = []
@@ -195,10 +221,10 @@ def _read_png(data: bytes) -> Metadata:
             blocks.setdefault(kind, body)
     comments: list[Comment] = []
     special: dict[str, str] = {}
-    for comment in _png_comments(texts):
+    for comment in _png_comments(texts, min(MAX_BLOCK, room)):
         if comment.keyword == XMP_KEYWORD or comment.keyword.startswith(RAW_PROFILE):
             special.setdefault(comment.keyword.removeprefix(RAW_PROFILE), comment.text)
-        else:
+        elif not COPIES.match(comment.keyword):
             comments.append(comment)
     packet = special[XMP_KEYWORD].encode("utf-8", "replace") if XMP_KEYWORD in special else None
     _, _, packed = blocks.get(b"iCCP", b"").partition(b"\0")
@@ -217,9 +243,9 @@ def _without(start: bytes, block: bytes | None) -> bytes | None:
     return None if block is None else block.removeprefix(start)
 
 
-def _png_comments(texts: Iterable[tuple[bytes, bytes]]) -> Iterator[Comment]:
-    """The texts of a PNG. All of them together may have `MAX_BLOCK` bytes; a damaged one counts as an eighth."""
-    left = MAX_BLOCK
+def _png_comments(texts: Iterable[tuple[bytes, bytes]], room: int) -> Iterator[Comment]:
+    """Yield the texts of a PNG. All of them together may have so many bytes; a damaged one counts as an eighth."""
+    left = room
     for kind, body in texts:
         if left < 0:
             return
@@ -240,7 +266,7 @@ def _png_comments(texts: Iterable[tuple[bytes, bytes]]) -> Iterator[Comment]:
         if text is None or len(text) > left:
             log.debug("a text of a PNG is left out: it is damaged or too long")
             # It took time to find that out.
-            left -= MAX_BLOCK // 8
+            left -= room // 8
             continue
         left -= len(text)
         encoding = "utf-8" if kind == b"iTXt" else "latin-1"

@@ -168,6 +168,8 @@ def _tiff_description(comments: tuple[Comment, ...], block: bytes) -> Iterator[t
     """The only comment as the description, where there is none: a TIFF has no other place for it."""
     described = tiff.values(block, (tiff.DESCRIPTION,)).get(tiff.DESCRIPTION, b"").strip(b"\0 ")
     if len(comments) == 1 and not described:
-        yield tiff.Field(tiff.DESCRIPTION, tiff.ASCII, _raw_comment(comments[0]).replace(b"\0", b" ") + b"\0")
+        yield tiff.Field(
+            tiff.DESCRIPTION, tiff.ASCII, _raw_comment(comments[0]).rstrip(b"\0").replace(b"\0", b" ") + b"\0"
+        )
     elif comments:
         log.debug("a TIFF has no place for comments")

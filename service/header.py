@@ -1,21 +1,27 @@
 """What a file is, from its first bytes and its structure: everything that is refused before any pixel is decoded."""
 
 import io
+import warnings
 
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
 
 from service import heif, jpeg_file, profiles, tiff_page
+from service.exif import is_excessive
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyScans, UnreadableImage, UnsupportedType
 from service.refusals import Limits, check_size, library_call
-from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
 
 # Our own limit, from the settings, is checked instead.
 Image.MAX_IMAGE_PIXELS = None
 # A profile, too, is a text to Pillow: those for inks have up to three megabytes.
 PngImagePlugin.MAX_TEXT_CHUNK = profiles.MAX_PROFILE
 
+# Pillow warns of each odd value of EXIF, and each text would be written to standard error and kept for ever.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+APP1, EXIF = 0xE1, b"Exif\0\0"
 MAX_SCANS = 100
 # Of all scans together: each takes time for every pixel, were it empty. Twenty scans of the largest photo.
 MAX_SCANNED_PIXELS = 2_000_000_000
@@ -77,7 +83,7 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
     if source == "jpeg":
         scans = _count_scans(data)
         # Pillow reads the header alone, in plain form, and stumbles over none of its oddities.
-        data = jpeg_file.head(data).alone()
+        data = _without_excessive_exif(jpeg_file.head(data).alone())
     elif source == "tiff":
         tiff_page.tiff_page(data, limits)
     with library_call(source):
@@ -90,6 +96,13 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
     if is_animated:
         raise UnsupportedType("the file is animated; single, still photos can be coloured", field="file")
     return image
+
+
+def _without_excessive_exif(data: bytes) -> bytes:
+    """Return the JPEG as Pillow may see it, which reads all values of EXIF at once, of several segments together."""
+    bodies = (body for _, body in jpeg_bodies(data, (APP1,)) if body.startswith(EXIF))
+    block = b"".join(body[len(EXIF) :] for body in bodies)
+    return jpeg_without(data, APP1, EXIF) if is_excessive(block) else data
 
 
 def opened_heic(data: bytes, limits: Limits) -> BaseImage:
@@ -114,7 +127,7 @@ def _count_scans(data: bytes) -> int:
             gaps += start - 2 - end
             end = start + int.from_bytes(data[start : start + 2])
         scans += marker == START_OF_SCAN
-        exif_segments += data[start + 2 : start + 8] == b"Exif\0\0"
+        exif_segments += data[start + 2 : start + 8] == EXIF
         if scans > MAX_SCANS:
             raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
         if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import _pi_heif
 from pi_heif.heif import BaseImage
 
+from service.geometry import combined
+
 DECODER_THREADS = 1
 # A photo of a hundred megapixels has some four hundred tiles, each an item with its boxes.
 MAX_BOXES = 5000
@@ -19,17 +21,24 @@ MAX_EXTENTS = 100
 MAX_REFERENCES = 100
 MAX_BLOCK = 4 << 20
 XMP_TYPE = b"application/rdf+xml"
+# EXIF's numbers of quarter turns to the left, and of what exchanges top and bottom, or left and right.
+ROTATIONS = (1, 8, 3, 6)
+MIRRORS = (4, 2)
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """EXIF as a TIFF block, XMP as a packet, an ICC profile; None where there is none."""
+    """EXIF as a TIFF block, XMP as a packet, an ICC profile; None where there is none.
+
+    orientation: the turn that the file's transformations make, as EXIF numbers it; 0 where they do more than that.
+    """
 
     exif: bytes | None = None
     xmp: bytes | None = None
     icc: bytes | None = None
+    orientation: int = 1
 
 
 class _Cursor:
@@ -69,8 +78,12 @@ def read(data: bytes) -> Blocks:
     except (KeyError, ValueError):
         return Blocks()
     contents = {kind: b"".join(data[start:end] for start, end in places.get(item, [])) for kind, item in own.items()}
+    properties = _properties(data, found, primary)
     return Blocks(
-        _tiff_block(contents.get(b"Exif", b"")), contents.get(XMP_TYPE) or None, _profile(data, found, primary)
+        _tiff_block(contents.get(b"Exif", b"")),
+        contents.get(XMP_TYPE) or None,
+        _profile(data, properties),
+        _orientation(data, properties),
     )
 
 
@@ -158,7 +171,8 @@ def _places(cursor: _Cursor, wanted: set[int], item_data: int) -> dict[int, list
         if item not in wanted or method > 1 or count > MAX_EXTENTS:
             continue
         spans = []
-        left = MAX_BLOCK
+        # Of one file, extents may lie over one another.
+        left = min(MAX_BLOCK, len(cursor.data))
         for _ in range(count):
             extents.number(index)
             at = start + extents.number(offset)
@@ -177,21 +191,38 @@ def _tiff_block(content: bytes) -> bytes | None:
     return content[4 + int.from_bytes(content[:4]) :].removeprefix(b"Exif\0\0") or None
 
 
-def _profile(data: bytes, found: dict[bytes, Span], primary: int) -> bytes | None:
-    """The colour profile among the properties of the primary picture."""
+def _properties(data: bytes, found: dict[bytes, Span], primary: int) -> list[tuple[bytes, Span]]:
+    """Return the properties of the primary picture in their order: the kind of each, and where its content is."""
     if b"iprp" not in found:
-        return None
-    properties = dict(_boxes(data, found[b"iprp"]))
+        return []
+    boxes = dict(_boxes(data, found[b"iprp"]))
     try:
-        numbers = _associated(_Cursor(data, properties[b"ipma"]), primary)
-        spans = list(_boxes(data, properties[b"ipco"]))
+        numbers = _associated(_Cursor(data, boxes[b"ipma"]), primary)
+        spans = list(_boxes(data, boxes[b"ipco"]))
     except (KeyError, ValueError):
-        return None
-    for number in numbers:
-        kind, (start, end) = spans[number - 1] if 1 <= number <= len(spans) else (b"", (0, 0))
+        return []
+    return [spans[number - 1] for number in numbers if 1 <= number <= len(spans)]
+
+
+def _profile(data: bytes, properties: list[tuple[bytes, Span]]) -> bytes | None:
+    for kind, (start, end) in properties:
         if kind == b"colr" and data[start : start + 4] in (b"prof", b"rICC") and end - start <= MAX_BLOCK:
             return data[start + 4 : end]
     return None
+
+
+def _orientation(data: bytes, properties: list[tuple[bytes, Span]]) -> int:
+    """Return the turn that the transformations make; 0 where one of them crops."""
+    turn = 1
+    for kind, (start, end) in properties:
+        number = data[start] if start < end else 0
+        if kind == b"irot":
+            turn = combined(turn, ROTATIONS[number & 3])
+        elif kind == b"imir":
+            turn = combined(turn, MIRRORS[number & 1])
+        elif kind == b"clap":
+            return 0
+    return turn
 
 
 def _associated(cursor: _Cursor, primary: int) -> list[int]:

@@ -1,15 +1,16 @@
-"""What a photo says beside its pixels: what of it is kept, dropped and added.
+"""The metadata of a photo: what of it is kept, put right, dropped and added.
 
-The way of one photo: `read` from the upload, `strip` where that is asked for, `for_answer`, `write` into the answer.
-A person's caption and a scanner's name always come through; what the answer adds stands beside them.
+The steps of one photo are `read` from the upload, `strip` where that is asked for, `for_answer`, and `write` into the
+answer. A person's caption and a scanner's name always come through. What the answer adds stands beside them.
 """
 
 import logging
 from dataclasses import replace
 
-from service import exif, xmp
+from service import exif, iptc, xmp
 from service.embedded import Comment, Density, Metadata, read
 from service.embedding import avif_options, write
+from service.geometry import Reshape
 
 __all__ = ["Comment", "Density", "Metadata", "avif_options", "for_answer", "read", "strip", "write"]
 
@@ -23,36 +24,44 @@ def for_answer(
     height: int,
     model: str | None,
     version: str | None = None,
+    upright: tuple[int, int] | None = None,
 ) -> Metadata:
-    """The metadata of an upright sRGB answer, width x height pixels, whose colours are a model's.
+    """Return the metadata of an upright sRGB answer, width x height pixels, whose colours are a model's.
 
-    Without a model the answer was not coloured, and there is no note.
+    upright: width and height of the photo, upright, before it was made smaller; by default the answer's. Without a
+    model the answer was not coloured, and there is no note.
     """
-    density = _upright_density(metadata)
-    block = exif.corrected(metadata.exif, width, height) if metadata.exif else None
+    reshape = Reshape(width, height, metadata.orientation, upright)
+    block = exif.corrected(metadata.exif, reshape) if metadata.exif else None
     if metadata.exif and block is None:
         log.debug("a damaged EXIF block is left out")
-    packet = xmp.corrected(metadata.xmp, width, height, model, version) if metadata.xmp else None
+    packet = xmp.corrected(metadata.xmp, reshape, model, version) if metadata.xmp else None
     if metadata.xmp and packet is None:
         log.debug("an XMP packet that is not well-formed is left out")
+    true = replace(
+        metadata,
+        exif=block,
+        xmp=packet,
+        iptc=iptc.corrected(metadata.iptc, reshape) if metadata.iptc else None,
+        density=_turned(metadata.density, reshape),
+        icc=None,
+        orientation=1,
+    )
     if model is None:
-        return replace(metadata, exif=block, xmp=packet, density=density, icc=None)
+        return true
     note = xmp.fresh(model, version or "")
-    block = exif.with_software(block, f"tomau, synthetic colours by {model} {version or ''}".rstrip())
-    return replace(metadata, exif=block, xmp=packet or note, spare_xmp=note, density=density, icc=None)
+    software = exif.with_software(block, f"tomau, synthetic colours by {model} {version or ''}".rstrip())
+    return replace(true, exif=software, xmp=packet or note, spare_xmp=note)
 
 
 def strip(metadata: Metadata) -> Metadata:
-    """Nothing but the density, and that the picture is synthetic, where it says so: neither tells of a person.
+    """Return nothing but the density, and that the picture is synthetic, where it says so: neither tells of a person.
 
-    Called before `for_answer`: what that adds is said by the answer, not by the upload, and so is there all the same.
+    It is called before `for_answer`. What that adds is said by the answer and not by the upload, so it stays.
     """
-    return Metadata(xmp=metadata.xmp and xmp.note_of(metadata.xmp), density=_upright_density(metadata))
+    note = metadata.xmp and xmp.note_of(metadata.xmp)
+    return Metadata(xmp=note, density=metadata.density, orientation=metadata.orientation)
 
 
-def _upright_density(metadata: Metadata) -> Density | None:
-    """The density of the upright picture, by the orientation in EXIF alone."""
-    density = metadata.density
-    if density is None or metadata.exif is None or not exif.is_turned(metadata.exif):
-        return density
-    return replace(density, x=density.y, y=density.x)
+def _turned(density: Density | None, reshape: Reshape) -> Density | None:
+    return replace(density, x=density.y, y=density.x) if density and reshape.is_sideways else density

@@ -3,6 +3,7 @@
 Nothing here knows what is inside them. Walks are bounded, and end where a file is damaged.
 """
 
+import itertools
 import re
 import struct
 import zlib
@@ -44,6 +45,19 @@ def jpeg_bodies(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, byt
         end = start + int.from_bytes(data[start : start + 2])
         if marker in wanted and end <= len(data):
             yield marker, data[start + 2 : end]
+
+
+def jpeg_without(data: bytes, marker: int, beginning: bytes) -> bytes:
+    """Return the JPEG without the segments before its first scan that have a marker and a beginning."""
+    parts = []
+    position = 0
+    for found, start in itertools.islice(jpeg_segments(data), MAX_SEGMENTS):
+        if found == START_OF_SCAN:
+            break
+        if found == marker and data.startswith(beginning, start + 2):
+            parts.append(data[position : start - 2])
+            position = start + int.from_bytes(data[start : start + 2])
+    return b"".join([*parts, data[position:]])
 
 
 def png_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:

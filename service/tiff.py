@@ -205,7 +205,8 @@ def values(data: bytes, tags: Collection[int]) -> dict[int, bytes]:
 def fields(data: bytes, source: Directory, tags: Collection[int] | None = None) -> list[Field]:
     """What the directory says, in the order of its entries; each tag once, and no more than is bounded."""
     found: dict[int, Field] = {}
-    left = MAX_VALUES
+    # Values may lie over one another, a few short ones in sound files too.
+    left = min(MAX_VALUES, len(data) + 1000)
     for entry in source.entries:
         wanted = entry.tag not in found and (tags is None or entry.tag in tags)
         if wanted and entry.kind in SIZES and entry.size <= left and entry.start + entry.size <= len(data):

@@ -51,6 +51,8 @@ def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> by
     except Damaged:
         return None
     order = order or layout.order
+    # Values may lie over one another in a file. The block has each apart, and more bytes to spare than it needs.
+    limit = min(limit, len(data) + 1000)
     said: dict[int, list[Field]] = {}
     for tag, source in found.items():
         fields = tiff.fields(data, source, None if tag else DESCRIPTIVE)

@@ -1,27 +1,22 @@
-"""The XMP packet of a coloured photo: what no longer holds is put right, and a note says its colours are synthetic.
-
-A packet is read by expat and changed as bytes, at the places that expat tells: so everything else, comments, prefixes
-and processing instructions too, stays byte for byte as a person or a program wrote it. Only UTF-8 without a document
-type is read: there is no entity that could be expanded or fetched.
+"""The XMP packet of an answer: what is no longer true is put right or gone, and a note says its colours are synthetic.
 
 The note is three properties of the IPTC Photo Metadata Standard 2025.1: `DigitalSourceType`, `AISystemUsed` and
-`AISystemVersionUsed`. Being standard, programs show them by name, which they would not with a namespace of our own,
-and a second pass finds and replaces them, where an entry in `xmpMM:History` would be added again.
+`AISystemVersionUsed`. They are standard, so programs show them by name. A second pass finds and replaces them, where
+an entry in `xmpMM:History` would be added again.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from xml.etree import ElementTree as ET
-from xml.parsers import expat
+from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-Name = tuple[str, str]
+from service import xmp_packet, xmp_places
+from service.geometry import Reshape
+from service.xmp_packet import RDF_URI, Edit, Name, Packet, Refused
+from service.xmp_places import EXIF_URI, IPTC_URI, PANORAMA_URI, TIFF_URI
 
-RDF_URI = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-IPTC_URI = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
-TIFF_URI = "http://ns.adobe.com/tiff/1.0/"
-EXIF_URI = "http://ns.adobe.com/exif/1.0/"
-RDF, DESCRIPTION, ABOUT = (RDF_URI, "RDF"), (RDF_URI, "Description"), (RDF_URI, "about")
+XMP_URI = "http://ns.adobe.com/xap/1.0/"
+PHOTOSHOP_URI = "http://ns.adobe.com/photoshop/1.0/"
+EXIF_EX_URI = "http://cipa.jp/exif/1.0/"
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 SYNTHETIC_COLORS = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
 # Of a picture that was wholly synthetic before its colours were.
@@ -29,135 +24,44 @@ SYNTHETIC = SOURCE_TYPES + "trainedAlgorithmicMedia"
 NOTE: tuple[Name, ...] = tuple(
     (IPTC_URI, name) for name in ("DigitalSourceType", "AISystemUsed", "AISystemVersionUsed")
 )
-# What is not in the answer: thumbnails, the second part of a long packet, a profile, C2PA's and gain maps' references.
-GONE: tuple[Name, ...] = (
-    ("http://ns.adobe.com/xap/1.0/", "Thumbnails"),
-    ("http://ns.adobe.com/xmp/note/", "HasExtendedXMP"),
-    ("http://ns.adobe.com/photoshop/1.0/", "ICCProfile"),
-    ("http://purl.org/dc/terms/", "provenance"),
-    ("http://ns.adobe.com/hdr-gain-map/1.0/", "Version"),
-    ("http://ns.google.com/photos/1.0/container/", "Directory"),
+# How the upload stored its pixels and colours. The digests are of such properties.
+STORED = {
+    TIFF_URI: "BitsPerSample Compression PhotometricInterpretation SamplesPerPixel PlanarConfiguration NativeDigest"
+    " YCbCrSubSampling YCbCrPositioning YCbCrCoefficients TransferFunction WhitePoint PrimaryChromaticities"
+    " ReferenceBlackWhite",
+    EXIF_URI: "ComponentsConfiguration CompressedBitsPerPixel Gamma NativeDigest",
+    EXIF_EX_URI: "Gamma InteroperabilityIndex",
+    PHOTOSHOP_URI: "ICCProfile ColorMode LegacyIPTCDigest",
+}
+GONE: frozenset[Name] = frozenset(
+    {
+        *((uri, name) for uri, names in STORED.items() for name in names.split()),
+        # The format, thumbnails, the second part of a long packet, the references of C2PA.
+        ("http://purl.org/dc/elements/1.1/", "format"),
+        *((XMP_URI, name) for name in ("Thumbnails", "PageInfo")),
+        ("http://ns.adobe.com/xmp/note/", "HasExtendedXMP"),
+        ("http://purl.org/dc/terms/", "provenance"),
+        # It names one file, and the answer is another. `DocumentID` is common to all versions of a picture.
+        ("http://ns.adobe.com/xap/1.0/mm/", "InstanceID"),
+    }
 )
-MAX_ELEMENTS = 100_000
-ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
-TAG_END = re.compile(rb"""(?:[^"'>]|"[^"]*"|'[^']*')*+>""")
+# Namespaces of what is in an upload beside its picture, and not in the answer: the video of a motion photo, a depth
+# map, a gain map, the other picture of a spatial pair. Each maker of phones has one of the form of Google's.
+# Settings of a raw converter would be applied to the answer, gray and crop among them.
+GONE_URIS = re.compile(
+    r"https?://ns\.(?:[^/]+/(?:photos|videos)/|(?:apple|samsung)\.com/|xdm\.org/"
+    r"|adobe\.com/(?:hdr-|camera-raw-))"
+)
+# They tell what stays true: how a panorama is to be seen, and how Google made a collage.
+TRUE_URIS = (PANORAMA_URI, "http://ns.google.com/photos/1.0/creations/")
+# Of other namespaces, too.
+VIDEO = re.compile("V?MotionPhoto|MicroVideo|O?LivePhoto")
 # What XML 1.0 has no place for.
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
-class _Refused(ValueError):
-    """The packet is larger or stranger than any that a program writes."""
-
-
-class _Finder:
-    """Reads a packet and collects what is to be changed: (start, end, replacement), in bytes.
-
-    changes: what becomes of a property, None: it is taken out.
-    """
-
-    def __init__(self, packet: bytes, changes: Mapping[Name, str | None]) -> None:
-        self.packet = packet
-        self.changes = changes
-        self.edits: list[tuple[int, int, bytes]] = []
-        self.about = ""
-        self.rdf_end: int | None = None
-        self._elements = 0
-        self._path: list[Name] = []
-        self._rdf_level = 0
-        self._tag = (0, 0)
-        self._parser = expat.ParserCreate("utf-8", " ")
-        self._parser.namespace_prefixes = True
-        self._parser.StartDoctypeDeclHandler = self._refuse
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-
-    def read(self) -> None:
-        """Raises ExpatError when the packet is not well-formed, _Refused when it is none that we read."""
-        self._parser.Parse(self.packet, True)
-        if self.rdf_end is None:
-            raise _Refused("no RDF")
-
-    def _refuse(self, *_: object) -> None:
-        raise _Refused("a document type")
-
-    def _start(self, raw_name: str, attributes: dict[str, str]) -> None:
-        self._elements += 1
-        if self._elements > MAX_ELEMENTS:
-            raise _Refused("too many elements")
-        name = _name(raw_name)
-        self._path.append(name)
-        if name == RDF and not self._rdf_level:
-            self._rdf_level = len(self._path)
-        elif self._is_description(len(self._path)):
-            self._read_attributes(attributes)
-        elif self._is_property():
-            self._tag = self._current_tag()
-
-    def _end(self, _: str) -> None:
-        if self._is_property():
-            self._change_element()
-        if len(self._path) == self._rdf_level and self.rdf_end is None:
-            self.rdf_end = self._parser.CurrentByteIndex
-            if not self.packet.startswith(b"</", self.rdf_end):
-                raise _Refused("an RDF element without a content")
-        self._path.pop()
-
-    def _is_description(self, level: int) -> bool:
-        """Whether the element at this level of the path is one of those that hold the picture's own properties."""
-        return (
-            bool(self._rdf_level)
-            and self.rdf_end is None
-            and level == self._rdf_level + 1
-            and self._path[level - 1] == DESCRIPTION
-        )
-
-    def _is_property(self) -> bool:
-        return self._path[-1] in self.changes and len(self._path) > 1 and self._is_description(len(self._path) - 1)
-
-    def _current_tag(self) -> tuple[int, int]:
-        start = self._parser.CurrentByteIndex
-        end = TAG_END.match(self.packet, start)
-        if end is None:
-            raise _Refused("a tag without an end")
-        return start, end.end()
-
-    def _read_attributes(self, attributes: dict[str, str]) -> None:
-        """A property may stand as an attribute."""
-        names = {_written(raw): _name(raw) for raw in attributes}
-        for match in ATTRIBUTE.finditer(self.packet, *self._current_tag()):
-            name = names.get(match[1])
-            if name is not None and name in self.changes:
-                value = self.changes[name]
-                start, end = match.span() if value is None else match.span(2)
-                self.edits.append((start, end, b"" if value is None else quoteattr(value).encode()))
-        self.about = next((value for raw, value in attributes.items() if _name(raw) == ABOUT), self.about)
-
-    def _change_element(self) -> None:
-        value = self.changes[self._path[-1]]
-        start, tag_end = self._tag
-        is_empty = self.packet[tag_end - 2 : tag_end] == b"/>"
-        content_end = tag_end if is_empty else self._parser.CurrentByteIndex
-        end = tag_end if is_empty else self.packet.index(b">", content_end) + 1
-        if value is None:
-            self.edits.append((start, end, b""))
-        elif not is_empty:
-            self.edits.append((tag_end, content_end, escape(value).encode()))
-
-
-def _name(raw: str) -> Name:
-    """Namespace and local name, of expat's `namespace local prefix`."""
-    parts = raw.split(" ")
-    return (parts[0], parts[1]) if len(parts) > 1 else ("", raw)
-
-
-def _written(raw: str) -> bytes:
-    """The name as it stands in the packet."""
-    parts = raw.split(" ")
-    return (f"{parts[2]}:{parts[1]}" if len(parts) == 3 else parts[-1]).encode()
-
-
 def _description(about: str, values: Sequence[str]) -> bytes:
-    """The note, of the values of its properties; it brings its own prefixes, whatever a packet binds them to."""
+    """Return the note, of the values of its properties, with prefixes of its own."""
     properties = "".join(
         f"<Iptc4xmpExt:{name}>{escape(CONTROLS.sub('', value))}</Iptc4xmpExt:{name}>"
         for (_, name), value in zip(NOTE, values, strict=True)
@@ -174,28 +78,22 @@ def _values(source_type: str, model: str, version: str) -> tuple[str, str, str]:
 
 
 def fresh(model: str, version: str) -> bytes:
-    """A packet with nothing but the note."""
+    """Return a packet with nothing but the note."""
     return _packet(_values(SYNTHETIC_COLORS, model, version))
 
 
 def note_of(packet: bytes) -> bytes | None:
-    """A packet with nothing but what this one says of its picture's being synthetic; None if it says no such thing."""
-    packet = packet.strip(b"\0 \t\r\n")
+    """Return a packet with nothing but what this one says of its picture's being synthetic.
+
+    None when it says no such thing.
+    """
     try:
-        _Finder(packet, {}).read()
-    except (expat.ExpatError, _Refused):
+        found = xmp_packet.read(packet, NOTE.__contains__)
+    except Refused:
         return None
-    rdf = next(ET.fromstring(packet).iter(_braced(RDF)))  # noqa: S314 - there are no entities in it
-    said: dict[str, str] = {}
-    for description in rdf.findall(_braced(DESCRIPTION)):
-        said |= description.attrib | {child.tag: child.text or "" for child in description}
-    values = [said.get(_braced(name), "").strip() for name in NOTE]
+    said = {part.name: part.said for part in found.properties}
+    values = [said.get(name, "") for name in NOTE]
     return _packet(values) if values[0] in (SYNTHETIC, SYNTHETIC_COLORS) else None
-
-
-def _braced(name: Name) -> str:
-    """As ElementTree writes it."""
-    return f"{{{name[0]}}}{name[1]}"
 
 
 def _packet(values: Sequence[str]) -> bytes:
@@ -207,42 +105,54 @@ def _packet(values: Sequence[str]) -> bytes:
     )
 
 
-def corrected(packet: bytes, width: int, height: int, model: str | None, version: str | None) -> bytes | None:
-    """The packet for an upright sRGB picture of this size, pixels, with the note; without a model, without the note.
+def corrected(packet: bytes, reshape: Reshape, model: str | None, version: str | None) -> bytes | None:
+    """Return the packet as it is true of an upright sRGB answer, with the note; without a model, without the note.
 
     None for one that is not well-formed: no XMP reader takes it, and what it says of orientation can't be put right.
     """
-    packet = packet.strip(b"\0 \t\r\n")
-    sizes = {(TIFF_URI, "ImageWidth"): width, (EXIF_URI, "PixelXDimension"): width}
-    sizes |= {(TIFF_URI, "ImageLength"): height, (EXIF_URI, "PixelYDimension"): height}
-    changes: dict[Name, str | None] = {name: str(side) for name, side in sizes.items()}
-    changes |= {(TIFF_URI, "Orientation"): "1", (EXIF_URI, "ColorSpace"): "1"}
-    changes |= dict.fromkeys(GONE if model is None else GONE + NOTE)
-    finder = _Finder(packet, changes)
+    changes = _changes(reshape)
     try:
-        finder.read()
-    except (expat.ExpatError, _Refused):
+        found = xmp_packet.read(
+            packet, lambda name: name in changes or _is_gone(name) or name in NOTE or xmp_places.is_place(name)
+        )
+    except Refused:
         return None
-    edits = finder.edits
-    if model is not None and finder.rdf_end is not None:
-        removed = b"".join(packet[start:end] for start, end, new in edits if not new)
-        source_type = SYNTHETIC if SYNTHETIC.encode() in removed else SYNTHETIC_COLORS
-        note = _description(finder.about, _values(source_type, model, version or ""))
-        edits.append((finder.rdf_end, finder.rdf_end, note))
-    return _edited(packet, edits)
+    edits = [part.saying(changes[part.name]) for part in found.properties if part.name in changes]
+    edits += [part.removed() for part in found.properties if _is_gone(part.name)]
+    edits += xmp_places.edits(found.properties, reshape)
+    if model is not None:
+        edits += _note_edits(found, model, version or "")
+    return xmp_packet.edited(found, edits)
 
 
-def _edited(packet: bytes, edits: list[tuple[int, int, bytes]]) -> bytes:
-    """The packet with its edits, in the order of their places."""
-    parts = []
-    position = 0
-    for start, end, new in edits:
-        parts += [packet[position:start], new]
-        position = end
-    return b"".join([*parts, packet[position:]])
+def _changes(reshape: Reshape) -> dict[Name, str]:
+    """Return the properties that are put right, where they are present, with what is true of the answer."""
+    width, height = str(reshape.width), str(reshape.height)
+    return {
+        (TIFF_URI, "Orientation"): "1",
+        (TIFF_URI, "ImageWidth"): width,
+        (TIFF_URI, "ImageLength"): height,
+        (EXIF_URI, "PixelXDimension"): width,
+        (EXIF_URI, "PixelYDimension"): height,
+        (EXIF_URI, "ColorSpace"): "1",
+    }
+
+
+def _is_gone(name: Name) -> bool:
+    uri, local = name
+    is_gone_uri = GONE_URIS.match(uri) is not None and uri not in TRUE_URIS
+    return is_gone_uri or name in GONE or VIDEO.match(local) is not None
+
+
+def _note_edits(found: Packet, model: str, version: str) -> list[Edit]:
+    """Return the edits that put the note in the place of one that is there already."""
+    old = [part for part in found.properties if part.name in NOTE]
+    was_synthetic = any(part.name == NOTE[0] and part.said == SYNTHETIC for part in old)
+    note = _description(found.about, _values(SYNTHETIC if was_synthetic else SYNTHETIC_COLORS, model, version))
+    return [*(part.removed() for part in old), (found.end, found.end, note)]
 
 
 def without_padding(packet: bytes) -> bytes:
-    """The packet without the blanks that are left in it for editing in place."""
+    """Return the packet without the blanks that are left in it for editing in place."""
     end = packet.rfind(b"<?xpacket end")
     return packet if end < 0 else packet[:end].rstrip() + b"\n" + packet[end:]

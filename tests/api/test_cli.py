@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from service import cli
+from service.answers import record_of
 from service.colorizer import Options
 from tests.conftest import decoded, encoded, luma
 
@@ -90,7 +91,7 @@ def album(tmp_path: Path, jpeg: bytes, gray: np.ndarray, astronaut: np.ndarray) 
 
 def test_an_album(tomau, album: Path, tmp_path: Path, jpeg: bytes) -> None:
     said = tomau("colorize", "album", "-o", "coloured", "--if-color", "keep", code=1)
-    written = {str(path.relative_to(tmp_path / "coloured")) for path in (tmp_path / "coloured").rglob("*.*")}
+    written = {str(path.relative_to(tmp_path / "coloured")) for path in (tmp_path / "coloured").rglob("[!.]*.*")}
     assert written == {"1931/wedding.jpg", "1931/wedding.png", "beach.tif", "holiday.jpg"}
     assert "4 coloured, 0 skipped, 1 failed" in said
     assert "tomau: album/damaged.jpg: the JPEG file is damaged" in said
@@ -109,13 +110,44 @@ def test_a_photo_is_never_overwritten_by_its_answer(tomau, album: Path, output: 
     assert (album / "holiday.jpg").read_bytes() == before
 
 
-def test_what_is_there_already_is_left(tomau, tmp_path: Path, jpeg: bytes) -> None:
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_file_that_tomau_did_not_write_is_left(tomau, tmp_path: Path, jpeg: bytes, force: tuple[str, ...]) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg)
     (tmp_path / "other.png").write_bytes(b"precious")
-    assert "other.png, which is there already" in tomau("colorize", "photo.jpg", "-o", "other.png")
+    assert "other.png is there already" in tomau("colorize", "photo.jpg", "-o", "other.png", *force, code=1)
     assert (tmp_path / "other.png").read_bytes() == b"precious"
-    tomau("colorize", "photo.jpg", "-o", "other.png", "--force")
-    assert (tmp_path / "other.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_answer_of_its_own_is_left_and_replaced_if_forced(tomau, tmp_path: Path, jpeg: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    tomau("colorize", "photo.jpg", "-o", "other.png")
+    first = (tmp_path / "other.png").read_bytes()
+    stronger = ("colorize", "photo.jpg", "-o", "other.png", "--strength", "2")
+    assert "other.png, which is there already" in tomau(*stronger)
+    assert (tmp_path / "other.png").read_bytes() == first
+    assert "1 coloured, 0 skipped" in tomau(*stronger, "--force")
+    assert (tmp_path / "other.png").read_bytes() != first
+    assert "1 skipped" in tomau(*stronger)
+
+
+def test_one_answer_for_two_photos_is_a_fault(tomau, tmp_path: Path, jpeg: bytes, gray: np.ndarray) -> None:
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "a.bmp").write_bytes(encoded(gray, "BMP"))
+    (tmp_path / "album" / "a.bmp.jpg").write_bytes(jpeg)
+    said = tomau("colorize", "album", "album/a.bmp", "-o", "coloured", code=1)
+    assert "tomau: album/a.bmp.jpg: its answer would have the name of that to album/a.bmp" in said
+    assert "1 coloured, 0 skipped, 1 failed" in said
+
+
+def test_no_answer_is_written_where_none_can_be_recorded(tomau, tmp_path: Path, jpeg: bytes) -> None:
+    (tmp_path / "photo.jpg").write_bytes(jpeg)
+    (tmp_path / "coloured").mkdir()
+    record_of(tmp_path / "coloured").symlink_to(tmp_path / "photo.jpg")
+    record = record_of(tmp_path / "coloured")
+    said = tomau("colorize", "photo.jpg", "-o", "coloured", code=1)
+    assert said == f"tomau: {record} is not a plain file, so no answer can be recorded there; move it away\n"
+    assert (tmp_path / "photo.jpg").read_bytes() == jpeg
+    assert not list((tmp_path / "coloured").iterdir())
 
 
 def test_a_name_in_another_encoding(tomau, tmp_path: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +155,7 @@ def test_a_name_in_another_encoding(tomau, tmp_path: Path, jpeg: bytes, monkeypa
     (tmp_path / "album").mkdir()
     (tmp_path / "album" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(jpeg)
     assert "1 coloured" in tomau("colorize", "album", "-o", "coloured")
-    assert [os.fsencode(path.name) for path in (tmp_path / "coloured").iterdir()] == [b"caf\xe9.jpg"]
+    assert [os.fsencode(path.name) for path in (tmp_path / "coloured").glob("[!.]*")] == [b"caf\xe9.jpg"]
 
 
 def test_a_folder_with_a_dot_in_its_name(tomau, tmp_path: Path, jpeg: bytes) -> None:
@@ -138,5 +170,6 @@ def test_several_files_into_a_new_folder(tomau, album: Path, tmp_path: Path) -> 
     tomau(
         "colorize", "album/beach.tif", "album/holiday.jpg", "-o", "new/folder", "--format", "webp", "--max-side", "100"
     )
-    found = {path.name: max(decoded(path.read_bytes()).shape) for path in (tmp_path / "new" / "folder").iterdir()}
+    answers = (tmp_path / "new" / "folder").glob("[!.]*")
+    found = {path.name: max(decoded(path.read_bytes()).shape) for path in answers}
     assert found == {"beach.tif.webp": 100, "holiday.jpg.webp": 100}

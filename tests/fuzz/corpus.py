@@ -11,7 +11,10 @@ from PIL import Image, ImageCms, PngImagePlugin
 SIDE = 40
 XMP = (
     b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    b'<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="image/jpeg"/></rdf:RDF>'
+    b'<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" dc:format="image/jpeg"'
+    b' xmlns:m="http://www.metadataworkinggroup.com/schemas/regions/" xmlns:a="http://ns.adobe.com/xmp/sType/Area#"'
+    b' xmlns:g="http://ns.google.com/photos/1.0/panorama/" g:FullPanoWidthPixels="90">'
+    b'<m:Regions><m:Area a:x="0.2" a:y="0.3" a:w="0.1" a:h="0.1"/></m:Regions></rdf:Description></rdf:RDF>'
     b"</x:xmpmeta>"
 )
 

@@ -37,10 +37,11 @@ def one_file(data: bytes) -> None:
             raise
         return
     format_ = FORMATS[len(data) % len(FORMATS)]
+    upright = photo.size[1], photo.size[0]
     photo = fitting.fit(photo, format_, 16)
     pixels = fitting.fit_pixels(pixels, format_, 16)
     height, width = photo.size
-    kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1")
+    kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1", upright=upright)
     answer = encoding.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
     decoding.decode(metadata.write(answer, format_, kept), format_, LIMITS)
 

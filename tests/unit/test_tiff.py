@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, IptcImagePlugin
 
 from service import exif, iptc, metadata, tiff_writing, xmp
+from service.geometry import Reshape
 from service.metadata import Comment, Density, Metadata
 from service.photo import Format, Source
 from tests.unit.test_metadata import CAPTION, FULL, IIM, IPTC, MAKER_NOTE, PACKET, SCANNER, THUMBNAIL, answer, values
@@ -460,7 +461,7 @@ def test_hostile_tiffs(name: str) -> None:
     ids=["its directory is its header", "a BigTIFF"],
 )
 def test_a_block_that_is_none(block: bytes) -> None:
-    assert exif.corrected(block, 47, 33) is None
+    assert exif.corrected(block, Reshape(47, 33)) is None
     assert answer(Metadata(exif=block)).exif == answer(Metadata()).exif
 
 

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from service import color, decoding, encoding, fitting, header, refusals
+from service import color, decoding, encoding, fitting, header, metadata, refusals
 from service.photo import FORMATS, Format, Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.conftest import encoded

@@ -227,10 +227,16 @@ def _parser() -> argparse.ArgumentParser:
         help="side of the input, a multiple of 32 (256 for unet-gan); by default that of the last stage",
     )
     export.add_argument(
-        "--gain", type=_positive, help="what the chroma is multiplied with; by default the recipe's, often 1"
+        "--gain",
+        type=_positive,
+        help="what the chroma is multiplied with; by default that of the ONNX file that the run began with, else the"
+        " recipe's",
     )
     export.add_argument(
-        "--cast", type=_share, default=0.0, help="share of each photo's mean chroma that is taken away (default 0)"
+        "--cast",
+        type=_share,
+        help="share of each photo's mean chroma that is taken away; by default that of the ONNX file that the run began"
+        " with, or 0",
     )
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)

@@ -122,7 +122,8 @@ def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begu
     training, validating = sources.split_off(entries, held_out)
     bins = begun.setup.bins if begun else choose_bins(recipe, training)
     contents = [content for content in sources.contents(validating) if content]
-    setup = Setup(recipe, bins, held_out, begun.origins if begun else [], contents)
+    origins, post_processing = (begun.origins, begun.post_processing) if begun else ([], None)
+    setup = Setup(recipe, bins, held_out, origins, contents, post_processing)
     checkpoint.save_setup(folder, setup)
     return setup
 

@@ -537,14 +537,31 @@ class Exported(Exception):
     """What an export was about to make."""
 
 
-@pytest.mark.parametrize(("given", "gain", "cast"), [(None, 1.6, 0.0), (1.2, 1.2, 0.3)])
-def test_a_model_is_exported_with_the_gain_that_it_was_trained_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, gain: float, cast: float
+@pytest.mark.parametrize(
+    ("asked", "of_file", "taken"),
+    [
+        ((None, None), None, (1.6, 0.0)),
+        ((1.2, 0.3), None, (1.2, 0.3)),
+        ((None, None), (2.4, 0.36), (2.4, 0.36)),
+        ((1.2, None), (2.4, 0.36), (1.2, 0.36)),
+        ((None, 0.0), (2.4, 0.36), (2.4, 0.0)),
+    ],
+)
+def test_a_model_is_exported_with_the_gain_of_its_recipe_or_of_the_file_that_it_began_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: tuple[float | None, float | None],
+    of_file: tuple[float, float] | None,
+    taken: tuple[float, float],
 ) -> None:
     from model_export import checkpoint, export
+    from model_export.post_processing import PostProcessing
 
     run = saved_run(tmp_path / "run", 1)
-    checkpoint.save_setup(run, checkpoint.Setup(tiny().model_copy(update={"gain": 1.6}), BINS[:5], []))
+    post = PostProcessing(*of_file) if of_file else None
+    recipe = tiny().model_copy(update={"gain": 1.6})
+    checkpoint.save_setup(run, checkpoint.Setup(recipe, BINS[:5], [], ["old.onnx 12ab"] * bool(post), [], post))
 
     def seen(network: object, setup: object, size: int, gain: float, cast: float) -> None:
         raise Exported(gain, cast)
@@ -552,8 +569,50 @@ def test_a_model_is_exported_with_the_gain_that_it_was_trained_for(
     monkeypatch.setattr(export, "serving_model", seen)
     facts = {"name": "x", "version": "1", "size": 64, "license_": "l", "trained_on": "d", "photographs": []}
     with pytest.raises(Exported) as made:
-        export.export(run, tmp_path / "x.onnx", gain=given, cast=cast, **facts)  # type: ignore[arg-type]
-    assert made.value.args == (gain, cast)
+        export.export(run, tmp_path / "x.onnx", gain=asked[0], cast=asked[1], **facts)  # type: ignore[arg-type]
+    assert made.value.args == taken
+    said = capsys.readouterr().out
+    assert ("as in old.onnx, which the run began with" in said) == (post is not None)
+    assert ("as asked for" in said) == (asked != (None, None))
     for name in ("model.bin", "x.fp16.onnx"):
         with pytest.raises(ValueError, match="the service takes only"):
-            export.export(run, tmp_path / name, gain=given, **facts)  # type: ignore[arg-type]
+            export.export(run, tmp_path / name, **facts)  # type: ignore[arg-type]
+
+
+def test_a_run_begins_with_the_post_processing_of_its_origins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model_export import train
+    from model_export.post_processing import PostProcessing
+
+    bold, plain = PostProcessing(2.4, 0.36), PostProcessing(1.6, 0)
+    runs = [saved_run(tmp_path / name, 1) for name in ("a", "b", "c", "d")]
+    for run, post in zip(runs, (bold, bold, plain, None), strict=True):
+        if post:
+            post.save(run)
+
+    def begun(*origins: Path) -> PostProcessing | None:
+        start = train.start(tiny(), origins)
+        assert start is not None
+        return start.post_processing
+
+    assert begun(*runs[:2]) == bold
+    assert "export will take gain 2.4 and cast 0.36, as a has them" in capsys.readouterr().out
+    assert begun(runs[0], runs[2]) is None
+    assert "those before differ (a: gain 2.4 and cast 0.36; c: gain 1.6 and cast 0)" in capsys.readouterr().out
+    assert begun(runs[0], runs[3]) is None
+    assert "d: those of its recipe" in capsys.readouterr().out
+    assert begun(runs[3]) is None
+    assert not capsys.readouterr().out
+
+
+def test_a_file_that_training_cannot_go_on_from_is_written_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    import onnx
+
+    from model_export import checkpoint, export
+
+    proto = onnx.ModelProto()
+    broken = [np.full(3, np.nan, np.float32)]
+    export._embed(proto, onnx.ModelProto(), broken, checkpoint.Setup(tiny(), BINS[:5], []))
+    assert "training can't go on from this file" in caplog.text
+    assert not proto.metadata_props

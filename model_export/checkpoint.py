@@ -4,6 +4,7 @@ Kernels are stored in half precision, everything that is one-dimensional (biases
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,12 +29,13 @@ DISCRIMINATOR = "discriminator.npz"  # of an adversarial run
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a run is."""
+    """How far a run is. start_loss: of what it began with, on what validates."""
 
     views: int = 0
     progress: float = 0.0
     minutes: float = 0.0
     best_loss: float = float("inf")
+    start_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,17 @@ def _write_new(path: Path, model: keras.Model) -> Path:
 def save_weights(path: Path, model: keras.Model) -> None:
     """Writes all of a model's weights, in their order."""
     _write_new(path, model).replace(path)
+
+
+def time_to_save(run: Path, model: keras.Model) -> float:
+    """Write the weights of a model once for nothing, and return the seconds. Raise OSError where there is no room."""
+    begun = time.monotonic()
+    new = run / f"new-{WEIGHTS}"
+    try:
+        _write_new(run / WEIGHTS, model)
+        return time.monotonic() - begun
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:

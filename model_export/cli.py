@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,14 +78,17 @@ def _sheet(text: str) -> int:
 
 
 def _train(args: argparse.Namespace) -> None:
-    import keras
-
+    # TensorFlow takes its time to be imported.
+    started = time.monotonic()
     from model_export import recipe, train
+    from model_export.schedule import Limits
 
-    keras.config.set_dtype_policy(args.precision)
-    limits = train.Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
-    state = train.train(recipe.load(args.recipe), args.run, args.data, limits, args.init)
-    print(f"{state.views:,} views in {state.minutes:.0f} minutes; best loss {state.best_loss:.4f}")
+    limits = Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
+    learnt = recipe.load(args.recipe)
+    state = train.train(learnt, args.run, args.data, limits, args.init, args.precision, started)
+    print(f"{state.views:,} views in {state.minutes:.1f} minutes; best loss {state.best_loss:.4f}")
+    if state.start_loss is not None:
+        print(f"validation loss of what it began with: {state.start_loss:.4f}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -169,6 +173,15 @@ def _adapt(args: argparse.Namespace) -> None:
         print(f"inputs that only get zeros: {', '.join(found.zeros)}")
 
 
+# What is said at once when a command is interrupted; a run that learns says more.
+LEFT = {
+    _train: "stopping: nothing was learnt since the last checkpoint",
+    _export: "stopping: no file is written",
+    _half: "stopping: no file is written",
+    _adapt: "stopping: no file is written",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -187,14 +200,25 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="start from the best weights of a finished run or of our ONNX file; of several: from their mean",
     )
-    train.add_argument("--max-minutes", type=_positive, help="time budget: the whole schedule is fitted into it")
     train.add_argument(
-        "--stop-after", type=_not_negative, help="minutes after which this call stops, to be resumed; 0: at once"
+        "--max-minutes",
+        type=_positive,
+        help="time budget for all calls together, set-up and last checkpoint included: the schedule is fitted into it",
     )
     train.add_argument(
-        "--checkpoint-minutes", type=_not_negative, default=10.0, help="between two checkpoints (default 10); 0: often"
+        "--stop-after", type=_not_negative, help="minutes after which this call stops, to be resumed; 0: after a step"
     )
-    train.add_argument("--precision", default="mixed_bfloat16", choices=("mixed_bfloat16", "float32"))
+    train.add_argument(
+        "--checkpoint-minutes",
+        type=_not_negative,
+        default=10.0,
+        help="between two checkpoints (default 10); 0: every 50 steps",
+    )
+    train.add_argument(
+        "--precision",
+        choices=("mixed_bfloat16", "float32"),
+        help="by default mixed_bfloat16 where the GPU or CPU computes it fast, else float32",
+    )
 
     evaluate = commands.add_parser("evaluate", help="measure an ONNX model on held-out photographs")
     evaluate.set_defaults(call=_evaluate)
@@ -295,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     args = _parser().parse_args(argv)
     try:
-        with stopping.at_once():
+        with stopping.at_once(LEFT.get(args.call, "stopping")):
             args.call(args)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -182,7 +182,7 @@ def test_the_loss_knows_photos_of_two_sizes() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    from model_export.train import learning_rate
+    from model_export.schedule import learning_rate
 
     recipe = Recipe.model_validate({"name": "x", "optimizer": {"learning_rate": 1e-3, "warm_up": 0.1}})
     rates = [learning_rate(recipe, progress) for progress in np.linspace(0, 1, 101)]
@@ -194,7 +194,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_the_average_forgets_its_start_and_follows() -> None:
-    from model_export.train import WeightAverage
+    from model_export.averaging import WeightAverage
 
     average = WeightAverage([np.full(3, 100.0, np.float32)], momentum=0.999)
     for _ in range(4):
@@ -203,6 +203,22 @@ def test_the_average_forgets_its_start_and_follows() -> None:
     late = WeightAverage([np.zeros(3, np.float32)], momentum=0.999, steps=100_000)
     late.update([np.ones(3, np.float32)], 50)
     np.testing.assert_allclose(late.weights[0], 1 - 0.999**50, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "least"), [(1, 0.8), (3, 0.98), (10, 0.9999), (1000, 0.9999)])
+def test_the_average_of_a_short_run_is_of_what_it_has_learnt(steps: int, least: float) -> None:
+    from model_export.averaging import WeightAverage
+
+    average = WeightAverage([np.zeros(1, np.float32)], momentum=0.999)
+    updates = 0
+    for step in range(1, steps + 1):
+        if average.is_due(step):
+            average.update([np.ones(1, np.float32)], step - average.steps)
+            updates += 1
+    assert average.weights[0][0] >= least
+    assert average.steps >= 0.97 * steps
+    # A long run is not held up by copying the weights.
+    assert updates <= 300
 
 
 def test_weights_survive_a_checkpoint(tmp_path: Path) -> None:

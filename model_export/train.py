@@ -126,7 +126,7 @@ class Run:
         return self.state
 
     def _learn(self, limits: Limits, clock: Clock) -> None:
-        before, last_check, steps = self.state, time.monotonic(), 0
+        before, last_check, steps = self.state, clock.now(), 0
         clock.begin(before.progress)
         # In a log each picture of the bar stays.
         interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
@@ -138,23 +138,23 @@ class Run:
         with bar, closing(batches):
             while self.state.progress < 1 and not stops:
                 self.doing = self._step_and_checkpoint(clock)
-                begun = time.monotonic()
+                begun = clock.now()
                 losses.append(self._step(next(batches), before, steps, clock))
                 steps += 1
-                clock.took(time.monotonic() - begun)
+                clock.took(clock.now() - begun)
                 self._advance(clock)
                 bar.set_postfix_str(self._told(before, clock, losses), refresh=False)
                 bar.update(100 * self.state.progress - bar.n)
                 stops = clock.call_is_used_up() or self.stop.number is not None
-                waited = time.monotonic() - last_check
+                waited = clock.now() - last_check
                 often = limits.checkpoint_minutes == 0 and len(losses) >= OFTEN
                 is_due = often or 0 < 60 * limits.checkpoint_minutes < waited
                 # One that is nearly at its end has its last checkpoint soon.
                 is_due = is_due and clock.seconds_left > 2 * clock.ending
                 if stops or is_due or self.state.progress >= 1:
-                    begun = time.monotonic()
+                    begun = clock.now()
                     self._check(float(np.mean(losses)), clock)
-                    losses, last_check = [], time.monotonic()
+                    losses, last_check = [], clock.now()
                     clock.ending = last_check - begun
 
     def _told(self, before: State, clock: Clock, losses: Sequence[float]) -> str:
@@ -220,13 +220,13 @@ class Run:
         examples = self._stream(self.recipe.seed + 2)
         if not self._adversary():
             self._rehearse_steps(clock, examples)
-        begun = time.monotonic()
+        begun = clock.now()
         part = self.held_out[:VALIDATION_BATCH]
         self._validate(part)
-        validation = (time.monotonic() - begun) * len(self.held_out) / len(part)
-        begun = time.monotonic()
+        validation = (clock.now() - begun) * len(self.held_out) / len(part)
+        begun = clock.now()
         self._settle(examples, 1)
-        settling = time.monotonic() - begun
+        settling = clock.now() - begun
         saving = 3 * checkpoint.time_to_save(self.folder, self.network)
         clock.ending = SPARE * (validation + settling + saving)
         clock.begin(self.state.progress)
@@ -249,9 +249,9 @@ class Run:
         for side in dict.fromkeys(reversed(sides)):
             (batch,) = examples.batches(side, 1)
             for _ in range(2):
-                begun = time.monotonic()
+                begun = clock.now()
                 self.network.train_on_batch(*batch)
-                duration = time.monotonic() - begun
+                duration = clock.now() - begun
         clock.took(duration)
         for variable, value in zip(variables, kept, strict=True):
             variable.assign(value)

@@ -1,13 +1,14 @@
 """The parts that a network is taught by. Slow only because Keras takes its time to be imported."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.recipe import Recipe
+from model_export.recipe import Recipe, Stage
 from tests.unit.test_data import photographs, write_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -632,3 +633,141 @@ def test_a_file_that_training_cannot_go_on_from_is_written_and_that_is_told(capl
     export._embed(proto, onnx.ModelProto(), broken, checkpoint.Setup(tiny(), BINS[:5], []))
     assert "training can't go on from this file" in caplog.text
     assert not proto.metadata_props
+
+
+class Taught:
+    """A run whose network is not computed, by a clock of the test's own: each step and each validation takes its time.
+
+    The learning rate and the side of every step are noted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        step_s: float = 1.0,
+        validation_s: float = 0.0,
+        **more: object,
+    ) -> None:
+        from model_export import sources, train
+        from model_export.schedule import Clock
+
+        self.seconds = 0.0
+        self.rates: list[float] = []
+        self.sides: list[int] = []
+        monkeypatch.setattr(train, "Clock", partial(Clock, now=lambda: self.seconds))
+        monkeypatch.setattr(train.checkpoint, "time_to_save", lambda *_: 0.0)
+        entries = sources.find([write_folder(folder / "data", photographs(40))])
+        network = {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8, "bin_size": 20.0}
+        optimizer = {"batch": 4, "learning_rate": 1.0}
+        stages = [{"until": 0.5, "side": 32}, {"until": 1.0, "side": 64}]
+        facts = {"name": "x", "network": network, "optimizer": optimizer, "curriculum": stages, "validate_on": 4}
+        self.run = train.Run(Recipe.model_validate(facts | more), folder / "run", entries)
+
+        def learn(lightness: NDArray[np.float32], chroma: NDArray[np.float32]) -> float:
+            self.seconds += step_s
+            self.rates.append(float(self.run.optimizer.learning_rate))
+            self.sides.append(lightness.shape[1])
+            kernel = self.run.network.trainable_variables[0]
+            kernel.assign_add(np.ones(kernel.shape, np.float32))
+            return 1.0
+
+        def validate(*_: object) -> float:
+            self.seconds += validation_s
+            return 2.0
+
+        monkeypatch.setattr(self.run.network, "train_on_batch", learn)
+        monkeypatch.setattr(self.run.averaged, "test_on_batch", validate)
+
+    def learn(self, **limits: float) -> list[dict[str, float]]:
+        """Return the run's history. What was rehearsed is no part of `rates` and `sides`."""
+        from model_export.schedule import Limits
+
+        rehearse = self.run._rehearse_steps
+
+        def forgotten(*arguments: object) -> None:
+            rehearse(*arguments)  # type: ignore[arg-type]
+            self.rates.clear()
+            self.sides.clear()
+
+        self.run._rehearse_steps = forgotten  # type: ignore[method-assign, assignment]
+        self.run.train(Limits(**limits), self.seconds)
+        lines = (self.run.folder / "history.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_a_run_of_fewer_than_fifty_steps_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    taught = Taught(tmp_path, monkeypatch, views=4 * steps)
+    start = [array.copy() for array in taught.run.network.get_weights()]
+    history = taught.learn()
+    assert [line["views"] for line in history] == [4 * steps]
+    assert history[-1]["validation_loss"] == 2
+    assert len(taught.rates) == steps
+    assert max(taught.rates) > 0.3
+    if steps > 1:
+        assert taught.rates[-1] == min(taught.rates[1:]) < 0.3
+        assert taught.sides == [32] * ((steps + 1) // 2) + [64] * (steps // 2)
+    # The average is of what was learnt: after n steps the first kernel has grown by n.
+    grown = [float(np.mean(now - old)) for now, old in zip(taught.run.average.weights, start, strict=True)]
+    assert max(grown) > 0.7 * steps
+
+
+@pytest.mark.parametrize(("step_s", "validation_s", "steps"), [(1.0, 6.0, 53), (7.0, 2.0, 8), (100.0, 3.0, 1)])
+def test_a_time_budget_is_kept_and_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, validation_s: float, steps: int
+) -> None:
+    taught = Taught(tmp_path, monkeypatch, step_s=step_s, validation_s=validation_s, views=10**9)
+    before = [array.copy() for array in taught.run.network.get_weights()]
+    taught.learn(max_minutes=1)
+    state = taught.run.state
+    assert state.progress == 1
+    assert state.minutes * 60 == pytest.approx(steps * step_s + validation_s)
+    assert state.minutes * 60 <= max(60, step_s + validation_s)
+    assert state.views == 4 * steps
+    assert len(taught.rates) == steps
+    assert max(taught.rates) > 0.3
+    if steps > 1:
+        assert taught.rates[-1] < 0.2
+        assert set(taught.sides) == {32, 64}
+    # The steps that were rehearsed are undone: the first kernel has grown by no more than those that count.
+    grown = [float(np.mean(now - old)) for now, old in zip(taught.run.network.get_weights(), before, strict=True)]
+    assert max(grown) == pytest.approx(steps)
+
+
+def test_a_checkpoint_is_written_when_its_time_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = Taught(tmp_path, monkeypatch, step_s=10, views=400)
+    history = taught.learn(checkpoint_minutes=5)
+    assert [line["views"] for line in history] == [124, 248, 372, 400]
+
+
+def test_a_resumed_run_goes_on_with_its_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_export import sources, train
+
+    shards = {"count": 3, "drawn": 2, "epochs": 2}
+    taught = Taught(tmp_path, monkeypatch, views=4000, shards=shards)
+    seen = taught.run._stream(0, taught.run.recipe.shards)
+    whole = [[entry.name for entry, _ in seen._next()] for _ in range(20)]
+    for _ in range(3):
+        taught.learn(stop_after=0)
+        resumed = train.Run(taught.run.recipe, taught.run.folder, sources.find([tmp_path / "data"]))
+        steps = resumed.state.views // 4
+        assert [[entry.name for entry, _ in resumed.stream._next()] for _ in range(5)] == whole[steps : steps + 5]
+
+
+def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:
+    import keras
+
+    from model_export import train
+    from model_export.schedule import Limits
+
+    paths = [write_folder(tmp_path / "data", photographs(20))]
+    recipe = tiny().model_copy(update={"views": 10**6, "curriculum": (Stage(until=1.0, side=32),)})
+    try:
+        for precision in ("float32", "mixed_bfloat16", "float32"):
+            state = train.train(recipe, tmp_path / "run", paths, Limits(stop_after=0), precision=precision)
+            assert keras.config.dtype_policy().name == precision
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert state.views == 3 * recipe.optimizer.batch

@@ -89,6 +89,8 @@ def _train(args: argparse.Namespace) -> None:
     print(f"{state.views:,} views in {state.minutes:.1f} minutes; best loss {state.best_loss:.4f}")
     if state.start_loss is not None:
         print(f"validation loss of what it began with: {state.start_loss:.4f}")
+        if learnt.best_by == "validation" and state.best_loss >= state.start_loss:
+            print("it is no better on the photographs held out: try fewer minutes or a smaller learning_rate")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -90,7 +90,9 @@ def _train(args: argparse.Namespace) -> None:
     if state.start_loss is not None:
         print(f"validation loss of what it began with: {state.start_loss:.4f}")
         if learnt.best_by == "validation" and state.best_loss >= state.start_loss:
-            print("it is no better on the photographs held out: try fewer minutes or a smaller learning_rate")
+            print(
+                "it is not better on the photographs held out; a few say little, many that it learnt too much by heart"
+            )
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ LOWEST_VENV ?= .venv-lowest
 DATA ?=
 RUN ?= runs/compact
 RECIPE ?= compact
+# Where `make export` writes: beside the run, so that no model that is served is replaced unasked.
+OUTPUT ?= $(RUN)/$(RECIPE).onnx
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: serve test test-fast test-containers test-lowest test-suites test-all lint train export bench bench-gpu bench-data fuzz soak audit lock clean
@@ -57,7 +59,7 @@ train: $(VENV)/.dev
 
 export: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo 'say where held-out photographs are: make export DATA="shard.tar folder"'; exit 2; }
-	$(BIN)/python -m model_export export --run $(RUN) --output service/models/$(RECIPE).onnx --data $(DATA) $(ARGS)
+	$(BIN)/python -m model_export export --run $(RUN) --output $(OUTPUT) --data $(DATA) $(ARGS)
 
 # The service beside its peers: make bench ARGS=--quick takes two minutes.
 bench: $(VENV)/.bench

@@ -1,14 +1,11 @@
 """A generator trained against a discriminator: the second half of the second tutorial."""
 
-import math
-from collections.abc import Iterable
-
 import keras
 import numpy as np
 
-from model_export import data
 from model_export.networks import unet_gan
 from model_export.recipe import UNet
+from service.color import Floats
 
 
 class _Duel(keras.Model):  # type: ignore[misc]
@@ -77,19 +74,16 @@ class Adversary:
             jit_compile=jit_compile,
         )
 
-    def round(self, batches: Iterable[data.Batch], ramp: float = 1.0) -> float:
-        """One step of both for each batch; returns the generator's mean L1, in units of 110; of no batch, no number.
+    def step(self, lightness: Floats, chroma: Floats, ramp: float = 1.0) -> float:
+        """Take one step of both with a batch, and return the generator's mean L1, in units of 110.
 
         ramp: what their learning rates are multiplied with.
         """
-        errors = []
         for model in (self.judge, self.duel):
             model.optimizer.learning_rate = ramp * self.rate
-        for lightness, chroma in batches:
-            true = chroma / np.float32(unet_gan.AB_RANGE)
-            answered = keras.ops.convert_to_numpy(self.generator(lightness, training=True)).astype(np.float32)
-            verdict = np.ones((len(true), *self.discriminator.compute_output_shape([lightness.shape, true.shape])[1:]))
-            self.judge.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
-            self.duel.train_on_batch(lightness, [verdict, true])
-            errors.append(float(np.abs(answered - true).mean()))
-        return float(np.mean(errors)) if errors else math.nan
+        true = chroma / np.float32(unet_gan.AB_RANGE)
+        answered = keras.ops.convert_to_numpy(self.generator(lightness, training=True)).astype(np.float32)
+        verdict = np.ones((len(true), *self.discriminator.compute_output_shape([lightness.shape, true.shape])[1:]))
+        self.judge.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
+        self.duel.train_on_batch(lightness, [verdict, true])
+        return float(np.abs(answered - true).mean())

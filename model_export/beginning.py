@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from model_export import checkpoint, networks, pretrained, readback, sources
 from model_export.checkpoint import Setup, Weights
+from model_export.post_processing import PostProcessing, agreed
 from model_export.recipe import Compact, Recipe
 
 
@@ -19,7 +20,8 @@ from model_export.recipe import Compact, Recipe
 class Start:
     """What a new run begins with: the mean of other runs' best weights, the setup of the first, all that was held out.
 
-    held_out: names, or digests of them; contents: of the same photographs, where they are known.
+    held_out: names, or digests of them; contents: of the same photographs, where they are known. post_processing: that
+    of the ONNX files among them, if all have the same.
     """
 
     weights: Weights
@@ -27,6 +29,7 @@ class Start:
     held_out: set[str]
     origins: list[str]
     contents: set[str] = field(default_factory=set)
+    post_processing: PostProcessing | None = None
 
 
 def _best_of(origin: Path) -> tuple[Weights, Setup]:
@@ -102,7 +105,23 @@ def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
     mean = [np.mean(arrays, axis=0) for arrays in zip(*(weights for weights, _ in found), strict=True)]
     held_out = {name for _, setup in found for name in setup.held_out}
     contents = {content for _, setup in found for content in setup.contents}
-    return Start(mean, first, held_out, [_fingerprint(origin) for origin in origins], contents)
+    fingerprints = [_fingerprint(origin) for origin in origins]
+    return Start(mean, first, held_out, fingerprints, contents, _post_processing(origins, [s for _, s in found]))
+
+
+def _post_processing(origins: Sequence[Path], setups: Sequence[Setup]) -> PostProcessing | None:
+    """Return what the exports of a run will do by default, and say so; None for what its own recipe has.
+
+    The gain that suits a mean of several weights is not known. Where those of the origins differ, none is taken.
+    """
+    found = [setup.post_processing for setup in setups]
+    taken = agreed(found)
+    if taken:
+        tqdm.write(f"export will take {taken}, as {origins[0].name} has them; --gain and --cast choose others")
+    elif any(found):
+        each = "; ".join(f"{o.name}: {has or 'those of its recipe'}" for o, has in zip(origins, found, strict=True))
+        tqdm.write(f"export will take the gain of this recipe and no cast, since those before differ ({each})")
+    return taken
 
 
 def begin_with(network: keras.Model, recipe: Recipe, begun: Start | None) -> None:

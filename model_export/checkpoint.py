@@ -4,6 +4,7 @@ Kernels are stored in half precision, everything that is one-dimensional (biases
 """
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ import keras
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export import files, networks, sift, sources
+from model_export import files, networks, post_processing, sift, sources
+from model_export.post_processing import PostProcessing
 from model_export.recipe import Recipe
 
 Weights: TypeAlias = list[NDArray[np.float32]]
@@ -27,12 +29,13 @@ DISCRIMINATOR = "discriminator.npz"  # of an adversarial run
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a run is."""
+    """How far a run is. start_loss: of what it began with, on what validates."""
 
     views: int = 0
     progress: float = 0.0
     minutes: float = 0.0
     best_loss: float = float("inf")
+    start_loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Setup:
     """What a run is: its recipe, the chroma bins, float32 [Q, 2], the names of the photographs held out.
 
     origins: the runs and files it started from, each a name and the SHA-256 of its weights. contents: of what is held
-    out, see `sources.contents`; older runs have none.
+    out, see `sources.contents`; older runs have none. post_processing: that of the ONNX files it started from.
     """
 
     recipe: Recipe
@@ -48,6 +51,7 @@ class Setup:
     held_out: list[str]
     origins: list[str] = field(default_factory=list)
     contents: list[str] = field(default_factory=list)
+    post_processing: PostProcessing | None = None
 
 
 def _write_new(path: Path, model: keras.Model) -> Path:
@@ -62,6 +66,17 @@ def _write_new(path: Path, model: keras.Model) -> Path:
 def save_weights(path: Path, model: keras.Model) -> None:
     """Writes all of a model's weights, in their order."""
     _write_new(path, model).replace(path)
+
+
+def time_to_save(run: Path, model: keras.Model) -> float:
+    """Write the weights of a model once for nothing, and return the seconds. Raise OSError where there is no room."""
+    begun = time.monotonic()
+    new = run / f"new-{WEIGHTS}"
+    try:
+        _write_new(run / WEIGHTS, model)
+        return time.monotonic() - begun
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:
@@ -103,6 +118,10 @@ def save_setup(run: Path, setup: Setup) -> None:
     files.write(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
     files.write(run / CONTENTS, json.dumps(setup.contents, indent=1).encode())
     files.write(run / "origins.json", json.dumps(setup.origins, indent=1).encode())
+    if setup.post_processing:
+        setup.post_processing.save(run)
+    else:
+        (run / post_processing.FILE).unlink(missing_ok=True)
 
 
 def load_setup(run: Path) -> Setup:
@@ -111,7 +130,7 @@ def load_setup(run: Path) -> Setup:
     bins = np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
     held_out, origins = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("held-out", "origins"))
     contents = json.loads((run / CONTENTS).read_text("utf-8")) if (run / CONTENTS).exists() else []
-    return Setup(recipe, bins.reshape(-1, 2), held_out, origins, contents)
+    return Setup(recipe, bins.reshape(-1, 2), held_out, origins, contents, PostProcessing.load(run))
 
 
 def held_out_of(run: Path, paths: Sequence[Path]) -> list[sources.Entry]:

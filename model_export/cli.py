@@ -4,6 +4,7 @@ import argparse
 import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,14 +78,21 @@ def _sheet(text: str) -> int:
 
 
 def _train(args: argparse.Namespace) -> None:
-    import keras
-
+    # TensorFlow takes its time to be imported.
+    started = time.monotonic()
     from model_export import recipe, train
+    from model_export.schedule import Limits
 
-    keras.config.set_dtype_policy(args.precision)
-    limits = train.Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
-    state = train.train(recipe.load(args.recipe), args.run, args.data, limits, args.init)
-    print(f"{state.views:,} views in {state.minutes:.0f} minutes; best loss {state.best_loss:.4f}")
+    limits = Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
+    learnt = recipe.load(args.recipe)
+    state = train.train(learnt, args.run, args.data, limits, args.init, args.precision, started)
+    print(f"{state.views:,} views in {state.minutes:.1f} minutes; best loss {state.best_loss:.4f}")
+    if state.start_loss is not None:
+        print(f"validation loss of what it began with: {state.start_loss:.4f}")
+        if learnt.best_by == "validation" and state.best_loss >= state.start_loss:
+            print(
+                "it is not better on the photographs held out; a few say little, many that it learnt too much by heart"
+            )
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -118,6 +126,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    from model_export import model_files
+
+    # Said before TensorFlow takes its time to be imported.
+    model_files.check_replaceable(args.output, force=args.force, written=model_files.exports_of(args.run))
     from model_export import export, sources
 
     _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
@@ -134,14 +146,16 @@ def _export(args: argparse.Namespace) -> None:
         photographs=photographs,
         weights=args.weights,
     )
+    model_files.note_export(args.run, args.output)
     print(f"{args.output}: differs from the network by {parity.mean:.5f} on average, {parity.largest:.5f} at most")
 
 
 def _half(args: argparse.Namespace) -> None:
-    from model_export import half, sources
+    from model_export import half, model_files, sources
 
-    _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
     output = args.path or half.half_of(args.model)
+    model_files.check_replaceable(output, force=args.force)
+    _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
     found = half.convert(args.model, output, photographs)
     print(
         f"{output}: differs by {found.de00:.4f} CIEDE2000, {found.worst:.4f} on the worst photograph;"
@@ -150,8 +164,9 @@ def _half(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
-    from model_export import adapt, foreign
+    from model_export import adapt, foreign, model_files
 
+    model_files.check_replaceable(args.path, force=args.force)
     given = {field: getattr(args, field) for field in foreign.OPTIONS}
     changes = {field: tuple(x) if isinstance(x, list) else x for field, x in given.items() if x is not None}
     found = adapt.adapt(
@@ -169,12 +184,17 @@ def _adapt(args: argparse.Namespace) -> None:
         print(f"inputs that only get zeros: {', '.join(found.zeros)}")
 
 
+# What is said at once when a command is interrupted; a run that learns says more.
+NOTHING_LEARNT = "stopping: nothing was learnt since the last checkpoint"
+NOTHING_WRITTEN = "stopping: no file is written"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_export", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train a recipe, or go on with the run in a folder")
-    train.set_defaults(call=_train)
+    train.set_defaults(call=_train, left=NOTHING_LEARNT)
     train.add_argument("recipe", type=_recipe, help="a TOML file, or the name of a shipped recipe")
     train.add_argument(
         "--data", type=Path, nargs="+", required=True, help="folders, tar shards and zip files of photographs"
@@ -187,17 +207,28 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="start from the best weights of a finished run or of our ONNX file; of several: from their mean",
     )
-    train.add_argument("--max-minutes", type=_positive, help="time budget: the whole schedule is fitted into it")
     train.add_argument(
-        "--stop-after", type=_not_negative, help="minutes after which this call stops, to be resumed; 0: at once"
+        "--max-minutes",
+        type=_positive,
+        help="time budget for all calls together, set-up and last checkpoint included: the schedule is fitted into it",
     )
     train.add_argument(
-        "--checkpoint-minutes", type=_not_negative, default=10.0, help="between two checkpoints (default 10); 0: often"
+        "--stop-after", type=_not_negative, help="minutes after which this call stops, to be resumed; 0: after a step"
     )
-    train.add_argument("--precision", default="mixed_bfloat16", choices=("mixed_bfloat16", "float32"))
+    train.add_argument(
+        "--checkpoint-minutes",
+        type=_not_negative,
+        default=10.0,
+        help="between two checkpoints (default 10); 0: every 50 steps",
+    )
+    train.add_argument(
+        "--precision",
+        choices=("mixed_bfloat16", "float32"),
+        help="by default mixed_bfloat16 where the GPU or CPU computes it fast, else float32",
+    )
 
     evaluate = commands.add_parser("evaluate", help="measure an ONNX model on held-out photographs")
-    evaluate.set_defaults(call=_evaluate)
+    evaluate.set_defaults(call=_evaluate, left="stopping: not all figures are written")
     evaluate.add_argument("--model", type=Path, required=True)
     evaluate.add_argument("--data", type=Path, nargs="+", required=True, help="held-out shards and folders")
     evaluate.add_argument(
@@ -215,9 +246,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--run", type=Path, nargs="+", default=[], help="runs whose training curves are drawn")
 
     export = commands.add_parser("export", help="write a run's best weights as an ONNX file")
-    export.set_defaults(call=_export)
+    export.set_defaults(call=_export, left=NOTHING_WRITTEN)
     export.add_argument("--run", type=Path, required=True)
-    export.add_argument("--output", type=Path, required=True, help="the .onnx file")
+    export.add_argument("--output", type=Path, required=True, help="the .onnx file to write")
+    export.add_argument("--force", action="store_true", help="replace a file that this run was not exported to before")
     export.add_argument("--data", type=Path, nargs="+", required=True, help="photographs for the parity check")
     export.add_argument("--name", help="shown by /models; by default that of the file")
     export.add_argument("--version", default="1")
@@ -227,27 +259,35 @@ def _parser() -> argparse.ArgumentParser:
         help="side of the input, a multiple of 32 (256 for unet-gan); by default that of the last stage",
     )
     export.add_argument(
-        "--gain", type=_positive, help="what the chroma is multiplied with; by default the recipe's, often 1"
+        "--gain",
+        type=_positive,
+        help="what the chroma is multiplied with; by default that of the ONNX file that the run began with, else the"
+        " recipe's",
     )
     export.add_argument(
-        "--cast", type=_share, default=0.0, help="share of each photo's mean chroma that is taken away (default 0)"
+        "--cast",
+        type=_share,
+        help="share of each photo's mean chroma that is taken away; by default that of the ONNX file that the run began"
+        " with, or 0",
     )
     export.add_argument("--weights", default="best.npz", help="which of the run's weights (default best.npz)")
     export.add_argument("--license", default=LICENSE)
     export.add_argument("--trained-on", default="not stated", help="shown by /models (default: not stated)")
 
     half = commands.add_parser("half", help="write an ONNX model in half precision, for a GPU")
-    half.set_defaults(call=_half)
+    half.set_defaults(call=_half, left=NOTHING_WRITTEN)
     half.add_argument("model", type=Path, metavar="NAME.onnx")
     half.add_argument(
         "-o", dest="path", type=Path, metavar="NAME.fp16.onnx", help="the file to write; by default beside the model"
     )
     half.add_argument("--data", type=Path, nargs="+", required=True, help="photographs for the parity check")
+    half.add_argument("--force", action="store_true", help="replace a file that is there")
 
     adapt = commands.add_parser("adapt", help="wrap somebody else's ONNX colorizer so that the service can serve it")
-    adapt.set_defaults(call=_adapt)
+    adapt.set_defaults(call=_adapt, left=NOTHING_WRITTEN)
     adapt.add_argument("file", type=Path, metavar="FILE.onnx")
     adapt.add_argument("-o", dest="path", type=Path, required=True, metavar="NAME.onnx", help="the file to write")
+    adapt.add_argument("--force", action="store_true", help="replace a file that is there")
     adapt.add_argument("--preset", choices=PRESETS, help="whose it is; the options below change it, or do without it")
     adapt.add_argument("--size", type=int, help="side of the input, pixels, where the graph leaves it open")
     adapt.add_argument("--name", help="shown by /models; by default that of the file to write")
@@ -289,7 +329,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     args = _parser().parse_args(argv)
     try:
-        with stopping.at_once():
+        with stopping.at_once(args.left):
             args.call(args)
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

@@ -5,10 +5,11 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from model_export.recipe import Augment, Shards
 from model_export.sources import Entry, UnreadablePhotograph
+from model_export.threads import worker_pool
 from service.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_rgb, split_rgb, square
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ SPARE = 2
 # So many in a row that can't be read are no accident.
 MOST_UNREADABLE = 20
 
+# Photographs and the seeds of their augmentation.
+Items: TypeAlias = list[tuple[Entry, tuple[int, int]]]
 # Lightness and chroma, of one photograph or of several.
 Example = tuple[Floats, Floats]
 Batch = Example
@@ -101,8 +105,9 @@ def _stack(samples: Sequence[Example]) -> Batch:
     return np.stack(lightness), np.stack(chroma)
 
 
-def _order(count: int, shards: Shards | None, random: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    """Without end, the numbers of photographs that come next, each once."""
+def _order(count: int, shards: Shards | None, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield without end the numbers of photographs that come next, each once. The seed alone decides."""
+    random = np.random.default_rng(seed)
     if shards is None:
         while True:
             yield random.permutation(count)
@@ -116,7 +121,8 @@ def _order(count: int, shards: Shards | None, random: np.random.Generator) -> It
 class Stream:
     """Endless augmented batches; every photograph once before any comes again, or as `shards` has it.
 
-    A thread pool decodes ahead of the network; the same seed gives the same batches.
+    A thread pool decodes ahead of the network. The seed and the number of photographs before it decide what a batch
+    is, so a stream that begins after `views` photographs goes on as one that never stopped.
     """
 
     def __init__(
@@ -127,26 +133,36 @@ class Stream:
         augment: Augment,
         seed: int,
         shards: Shards | None = None,
+        views: int = 0,
     ) -> None:
         self.entries = entries
         self.batch = batch
         self.form = form
         self.augment = augment
-        self.random = np.random.default_rng(seed)
+        self.seed = seed
         self.unreadable: set[str] = set()
         self.lock = threading.Lock()
-        self.order = _order(len(entries), shards, self.random)
+        self.order = _order(len(entries), shards, seed)
         self.ahead: NDArray[np.int64] = np.empty(0, np.int64)
+        self.views = 0
+        while self.views < views:
+            self._draw(min(views - self.views, len(entries)))
 
-    def _next(self) -> list[tuple[Entry, int]]:
-        while len(self.ahead) < self.batch:
+    def _draw(self, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the next photographs."""
+        while len(self.ahead) < count:
             self.ahead = np.concatenate([self.ahead, next(self.order)])
-        drawn, self.ahead = self.ahead[: self.batch], self.ahead[self.batch :]
-        seeds = self.random.integers(2**63, size=self.batch)
-        return [(self.entries[i], int(seed)) for i, seed in zip(drawn, seeds, strict=True)]
+        drawn, self.ahead = self.ahead[:count], self.ahead[count:]
+        self.views += count
+        return drawn
+
+    def _next(self) -> Items:
+        """Return the photographs of the next batch, each with the seed of its augmentation."""
+        first = self.views
+        return [(self.entries[i], (self.seed, first + n)) for n, i in enumerate(self._draw(self.batch))]
 
     def _read(self, entry: Entry, least: int | None) -> Bytes:
-        """The photograph, or another one where it can't be read: a bad file in a large collection ends no run.
+        """Return the photograph, or another where it can't be read: a bad file in a large collection ends no run.
 
         least: as of `Entry.read`.
         """
@@ -163,27 +179,50 @@ class Stream:
                 entry = self.entries[int.from_bytes(digest[:8]) % len(self.entries)]
         raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
 
-    def batches(self, side: int, count: int, *, threads: int = THREADS, ahead: int = THREADS) -> Iterator[Batch]:
-        """`count` batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2]."""
-
+    def _made(self, items: Items, side: int) -> Batch:
         # Of a photograph of which a crop keeps a tenth, ten times as much has to be there; with no bound, all of it.
         smallest = self.augment.min_crop
         least = math.ceil(SPARE * side / smallest) if smallest else None
+        return _stack(
+            [
+                augmented(self._read(entry, least), side, self.form, self.augment, np.random.default_rng(seed))
+                for entry, seed in items
+            ]
+        )
 
-        def one(item: tuple[Entry, int]) -> Example:
-            entry, seed = item
-            return augmented(self._read(entry, least), side, self.form, self.augment, np.random.default_rng(seed))
+    def batches(
+        self,
+        side: int | Callable[[], int],
+        count: int | None = None,
+        *,
+        threads: int = THREADS,
+        ahead: int = THREADS,
+    ) -> Generator[Batch, None, None]:
+        """Yield batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2].
 
-        def whole(items: list[tuple[Entry, int]]) -> Batch:
-            return _stack([one(item) for item in items])
+        side: where it is a function, it is asked for each batch when that is wanted, and what was decoded ahead in
+        another size is decoded again. count: without end if None. No photograph of a batch after the last is taken.
+        """
+        side_of = side if callable(side) else lambda: side
+        with worker_pool(threads, "photographs") as workers:
+            waiting: deque[tuple[Items, int, Future[Batch]]] = deque()
+            begun = 0
 
-        with ThreadPoolExecutor(threads, "photographs") as pool:
-            waiting = [pool.submit(whole, self._next()) for _ in range(min(ahead, count))]
-            for number in range(count):
-                batch = waiting.pop(0).result()
-                if number + ahead < count:
-                    waiting.append(pool.submit(whole, self._next()))
-                yield batch
+            def begin(items: Items, wanted: int) -> None:
+                waiting.append((items, wanted, workers.submit(self._made, items, wanted)))
+
+            while waiting or count is None or begun < count:
+                wanted = side_of()
+                if waiting and waiting[0][1] != wanted:
+                    again = list(waiting)
+                    waiting.clear()
+                    for items, _, future in again:
+                        future.cancel()
+                        begin(items, wanted)
+                while len(waiting) < max(1, ahead) and (count is None or begun < count):
+                    begin(self._next(), wanted)
+                    begun += 1
+                yield waiting.popleft()[2].result()
 
 
 def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
@@ -199,8 +238,8 @@ def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
             log.warning("left out: %s", error)
             return None
 
-    with ThreadPoolExecutor() as pool:
-        examples = [example for example in pool.map(one, entries) if example]
+    with worker_pool(THREADS, "photographs") as workers:
+        examples = [example for example in workers.map(one, entries) if example]
     if not examples:
         raise UnreadablePhotograph(f"none of {len(entries)} photographs can be decoded")
     return _stack(examples)

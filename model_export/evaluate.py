@@ -4,7 +4,6 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +28,7 @@ from model_export.metrics import (
     strips,
     unevenness,
 )
+from model_export.threads import worker_pool
 from service import color
 from service.color import Bytes, ColorSpace, Floats
 from service.engine import Engine
@@ -181,7 +181,7 @@ def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int
             return False
         return True
 
-    with ThreadPoolExecutor() as pool:
+    with worker_pool() as pool:
         fit = list(_told(pool.map(one, entries), len(entries), "reading"))
     if entries and not any(fit):
         raise ValueError(f"none of {len(entries):,} photographs can be read, the first {entries[0].name}")
@@ -201,7 +201,7 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
         drawn = np.random.default_rng(luma.size).integers(luma.size, size=PIXELS)
         return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn], uneven
 
-    with ThreadPoolExecutor() as pool:
+    with worker_pool() as pool:
         rows = list(_told(pool.map(one, entries), len(entries), "colouring"))
     luma, chroma, truth, uneven = (np.stack(parts) for parts in zip(*rows, strict=True))
     return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space, uneven)
@@ -277,7 +277,7 @@ def mean_chroma_of(entries: Sequence[sources.Entry]) -> tuple[float, float]:
         _, chroma = color.split_rgb(color.square(entry.read(), CONSTANT_SIDE), "lab")
         return chroma
 
-    with ThreadPoolExecutor() as pool:
+    with worker_pool() as pool:
         a, b = np.mean(list(pool.map(one, entries)), axis=(0, 1, 2))
     return float(a), float(b)
 

@@ -1,5 +1,6 @@
 """A run's best weights as an ONNX file that obeys the service's contract."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,12 @@ from onnx import helper
 from model_export import checkpoint, data, networks, readback, sources
 from model_export.model_files import check_name, write_model
 from model_export.narrow import narrow
+from model_export.post_processing import CAST_LAYER, PostProcessing
 from service.color import Floats
 from service.contract import INPUT, OUTPUT, Contract
 from service.engine import Engine
+
+log = logging.getLogger(__name__)
 
 OPSET = 18
 # What may come between the network and its file, in units of the space's own scale. A conversion adds up in another
@@ -48,7 +52,7 @@ class WithoutCast(layers.Layer):  # type: ignore[misc]
     """
 
     def __init__(self, share: float) -> None:
-        super().__init__(name="without_cast", dtype="float32", trainable=False)
+        super().__init__(name=CAST_LAYER, dtype="float32", trainable=False)
         self.share = share
 
     def call(self, chroma: KerasTensor) -> KerasTensor:
@@ -136,45 +140,80 @@ def export(
     name: str,
     version: str,
     size: int | None,
-    gain: float | None,
-    cast: float = 0.0,
+    gain: float | None = None,
+    cast: float | None = None,
     license_: str,
     trained_on: str,
     photographs: Sequence[sources.Entry],
     weights: str = checkpoint.BEST,
 ) -> Parity:
-    """Writes `output` and, beside it, its SHA-256; returns how far it is from the network.
+    """Write `output` and, beside it, its SHA-256; return how far it is from the network.
 
-    size: side of the input; that of the run's last stage if None. gain: what the chroma is multiplied with; that of the
-    recipe if None, which the network was trained for. cast: the share of each photograph's mean chroma, in 0..1, that
-    is taken away. photographs: real ones for the parity check.
-    Raises ParityError, and writes nothing, when it is off.
+    size: side of the input; that of the run's last stage if None. gain: what the chroma is multiplied with. cast: the
+    share of each photograph's mean chroma, in 0..1, that is taken away. Each is by default what `defaults` says.
+    photographs: real ones for the parity check. Raises ParityError, and writes nothing, when the file is off.
     """
     check_name(output)
     keras.config.set_dtype_policy("float32")
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError("tf2onnx exports TensorFlow graphs: set KERAS_BACKEND=tensorflow")
-    recipe = checkpoint.load_setup(run).recipe
-    size = size or recipe.curriculum[-1].side
-    gain = recipe.gain if gain is None else gain
+    size = size or checkpoint.load_setup(run).recipe.curriculum[-1].side
     network, setup = checkpoint.load_network(run, weights, size)
+    post = _post_processing(setup, gain, cast)
     color_space = setup.recipe.color_space
     contract = Contract(name, version, color_space, size, license_, trained_on)
-    model = serving_model(network, setup, size, gain, cast)
-    proto = to_onnx(model, contract)
+    model = serving_model(network, setup, size, post.gain, post.cast)
+    whole = to_onnx(model, contract)
     photos, _ = data.fixed(photographs, size, data.Form(color_space))
     lightness = np.ascontiguousarray(photos.transpose(0, 3, 1, 2))
     wanted = answers(model.predict_on_batch, lightness)
-    scale = max(1.0, gain)
+    scale = max(1.0, post.gain)
 
     def check(proto: onnx.ModelProto) -> Parity:
         return parity(wanted, answers(Engine(output, proto.SerializeToString(), "cpu").predict, lightness))
 
-    converted = check(proto)
+    converted = check(whole)
     if not converted.largest <= CONVERTED[color_space] * scale:
         raise ParityError(f"ONNX differs from Keras by {converted.largest:.4f} at most")
-    proto, stored = _narrow(proto, check, STORED_MEAN[color_space] * scale)
+    proto, stored = _narrow(whole, check, STORED_MEAN[color_space] * scale)
+    for key, value in post.to_metadata().items():
+        proto.metadata_props.add(key=key, value=value)
     if setup.recipe.network.kind == "compact":
-        readback.embed(proto, network.get_weights(), setup)
+        _embed(proto, whole, network.get_weights(), setup)
     write_model(output, proto.SerializeToString())
     return stored
+
+
+def _embed(
+    proto: onnx.ModelProto, whole: onnx.ModelProto, weights: checkpoint.Weights, setup: checkpoint.Setup
+) -> None:
+    """Add what training needs to go on from the file. It can be served without that, so a failure is only told."""
+    try:
+        readback.embed(proto, whole, weights, setup)
+    except readback.NoWeights as error:
+        log.warning("training can't go on from this file, only from the run's folder: %s", error)
+
+
+def defaults(setup: checkpoint.Setup) -> tuple[PostProcessing, str]:
+    """Return the post-processing of a run's exports, and where it comes from.
+
+    It is that of the ONNX file that the run began with. Otherwise it is the recipe's gain, which the network was
+    trained for, and no cast.
+    """
+    names = " and ".join(origin.rpartition(" ")[0] for origin in setup.origins)
+    if setup.post_processing:
+        return setup.post_processing, f"as in {names}, which the run began with"
+    if any(origin.rpartition(" ")[0].endswith(".onnx") for origin in setup.origins):
+        return PostProcessing(setup.recipe.gain, 0.0), f"of the recipe; the run's folder says none of {names}"
+    return PostProcessing(setup.recipe.gain, 0.0), "of the recipe"
+
+
+def _post_processing(setup: checkpoint.Setup, gain: float | None, cast: float | None) -> PostProcessing:
+    """Return what is asked for, by default what the run has, and say where it comes from."""
+    default, origin = defaults(setup)
+    taken = PostProcessing(default.gain if gain is None else gain, default.cast if cast is None else cast)
+    print(
+        f"gain {taken.gain:g} ({origin if gain is None else 'as asked for'}),"
+        f" cast {taken.cast:g} ({origin if cast is None else 'as asked for'})"
+    )
+    return taken

@@ -4,6 +4,8 @@ A runtime widens them once, when it loads the file, and computes with float32. E
 channel, as in Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018).
 """
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -57,3 +59,8 @@ def kernels(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
         name: values.astype(np.float32) * scales.get(f"{name.removesuffix(BYTES)}{SCALE}", 1)
         for name, values in found.items()
     }
+
+
+def stored_name(name: str, stored: Collection[str]) -> str:
+    """Return what the tensor `name` is called among the `kernels` of the model once it is narrow."""
+    return next(f"{name}{end}" for end in (BYTES, HALF, "") if f"{name}{end}" in stored)

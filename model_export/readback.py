@@ -1,14 +1,13 @@
 """A network's weights, kept in its ONNX file so that training can go on from there.
 
-The graph holds the kernels, but each multiplied, channel by channel, with what its batch norm would have done. So the
-file also says which tensor is which kernel, and holds the factors, everything one-dimensional, and the channels that
-became too small for half precision. Of the photographs held out it has digests of the names and of the files.
+The graph holds the kernels, each multiplied, channel by channel, with what its batch norm would have done. So the file
+also says which tensor is which kernel. It holds the factors, everything one-dimensional, and the channels that became
+too small for half precision. Of the photographs held out it has digests of the names and of the files.
 """
 
 import base64
 import io
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,16 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from model_export import sources
+from model_export import post_processing, sources
 from model_export.checkpoint import Setup, Weights
-from model_export.narrow import PRECISION, kernels
+from model_export.narrow import PRECISION, kernels, stored_name
 from model_export.recipe import Recipe
 
 KEY = "tomau.training"
 # The smallest number of half precision, by which any weight may be off.
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+# How far a whole tensor may be from its kernel times the factors, as a share of its largest weight.
+EXACT = 1e-5
 # What the names of a kernel's lost channels, and of their weights, end with.
 LOST, WHOLE = "-lost", "-whole"
 
@@ -50,76 +51,76 @@ def _turned(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """What each output channel of `kernel` is multiplied with to be `tensor`, and the largest difference then."""
-    power = np.square(kernel).sum(axis=(0, 1, 2))
-    factors = (kernel * tensor).sum(axis=(0, 1, 2)) / np.maximum(power, 1e-12)
-    return factors, float(np.abs(kernel * factors - tensor).max())
+    """Return what each output channel of `kernel` is multiplied with to be `tensor`, and the largest difference."""
+    exact = kernel.astype(np.float64)
+    power = np.square(exact).sum(axis=(0, 1, 2))
+    factors = (exact * tensor).sum(axis=(0, 1, 2)) / np.where(power == 0, 1, power)
+    return factors.astype(np.float32), float(np.abs(exact * factors - tensor).max())
 
 
 def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(tensor / np.where(factors == 0, 1, factors), np.float32)
+    with np.errstate(over="ignore"):
+        return np.asarray(tensor / np.where(factors == 0, 1, factors), np.float32)
 
 
 def _lost(kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.int64]:
-    """The channels of a kernel that its tensor doesn't give back."""
+    """Return the channels of a kernel that its stored tensor doesn't give back."""
     distance = np.abs(_divided(tensor, factors) - kernel).max(axis=(0, 1, 2))
-    return np.flatnonzero((factors == 0) | (distance > PRECISION * np.abs(kernel).max()))
+    return np.flatnonzero((factors == 0) | ~(distance <= PRECISION * np.abs(kernel).max()))
 
 
 def _kernels(proto: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
     return {name: _as_kernel(values) for name, values in kernels(proto).items()}
 
 
-def _find(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> tuple[str, NDArray[np.float32]]:
-    """The tensor that is nearest to the kernel, as a share of itself.
+def _find(
+    kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]
+) -> tuple[str, NDArray[np.float32]] | None:
+    """Return the tensor that is the kernel times a factor for each channel, and these factors; None without one.
 
-    A batch norm that has hardly learnt leaves next to nothing of its kernel, which is within the tolerance of any: the
-    wrong one of those is no harm, for what it doesn't give back is kept.
+    A tensor of zeros only, of a batch norm that lets nothing through, is no kernel's.
     """
     found: list[tuple[float, str, NDArray[np.float32]]] = []
     for name, tensor in tensors.items():
-        if kernel.shape == tensor.shape:
+        largest = float(np.abs(tensor).max(initial=0))
+        if kernel.shape == tensor.shape and largest:
             factors, distance = _factors(kernel, tensor)
-            largest = float(np.abs(tensor).max())
-            if distance <= PRECISION * largest + SMALLEST:
-                found.append((distance / largest if largest else math.inf, name, factors))
+            if distance <= EXACT * largest:
+                found.append((distance / largest, name, factors))
     if not found:
-        raise NoWeights(f"no tensor of the graph is the kernel of shape {kernel.shape}")
+        return None
     _, name, factors = min(found, key=lambda each: each[0])
     return name, factors
 
 
-def _is_depthwise(kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]) -> bool:
-    """Only the graph tells a depthwise kernel from one with a single output: Keras gives both the same form."""
-    if kernel.shape[-1] != 1:
-        return False
-    try:
-        _find(kernel, tensors)
-    except NoWeights:
-        return True
-    return False
+def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
+    """Add what `load` needs to the metadata of `proto`.
 
-
-def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
-    """Adds what `load` needs to the file's metadata. Raises NoWeights when the graph doesn't hold all kernels."""
-    tensors = _kernels(proto)
+    whole: the same model before its weights were stored narrowly. Only there are a channel's weights all multiplied
+    with one factor: in eight bits each is rounded, and a factor estimated from those leans. A kernel that is none of
+    the graph's tensors is kept beside them, in half precision. Raises NoWeights, and adds nothing, when the weights
+    can't be read back.
+    """
+    tensors, stored = _kernels(whole), _kernels(proto)
     names: dict[str, str] = {}
     depthwise: list[str] = []
     arrays: dict[str, NDArray[Any]] = {}
     for number, array in enumerate(weights):
         key = f"{number:03d}"
-        if array.ndim == 1:
-            arrays[key] = array
-        elif array.ndim == 4:
-            kernel = array
-            if _is_depthwise(array, tensors):
-                depthwise.append(key)
-                kernel = _turned(array)
-            names[key], arrays[key] = _find(kernel, tensors)
-            lost = _lost(kernel, tensors.pop(names[key]), arrays[key])
-            arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, kernel[..., lost].astype(np.float16)
-        else:
-            raise NoWeights(f"a weight of {array.ndim} dimensions")
+        kernel, found = array, _find(array, tensors) if array.ndim == 4 else None
+        # Only the graph tells a depthwise kernel from one with a single output: Keras gives both the same form.
+        if found is None and array.ndim == 4 and array.shape[-1] == 1:
+            kernel = _turned(array)
+            found = _find(kernel, tensors)
+            depthwise += [key] if found else []
+        if found is None:
+            arrays[key] = array.astype(np.float16) if array.ndim > 1 else array
+            continue
+        name, factors = found
+        del tensors[name]
+        names[key], arrays[key] = stored_name(name, stored), factors
+        lost = _lost(kernel, stored[names[key]], factors)
+        arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, kernel[..., lost].astype(np.float16)
     document = {
         "recipe": setup.recipe.model_dump(mode="json"),
         "bins": np.round(setup.bins, 6).tolist(),
@@ -129,13 +130,27 @@ def embed(proto: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
         "depthwise": depthwise,
         "arrays": _packed(arrays),
     }
+    for number, (given, read) in enumerate(zip(weights, _weights(document, stored), strict=True)):
+        if not np.allclose(read, given, rtol=1e-3, atol=PRECISION * float(np.abs(given).max(initial=0)) + SMALLEST):
+            raise NoWeights(f"weight {number}, of shape {given.shape}, is not read back as it is")
     proto.metadata_props.add(key=KEY, value=json.dumps(document))
 
 
-def load(path: Path) -> tuple[Weights, Setup]:
-    """A network's weights, kernels as precise as the file keeps them, and its setup. Raises NoWeights.
+def _weights(document: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Weights:
+    """Return the weights that a document of `embed` and the stored kernels of its file give."""
+    with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    for key, name in document["kernels"].items():
+        kernel = _divided(tensors[name], arrays[key])
+        kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
+        arrays[key] = _turned(kernel) if key in document.get("depthwise", []) else kernel
+    return [arrays[key].astype(np.float32) for key in sorted(arrays)]
 
-    In place of the names held out stand their digests.
+
+def load(path: Path) -> tuple[Weights, Setup]:
+    """Return a network's weights, its kernels as precise as the file keeps them, and its setup.
+
+    In place of the names held out stand their digests. Raises NoWeights for a file without them.
     """
     try:
         proto = onnx.load(path)
@@ -145,14 +160,13 @@ def load(path: Path) -> tuple[Weights, Setup]:
     if text is None:
         raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of a compact network")
     document = json.loads(text)
-    tensors = _kernels(proto)
-    with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
-        arrays = {key: stored[key] for key in stored.files}
-    for key, name in document["kernels"].items():
-        kernel = _divided(tensors[name], arrays[key])
-        kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
-        arrays[key] = _turned(kernel) if key in document.get("depthwise", []) else kernel
     recipe = Recipe.model_validate(document["recipe"])
     bins = np.array(document["bins"], np.float32).reshape(-1, 2)
-    setup = Setup(recipe, bins, document["held_out"], contents=document.get("contents", []))
-    return [arrays[key].astype(np.float32) for key in sorted(arrays)], setup
+    setup = Setup(
+        recipe,
+        bins,
+        document["held_out"],
+        contents=document.get("contents", []),
+        post_processing=post_processing.of_file(proto, bins),
+    )
+    return _weights(document, _kernels(proto)), setup

@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -19,6 +18,7 @@ from model_export import files, pictures, sources
 from model_export.pictures import JPEG
 from model_export.recipe import Recipe, Sift
 from model_export.sources import Entry, UnreadablePhotograph
+from model_export.threads import worker_pool
 from service.color import Bytes, Floats, luma_of_rgb, split_rgb, square
 
 Fault = Literal["broken", "tiny", "gray", "duplicate"]
@@ -230,7 +230,7 @@ def sift(entries: Sequence[Entry], settings: Sift, *, threads: int = os.cpu_coun
     faults: list[Fault | None] = []
     found = np.zeros((len(entries), 2), np.uint64)
     bar = tqdm(total=len(entries), desc="sifting", unit=" photographs", disable=None, leave=False)
-    with bar, ThreadPoolExecutor(threads, "sift") as pool:
+    with bar, worker_pool(threads, "sift") as pool:
         for looks in pool.map(lambda part: [_look(entry, settings) for entry in part], parts):
             found[len(faults) : len(faults) + len(looks)] = [pair for _, pair in looks]
             faults += [fault for fault, _ in looks]

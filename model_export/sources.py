@@ -12,11 +12,11 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from model_export import pictures
+from model_export.threads import worker_pool
 from service.color import Bytes
 
 log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def contents(entries: Sequence[Entry]) -> list[str | None]:
         except UnreadablePhotograph:
             return None
 
-    with ThreadPoolExecutor() as pool:
+    with worker_pool() as pool:
         return list(pool.map(one, entries))
 
 

@@ -134,10 +134,12 @@ def _check_stated(data: bytes, source: sizes.Sized, limits: Limits, scans: int) 
         stated = sizes.stated(data, source)
     except segments.Endless as error:
         raise UnreadableImage(f"the {source.upper()} can't be read: {error}", field="file") from error
-    check_size(stated.width, stated.height, limits)
+    # The frame header of a JPEG may leave the height to a segment behind the first scan.
+    height = stated.height or (jpeg_file.head(data).frame.height if source == "jpeg" else 0)
+    check_size(stated.width, height, limits)
     if stated.frames > 1:
         raise UnsupportedType(ANIMATED, field="file")
-    pixels = stated.width * stated.height
+    pixels = stated.width * height
     if scans * pixels > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // pixels
         raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)

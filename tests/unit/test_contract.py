@@ -14,6 +14,11 @@ def test_metadata_goes_there_and_back(max_batch: int | None) -> None:
     assert Contract.from_metadata(facts.to_metadata()) == facts
 
 
+def test_keys_of_the_training_program_are_passed_over() -> None:
+    more = {"tomau.gain": "2.4", "tomau.cast": "0.36", "tomau.training": "{}"}
+    assert Contract.from_metadata(contract().to_metadata() | more) == contract()
+
+
 def test_a_fixed_batch_has_to_be_declared() -> None:
     contract(max_batch=1).check_graph({INPUT: (FLOAT, (1, 1, 32, 32))}, {OUTPUT: (FLOAT, (1, 2, 8, 8))})
 

@@ -1,5 +1,6 @@
 import io
 import tarfile
+import threading
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from model_export import data, recipe, sources
 from model_export.recipe import Augment, Recipe, Shards
+from model_export.threads import worker_pool
 from service import color
 from tests.conftest import encoded
 
@@ -147,6 +149,61 @@ def test_shards_are_drawn_one_at_a_time(shard: Path) -> None:
     assert len(parts) == 3, "of twenty photographs in five parts, only the first three are drawn"
     assert all(len(set(names)) == 4 for names in drawn)
     assert all(drawn[n] == drawn[n + 1] for n in range(0, 40, 2)), "each part twice before the next"
+
+
+def test_shards_are_the_same_after_a_resume(shard: Path) -> None:
+    """The seed alone cuts them, and a stream that begins later goes on in the order of one that never stopped."""
+    shards = Shards(count=5, drawn=3, epochs=2)
+
+    def drawn(views: int, batches: int) -> list[list[tuple[str, tuple[int, int]]]]:
+        stream = data.Stream(sources.find([shard]), 4, LAB, Augment(), 1, shards, views)
+        return [[(entry.name, seed) for entry, seed in stream._next()] for _ in range(batches)]
+
+    whole = drawn(0, 40)
+    for step in (1, 7, 30):
+        assert drawn(4 * step, 40 - step) == whole[step:]
+
+
+def test_a_stream_goes_on_after_a_resume(shard: Path) -> None:
+    """Neither is a photograph shown again before all were, nor is one cropped as before."""
+    entries = sources.find([shard])
+    whole = list(data.Stream(entries, 6, LAB, Augment(), 3).batches(32, 5))
+    later = list(data.Stream(entries, 6, LAB, Augment(), 3, views=12).batches(32, 3))
+    for (lightness, chroma), (same_lightness, same_chroma) in zip(whole[2:], later, strict=True):
+        np.testing.assert_array_equal(lightness, same_lightness)
+        np.testing.assert_array_equal(chroma, same_chroma)
+
+
+def test_a_stage_begins_with_its_first_batch(shard: Path) -> None:
+    """What was decoded ahead for the stage before is decoded again: the same photographs, in the other size."""
+    entries = sources.find([shard])
+    sides = iter([32, 32, 64, 64, 64])
+    mixed = list(data.Stream(entries, 4, LAB, Augment(), 3).batches(lambda: next(sides), 5, ahead=4))
+    assert [lightness.shape[1] for lightness, _ in mixed] == [32, 32, 64, 64, 64]
+    large = list(data.Stream(entries, 4, LAB, Augment(), 3).batches(64, 5, ahead=1))
+    for (lightness, _), (same, _) in zip(mixed[2:], large[2:], strict=True):
+        np.testing.assert_array_equal(lightness, same)
+
+
+def test_after_an_interruption_nobody_waits_for_what_has_not_begun() -> None:
+    begun, done, go_on = threading.Event(), [], threading.Event()
+
+    def work(number: int) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        done.append(number)
+
+    def interrupted() -> None:
+        with worker_pool(1) as workers:
+            waiting = [workers.submit(work, number) for number in range(100)]
+            assert begun.wait(60)
+            # The pool's end waits for the first, which ends only once the last is dropped.
+            waiting[-1].add_done_callback(lambda _: go_on.set())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == [0]
 
 
 def test_mirroring_can_be_switched_off(astronaut: np.ndarray) -> None:

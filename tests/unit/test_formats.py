@@ -17,7 +17,6 @@ from service import color, decoding, encoding, fitting, header, metadata, refusa
 from service.photo import FORMATS, Format, Photo, Pixels
 from service.problems import Problem, TooManyPixels, UnreadableImage, UnsupportedType
 from tests.conftest import encoded
-from tests.unit.test_profiles import NEGATIVE_ICC
 
 LIMITS = refusals.Limits(max_pixels=100_000_000, max_side=65_500)
 ORIENTATION = 274
@@ -474,67 +473,3 @@ def test_the_tone_of_a_jpeg(astronaut: np.ndarray, subsampling: int) -> None:
     assert decode(encoded(sepia, "JPEG", subsampling=subsampling), look=True).tone == "toned"
     assert decode(encoded(gray, "JPEG"), look=True).tone == "gray"
     assert decode(encoded(astronaut, "JPEG")).tone is None
-
-
-def smooth() -> np.ndarray:
-    y, x = np.mgrid[:64, :80]
-    return np.clip(np.dstack([128 + 90 * np.sin(x / 9), 2 * y + x, 250 - 3 * y]), 0, 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize("format_", ["JPEG", "JPEG in RGB", "PNG", "TIFF", "deep PNG"])
-def test_a_profile_without_which_the_pixels_mean_nothing(format_: str) -> None:
-    rgb = smooth()
-    options: dict[str, object] = {"icc_profile": NEGATIVE_ICC}
-    if format_.startswith("JPEG"):
-        options |= {"quality": 100, "subsampling": 0, "keep_rgb": format_ == "JPEG in RGB"}
-    if format_ == "deep PNG":
-        packed = b"negative\0\0" + zlib.compress(NEGATIVE_ICC)
-        data = deep_png((255 - rgb).astype(np.uint16) * 257, 2, {b"iCCP": packed})
-    else:
-        data = encoded(255 - rgb, format_.split()[0], **options)
-    icc = metadata.read(data, header.source_of(data)).icc
-    assert icc == NEGATIVE_ICC
-    luma = decode(data, icc=icc).luma
-    off = luma / (257 if format_ == "deep PNG" else 1) - color.luma_of_rgb(rgb)
-    assert np.abs(off).mean() < 2.5
-
-
-WEBPS = {
-    "lossy": encoded(smooth(), "WEBP"),
-    "lossless": encoded(smooth(), "WEBP", lossless=True),
-    "with EXIF": encoded(smooth(), "WEBP", exif=b"Exif\0\0MM\0*" + bytes(60)),
-    "with alpha": encoded(np.dstack([smooth(), smooth()[..., 0]]), "WEBP"),
-}
-
-
-def webp_chunk(kind: bytes, body: bytes) -> bytes:
-    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
-
-
-WEBP_CHANGES: dict[str, Callable[[bytes], bytes]] = {
-    "more behind it": lambda data: data + b"junk" * 9,
-    "a length that is too short": lambda data: data[:4] + struct.pack("<I", len(data) - 28) + data[8:],
-    "a length that is too long": lambda data: data[:4] + struct.pack("<I", len(data) + 92) + data[8:],
-    "a length of 0": lambda data: data[:4] + bytes(4) + data[8:],
-    "an unknown chunk first": lambda data: data[:12] + webp_chunk(b"abcd", b"xyz") + data[12:],
-    "an unknown chunk last": lambda data: data + webp_chunk(b"abcd", b"xyz"),
-    "EXIF that is cut short": lambda data: data + webp_chunk(b"EXIF", bytes(80))[:-40],
-    "XMP that is none": lambda data: data + webp_chunk(b"XMP ", b"zz"),
-    "flags that say everything": lambda data: data[:20] + b"\xfd" + data[21:] if data[12:16] == b"VP8X" else data,
-}
-
-
-@pytest.mark.parametrize("change", WEBP_CHANGES)
-@pytest.mark.parametrize("name", WEBPS)
-def test_what_is_odd_about_a_webps_container_does_no_harm(name: str, change: str) -> None:
-    whole = decode(WEBPS[name])
-    check(decode(WEBP_CHANGES[change](WEBPS[name])), whole.luma, whole.alpha)
-
-
-@pytest.mark.parametrize("name", WEBPS)
-def test_a_webp_whose_pixels_are_cut_short_is_damaged(name: str) -> None:
-    data = WEBPS[name]
-    end = data.rindex(b"EXIF") if name == "with EXIF" else len(data)
-    for cut in np.linspace(40, end - 3, 8).astype(int):
-        with pytest.raises(UnreadableImage):
-            decode(data[:cut])

@@ -256,6 +256,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Gpu]]:
         return Engine(path, data, "cpu", max_batch, executors=executors)
 
     monkeypatch.setattr("service.catalog.Engine", on_the_cpu)
+    monkeypatch.setattr("service.catalog.available", lambda device: device)
     return made
 
 

@@ -295,6 +295,10 @@ def test_a_height_that_only_a_dnl_segment_tells(name: str) -> None:
     np.testing.assert_array_equal(decode(with_lines).luma, decode(data).luma)
     with pytest.raises(UnreadableImage, match="no height"):
         decode(headless)
+    # The limits hold for such a height, too.
+    with_lines = headless[:end] + segment(0xDC, struct.pack(">H", 65_535)) + headless[end:]
+    with pytest.raises(TooManyPixels):
+        decode(with_lines)
 
 
 def test_an_arithmetic_jpeg_is_whole_only_with_its_end() -> None:

@@ -1,13 +1,14 @@
 """The parts that a network is taught by. Slow only because Keras takes its time to be imported."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_export.recipe import Recipe
+from model_export.recipe import Optimizer, Recipe, Stage
 from tests.unit.test_data import photographs, write_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -182,7 +183,7 @@ def test_the_loss_knows_photos_of_two_sizes() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    from model_export.train import learning_rate
+    from model_export.schedule import learning_rate
 
     recipe = Recipe.model_validate({"name": "x", "optimizer": {"learning_rate": 1e-3, "warm_up": 0.1}})
     rates = [learning_rate(recipe, progress) for progress in np.linspace(0, 1, 101)]
@@ -194,7 +195,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_the_average_forgets_its_start_and_follows() -> None:
-    from model_export.train import WeightAverage
+    from model_export.averaging import WeightAverage
 
     average = WeightAverage([np.full(3, 100.0, np.float32)], momentum=0.999)
     for _ in range(4):
@@ -203,6 +204,22 @@ def test_the_average_forgets_its_start_and_follows() -> None:
     late = WeightAverage([np.zeros(3, np.float32)], momentum=0.999, steps=100_000)
     late.update([np.ones(3, np.float32)], 50)
     np.testing.assert_allclose(late.weights[0], 1 - 0.999**50, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("steps", "least"), [(1, 0.8), (3, 0.98), (10, 0.9999), (1000, 0.9999)])
+def test_the_average_of_a_short_run_is_of_what_it_has_learnt(steps: int, least: float) -> None:
+    from model_export.averaging import WeightAverage
+
+    average = WeightAverage([np.zeros(1, np.float32)], momentum=0.999)
+    updates = 0
+    for step in range(1, steps + 1):
+        if average.is_due(step):
+            average.update([np.ones(1, np.float32)], step - average.steps)
+            updates += 1
+    assert average.weights[0][0] >= least
+    assert average.steps >= 0.97 * steps
+    # A long run is not held up by copying the weights.
+    assert updates <= 300
 
 
 def test_weights_survive_a_checkpoint(tmp_path: Path) -> None:
@@ -537,14 +554,31 @@ class Exported(Exception):
     """What an export was about to make."""
 
 
-@pytest.mark.parametrize(("given", "gain", "cast"), [(None, 1.6, 0.0), (1.2, 1.2, 0.3)])
-def test_a_model_is_exported_with_the_gain_that_it_was_trained_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: float | None, gain: float, cast: float
+@pytest.mark.parametrize(
+    ("asked", "of_file", "taken"),
+    [
+        ((None, None), None, (1.6, 0.0)),
+        ((1.2, 0.3), None, (1.2, 0.3)),
+        ((None, None), (2.4, 0.36), (2.4, 0.36)),
+        ((1.2, None), (2.4, 0.36), (1.2, 0.36)),
+        ((None, 0.0), (2.4, 0.36), (2.4, 0.0)),
+    ],
+)
+def test_a_model_is_exported_with_the_gain_of_its_recipe_or_of_the_file_that_it_began_with(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    asked: tuple[float | None, float | None],
+    of_file: tuple[float, float] | None,
+    taken: tuple[float, float],
 ) -> None:
     from model_export import checkpoint, export
+    from model_export.post_processing import PostProcessing
 
     run = saved_run(tmp_path / "run", 1)
-    checkpoint.save_setup(run, checkpoint.Setup(tiny().model_copy(update={"gain": 1.6}), BINS[:5], []))
+    post = PostProcessing(*of_file) if of_file else None
+    recipe = tiny().model_copy(update={"gain": 1.6})
+    checkpoint.save_setup(run, checkpoint.Setup(recipe, BINS[:5], [], ["old.onnx 12ab"] * bool(post), [], post))
 
     def seen(network: object, setup: object, size: int, gain: float, cast: float) -> None:
         raise Exported(gain, cast)
@@ -552,8 +586,189 @@ def test_a_model_is_exported_with_the_gain_that_it_was_trained_for(
     monkeypatch.setattr(export, "serving_model", seen)
     facts = {"name": "x", "version": "1", "size": 64, "license_": "l", "trained_on": "d", "photographs": []}
     with pytest.raises(Exported) as made:
-        export.export(run, tmp_path / "x.onnx", gain=given, cast=cast, **facts)  # type: ignore[arg-type]
-    assert made.value.args == (gain, cast)
+        export.export(run, tmp_path / "x.onnx", gain=asked[0], cast=asked[1], **facts)  # type: ignore[arg-type]
+    assert made.value.args == taken
+    said = capsys.readouterr().out
+    assert ("as in old.onnx, which the run began with" in said) == (post is not None)
+    assert ("as asked for" in said) == (asked != (None, None))
     for name in ("model.bin", "x.fp16.onnx"):
         with pytest.raises(ValueError, match="the service takes only"):
-            export.export(run, tmp_path / name, gain=given, **facts)  # type: ignore[arg-type]
+            export.export(run, tmp_path / name, **facts)  # type: ignore[arg-type]
+
+
+def test_a_run_begins_with_the_post_processing_of_its_origins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from model_export import train
+    from model_export.post_processing import PostProcessing
+
+    bold, plain = PostProcessing(2.4, 0.36), PostProcessing(1.6, 0)
+    runs = [saved_run(tmp_path / name, 1) for name in ("a", "b", "c", "d")]
+    for run, post in zip(runs, (bold, bold, plain, None), strict=True):
+        if post:
+            post.save(run)
+
+    def begun(*origins: Path) -> PostProcessing | None:
+        start = train.start(tiny(), origins)
+        assert start is not None
+        return start.post_processing
+
+    assert begun(*runs[:2]) == bold
+    assert "export will take gain 2.4 and cast 0.36, as a has them" in capsys.readouterr().out
+    assert begun(runs[0], runs[2]) is None
+    assert "those before differ (a: gain 2.4 and cast 0.36; c: gain 1.6 and cast 0)" in capsys.readouterr().out
+    assert begun(runs[0], runs[3]) is None
+    assert "d: those of its recipe" in capsys.readouterr().out
+    assert begun(runs[3]) is None
+    assert not capsys.readouterr().out
+
+
+def test_a_file_that_training_cannot_go_on_from_is_written_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    import onnx
+
+    from model_export import checkpoint, export
+
+    proto = onnx.ModelProto()
+    broken = [np.full(3, np.nan, np.float32)]
+    export._embed(proto, onnx.ModelProto(), broken, checkpoint.Setup(tiny(), BINS[:5], []))
+    assert "training can't go on from this file" in caplog.text
+    assert not proto.metadata_props
+
+
+class Taught:
+    """A run whose network is not computed, by a clock of the test's own: each step and each validation takes its time.
+
+    The learning rate and the side of every step are noted.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        step_s: float = 1.0,
+        validation_s: float = 0.0,
+        **more: object,
+    ) -> None:
+        from model_export import sources, train
+        from model_export.schedule import Clock
+
+        self.seconds = 0.0
+        self.rates: list[float] = []
+        self.sides: list[int] = []
+        monkeypatch.setattr(train, "Clock", partial(Clock, now=lambda: self.seconds))
+        monkeypatch.setattr(train.checkpoint, "time_to_save", lambda *_: 0.0)
+        entries = sources.find([write_folder(folder / "data", photographs(40))])
+        network = {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8, "bin_size": 20.0}
+        optimizer = {"batch": 4, "learning_rate": 1.0}
+        stages = [{"until": 0.5, "side": 32}, {"until": 1.0, "side": 64}]
+        facts = {"name": "x", "network": network, "optimizer": optimizer, "curriculum": stages, "validate_on": 4}
+        self.run = train.Run(Recipe.model_validate(facts | more), folder / "run", entries)
+
+        def learn(lightness: NDArray[np.float32], chroma: NDArray[np.float32]) -> float:
+            self.seconds += step_s
+            self.rates.append(float(self.run.optimizer.learning_rate))
+            self.sides.append(lightness.shape[1])
+            kernel = self.run.network.trainable_variables[0]
+            kernel.assign_add(np.ones(kernel.shape, np.float32))
+            return 1.0
+
+        def validate(*_: object) -> float:
+            self.seconds += validation_s
+            return 2.0
+
+        monkeypatch.setattr(self.run.network, "train_on_batch", learn)
+        monkeypatch.setattr(self.run.averaged, "test_on_batch", validate)
+
+    def learn(self, **limits: float) -> list[dict[str, float]]:
+        """Return the run's history. What was rehearsed is no part of `rates` and `sides`."""
+        from model_export.schedule import Limits
+
+        rehearse = self.run._rehearse_steps
+
+        def forgotten(*arguments: object) -> None:
+            rehearse(*arguments)  # type: ignore[arg-type]
+            self.rates.clear()
+            self.sides.clear()
+
+        self.run._rehearse_steps = forgotten  # type: ignore[method-assign, assignment]
+        self.run.train(Limits(**limits), self.seconds)
+        lines = (self.run.folder / "history.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30])
+def test_a_run_of_fewer_than_fifty_steps_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    taught = Taught(tmp_path, monkeypatch, views=4 * steps)
+    start = [array.copy() for array in taught.run.network.get_weights()]
+    history = taught.learn()
+    assert [line["views"] for line in history] == [4 * steps]
+    assert history[-1]["validation_loss"] == 2
+    assert len(taught.rates) == steps
+    assert max(taught.rates) > 0.3
+    if steps > 1:
+        assert taught.rates[-1] == min(taught.rates[1:]) < 0.3
+        assert taught.sides == [32] * ((steps + 1) // 2) + [64] * (steps // 2)
+    # The average is of what was learnt: after n steps the first kernel has grown by n.
+    grown = [float(np.mean(now - old)) for now, old in zip(taught.run.average.weights, start, strict=True)]
+    assert max(grown) > 0.7 * steps
+
+
+@pytest.mark.parametrize(("step_s", "validation_s", "steps"), [(1.0, 6.0, 53), (7.0, 2.0, 8), (100.0, 3.0, 1)])
+def test_a_time_budget_is_kept_and_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, validation_s: float, steps: int
+) -> None:
+    taught = Taught(tmp_path, monkeypatch, step_s=step_s, validation_s=validation_s, views=10**9)
+    before = [array.copy() for array in taught.run.network.get_weights()]
+    taught.learn(max_minutes=1)
+    state = taught.run.state
+    assert state.progress == 1
+    assert state.minutes * 60 == pytest.approx(steps * step_s + validation_s)
+    assert state.minutes * 60 <= max(60, step_s + validation_s)
+    assert state.views == 4 * steps
+    assert len(taught.rates) == steps
+    assert max(taught.rates) > 0.3
+    if steps > 1:
+        assert taught.rates[-1] < 0.2
+        assert set(taught.sides) == {32, 64}
+    # The steps that were rehearsed are undone: the first kernel has grown by no more than those that count.
+    grown = [float(np.mean(now - old)) for now, old in zip(taught.run.network.get_weights(), before, strict=True)]
+    assert max(grown) == pytest.approx(steps)
+
+
+def test_a_checkpoint_is_written_when_its_time_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = Taught(tmp_path, monkeypatch, step_s=99, views=40)
+    history = taught.learn(checkpoint_minutes=5)
+    assert [line["views"] for line in history] == [16, 32, 40]
+
+
+def test_a_resumed_run_goes_on_with_its_photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_export import sources, train
+
+    shards = {"count": 3, "drawn": 2, "epochs": 2}
+    taught = Taught(tmp_path, monkeypatch, views=4000, shards=shards)
+    seen = taught.run._stream(0, taught.run.recipe.shards)
+    whole = [[entry.name for entry, _ in seen._next()] for _ in range(20)]
+    for _ in range(3):
+        taught.learn(stop_after=0)
+        resumed = train.Run(taught.run.recipe, taught.run.folder, sources.find([tmp_path / "data"]))
+        steps = resumed.state.views // 4
+        assert [[entry.name for entry, _ in resumed.stream._next()] for _ in range(5)] == whole[steps : steps + 5]
+
+
+def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:
+    import keras
+
+    from model_export import train
+    from model_export.schedule import Limits
+
+    paths = [write_folder(tmp_path / "data", photographs(20))]
+    stages, optimizer = (Stage(until=1.0, side=32),), Optimizer(batch=2)
+    recipe = tiny(blocks=(1, 1, 1, 1), bin_size=40.0).model_copy(update={"curriculum": stages, "optimizer": optimizer})
+    try:
+        for precision in ("mixed_bfloat16", "float32"):
+            state = train.train(recipe, tmp_path / "run", paths, Limits(stop_after=0), precision=precision)
+            assert keras.config.dtype_policy().name == precision
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert state.views == 4

@@ -409,33 +409,3 @@ def test_damaged_profiles_never_fail_a_photo() -> None:
         for channels in (3, 4):
             conversion = profiles.conversion_of(damaged, channels=channels)  # type: ignore[arg-type]
             assert conversion is None or conversion.apply(pixels[..., :channels]).shape == (2, 2, 3)
-
-
-def negative(points: np.ndarray) -> np.ndarray:
-    """XYZ, relative to D50, of sRGB 0..1 that is stored upside down."""
-    upright = 1 - points
-    light = np.where(upright <= 0.04045, upright / 12.92, ((upright + 0.055) / 1.055) ** 2.4)
-    return light @ SRGB.T
-
-
-NEGATIVE_ICC = with_table(b"RGB ", table(3, 17, negative))
-
-
-def test_a_table_whose_grays_are_no_grays_is_applied_to_colours() -> None:
-    rgb = np.random.default_rng(3).integers(0, 256, (40, 50, 3), np.uint8)
-    assert profiles.means_colors_only(NEGATIVE_ICC)
-    conversion = profiles.conversion_of(NEGATIVE_ICC, channels=3)
-    assert conversion is not None
-    assert np.abs(conversion.apply(255 - rgb).astype(int) - rgb).mean() < 2.5
-
-
-def test_other_profiles_leave_grays_gray() -> None:
-    for profile in (None, b"", ADOBE_ICC, SCANNER_ICC, MODERN_SCANNER_ICC, gray(gamma(1.8)), PRESS_ICC):
-        assert not profiles.means_colors_only(profile)
-
-
-def test_a_table_of_noise_is_ignored() -> None:
-    noise = np.random.default_rng(4)
-    profile = with_table(b"RGB ", table(3, 9, lambda points: noise.random(points.shape)))
-    assert profiles.conversion_of(profile, channels=3) is None
-    assert not profiles.means_colors_only(profile)

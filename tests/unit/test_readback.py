@@ -16,13 +16,31 @@ Kernel = NDArray[np.float32]
 
 
 def graph_of(kernels: dict[str, Kernel]) -> onnx.ModelProto:
-    """A model that holds the kernels as a graph does, [out, in, rows, columns] in half precision."""
-    tensors = [
-        numpy_helper.from_array(kernel.transpose(3, 2, 0, 1).astype(np.float16), name)
-        for name, kernel in kernels.items()
-    ]
+    """Return a model that holds the kernels as a converted one does, float32 [out, in, rows, columns]."""
+    tensors = [numpy_helper.from_array(kernel.transpose(3, 2, 0, 1), name) for name, kernel in kernels.items()]
     port = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     return helper.make_model(helper.make_graph([], "g", [port], [port], tensors))
+
+
+def narrowed(whole: onnx.ModelProto) -> onnx.ModelProto:
+    from model_export.narrow import narrow
+
+    proto = onnx.ModelProto()
+    proto.CopyFrom(whole)
+    narrow(proto.graph, in_bytes=True)
+    return proto
+
+
+def embedded(whole: onnx.ModelProto, weights: list[Kernel], path: Path) -> onnx.ModelProto:
+    """Write the model narrowly, with what its weights are read back by."""
+    from model_export import readback
+    from model_export.checkpoint import Setup
+
+    proto = narrowed(whole)
+    setup = Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), ["a"], contents=["7-abc"])
+    readback.embed(proto, whole, weights, setup)
+    onnx.save(proto, path)
+    return proto
 
 
 @pytest.mark.parametrize("loudness", [0, 1e-9, 3e-8, 1e-6, 1e-5, 1e-4])
@@ -31,17 +49,13 @@ def test_kernels_that_their_batch_norm_has_silenced_take_no_other_kernels_place(
 ) -> None:
     """So a network is that has hardly been trained. 1e-5 is in the range where half precision keeps few digits."""
     from model_export import readback
-    from model_export.checkpoint import Setup
 
     random = np.random.default_rng(0)
     heard, silent, other = (random.normal(size=(3, 3, 6, 6)).astype(np.float32) for _ in range(3))
     factors = random.uniform(0.5, 2, 6).astype(np.float32)
     proto = graph_of({"other": other * loudness * factors, "silent": silent * loudness, "heard": heard * factors})
     given_weights = [heard, silent, other, factors]
-    bins = np.zeros((1, 2), np.float32)
-    readback.embed(proto, given_weights, Setup(Recipe(name="x"), bins, ["a"], contents=["7-abc"]))
-    onnx.save(proto, tmp_path / "m.onnx")
-
+    embedded(proto, given_weights, tmp_path / "m.onnx")
     weights, setup = readback.load(tmp_path / "m.onnx")
     assert setup.recipe.name == "x"
     assert setup.contents == ["7-abc"]
@@ -56,8 +70,6 @@ def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, chan
     And a kernel of one output is of the same form as a depthwise one in Keras, and of another in ONNX.
     """
     from model_export import readback
-    from model_export.checkpoint import Setup
-    from model_export.narrow import narrow
 
     random = np.random.default_rng(0)
     depthwise = random.normal(size=(3, 3, channels, 1)).astype(np.float32)
@@ -69,32 +81,77 @@ def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, chan
         tensor = numpy_helper.from_array(kernel * factors[:, np.newaxis, np.newaxis, np.newaxis], name)
         proto.graph.initializer.append(tensor)
     proto.graph.initializer.append(numpy_helper.from_array(to_one.transpose(3, 2, 0, 1), "c"))
-    narrow(proto.graph, in_bytes=True)
     given_weights = [to_one, depthwise, of_one, factors]
-    readback.embed(proto, given_weights, Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), []))
-    onnx.save(proto, tmp_path / "m.onnx")
+    embedded(proto, given_weights, tmp_path / "m.onnx")
     weights, _ = readback.load(tmp_path / "m.onnx")
     for read, given in zip(weights, given_weights, strict=True):
         np.testing.assert_allclose(read, given, atol=0.005 * np.abs(given).max())
 
 
-def test_a_graph_without_a_kernel_is_refused() -> None:
+@pytest.mark.parametrize("change", [0.0, 0.003, 0.03])
+def test_what_was_read_from_eight_bits_is_kept_and_read_again(tmp_path: Path, change: float) -> None:
+    """A kernel that was read back lies on a lattice of eight bits, and training moves it off that a little.
+
+    Then the rounding of all weights of a channel goes the same way, and a factor that is estimated from it leans.
+    """
+    from model_export import readback
+
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(3, 3, 64, 64)).astype(np.float32)
+    for around in range(3):
+        factors = random.uniform(0.5, 2, 64).astype(np.float32)
+        file = tmp_path / f"{around}.onnx"
+        embedded(graph_of({"kernel": kernel * factors}), [kernel], file)
+        (read,), _ = readback.load(file)
+        step = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+        assert (np.abs(read - kernel) <= 0.51 * step + 1e-6).all()
+        # The largest weights of a channel grow, which changes the lattice of all of it.
+        kernel = np.where(np.abs(read) > 0.9 * np.abs(read).max(axis=(0, 1, 2)), read * (1 + change), read)
+
+
+def test_an_estimated_factor_leans() -> None:
+    """Show what the factors of whole weights are for."""
+    from model_export import narrow, readback
+
+    lattice = np.rint(np.random.default_rng(0).normal(size=(3, 3, 64, 64)) * 20).clip(-127, 127).astype(np.float32)
+    lattice[0, 0, 0] = 127.45
+    stored = readback._kernels(narrowed(graph_of({"kernel": lattice})))[f"kernel{narrow.BYTES}"]
+    factors, distance = readback._factors(lattice, stored)
+    assert np.abs(factors - 1).min() > 1e-3
+    assert distance > readback.EXACT * 127
+
+
+def test_a_kernel_that_the_graph_lacks_is_kept_whole(tmp_path: Path) -> None:
+    """As one of zeros, of which a converter keeps a single copy for several kernels."""
+    from model_export import readback
+
+    random = np.random.default_rng(0)
+    kernel, depthwise = (random.normal(size=shape).astype(np.float32) for shape in ((3, 3, 2, 2), (3, 3, 4, 1)))
+    nothing = np.zeros((3, 3, 2, 2), np.float32)
+    given_weights = [kernel, nothing, nothing, depthwise]
+    embedded(graph_of({"other": kernel[::-1], "nothing": nothing}), given_weights, tmp_path / "m.onnx")
+    weights, _ = readback.load(tmp_path / "m.onnx")
+    for read, given in zip(weights, given_weights, strict=True):
+        np.testing.assert_allclose(read, given, rtol=1e-3)
+
+
+def test_weights_that_would_be_read_back_wrongly_are_refused(tmp_path: Path) -> None:
     from model_export import readback
     from model_export.checkpoint import Setup
 
-    kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
-    with pytest.raises(readback.NoWeights, match="no tensor"):
-        readback.embed(graph_of({"other": kernel[::-1]}), [kernel], Setup(Recipe(name="x"), np.zeros((1, 2)), []))
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
+    whole, proto = graph_of({"kernel": kernel}), narrowed(graph_of({"kernel": kernel}))
+    wrong = [np.full(8, np.nan, np.float32)]
+    with pytest.raises(readback.NoWeights, match="weight 0, of shape"):
+        readback.embed(proto, whole, wrong, Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), []))
+    assert not proto.metadata_props
 
 
 def test_a_file_that_was_exported_before_there_were_contents_is_read(tmp_path: Path) -> None:
     from model_export import readback
-    from model_export.checkpoint import Setup
 
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
-    proto = graph_of({"kernel": kernel})
-    bins = np.zeros((1, 2), np.float32)
-    readback.embed(proto, [kernel], Setup(Recipe(name="x"), bins, ["a"], contents=["7-abc"]))
+    proto = embedded(graph_of({"kernel": kernel}), [kernel], tmp_path / "m.onnx")
     (entry,) = (entry for entry in proto.metadata_props if entry.key == readback.KEY)
     document = json.loads(entry.value)
     del document["contents"]

@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -53,4 +55,61 @@ def test_a_command_that_is_interrupted_says_so_in_a_line(
     with pytest.raises(SystemExit) as ended:
         cli.main(["half", "m.onnx", "--data", "d"])
     assert ended.value.code == 128 + number
-    assert capsys.readouterr().err == "interrupted\n"
+    assert capsys.readouterr().err == "stopping: no file is written; another Ctrl-C ends at once\ninterrupted\n"
+
+
+# A library's call that returns for no signal: a lock that is taken twice. No handler of Python's runs meanwhile, nor
+# does one end the program that runs just before the call.
+CHILD = """
+import ctypes
+from model_export import stopping
+from model_export.stopping import Stop, at_once
+
+stopping._raise = lambda number, frame: None
+
+def compute():
+    lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+    library.pthread_mutex_lock(lock)
+    print("computing", flush=True)
+    library.pthread_mutex_lock(lock)
+
+with at_once("stopping: nothing is kept"):
+    {body}
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another C library's locks begin otherwise")
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("compute()", "stopping: nothing is kept"),
+        ("with Stop(lambda: 'finishing this step'): compute()", "finishing this step"),
+    ],
+)
+def test_what_is_left_is_said_at_once_and_a_second_signal_ends_a_librarys_call(
+    number: int, body: str, left: str
+) -> None:
+    command = [sys.executable, "-c", CHILD.format(body=body)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stderr
+        try:
+            assert child.stdout.readline() == "computing\n"
+            child.send_signal(number)
+            assert child.stderr.readline() == f"{left}; another Ctrl-C ends at once\n"
+            assert child.poll() is None
+            child.send_signal(number)
+            assert child.stderr.readline() == "ending at once\n"
+            assert child.wait(60) == 128 + number
+        finally:
+            child.kill()
+
+
+def test_what_is_inside_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with at_once("outer"):
+        with Stop(lambda: "inner"):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    assert capsys.readouterr().err == "outer; another Ctrl-C ends at once\n"

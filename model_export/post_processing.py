@@ -1,0 +1,97 @@
+"""What an exported file does to the network's chroma: it is multiplied with a gain, and loses a share of its cast.
+
+A file says both in its metadata, and a run that began with the file exports with the same. The service reads neither:
+they are part of the graph.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from model_export import files
+
+GAIN, CAST = "tomau.gain", "tomau.cast"
+FILE = "post-processing.json"
+# The name of the layer that takes the cast away, which its nodes in the graph begin with.
+CAST_LAYER = "without_cast"
+# Digits that half precision keeps of the bins times the gain.
+DIGITS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PostProcessing:
+    """gain: what the chroma is multiplied with. cast: the share of each photograph's mean chroma taken away, 0..1."""
+
+    gain: float
+    cast: float
+
+    def __str__(self) -> str:
+        return f"gain {self.gain:g} and cast {self.cast:g}"
+
+    def to_metadata(self) -> dict[str, str]:
+        """Return the keys that `of_file` reads."""
+        return {GAIN: f"{self.gain:.6g}", CAST: f"{self.cast:.6g}"}
+
+    def save(self, run: Path) -> None:
+        """Write it into a run's folder."""
+        files.write(run / FILE, json.dumps(asdict(self)).encode())
+
+    @classmethod
+    def load(cls, run: Path) -> Self | None:
+        """Read that of a run's folder; None where the run began with no file that has one."""
+        path = run / FILE
+        return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def of_file(proto: onnx.ModelProto, bins: NDArray[np.float32]) -> PostProcessing | None:
+    """Return what an exported file does: by its metadata, or by its graph's constants where these are not there.
+
+    bins: float32 [Q, 2], the chroma bins of its network. Return None where neither says it.
+    """
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    if GAIN in metadata and CAST in metadata:
+        return PostProcessing(float(metadata[GAIN]), float(metadata[CAST]))
+    gain = _gain_of_graph(proto.graph, bins)
+    return None if gain is None else PostProcessing(gain, _cast_of_graph(proto.graph))
+
+
+def agreed(found: Sequence[PostProcessing | None]) -> PostProcessing | None:
+    """Return what all of them are; None where they differ or one is unknown."""
+    first = found[0] if found else None
+    return first if all(each == first for each in found) else None
+
+
+def _gain_of_graph(graph: onnx.GraphProto, bins: NDArray[np.float32]) -> float | None:
+    """Return what the bins are multiplied with in the tensor that holds them; None where there is no such tensor.
+
+    It is [3, Q, 1, 1], with a row of ones, or [Q, 2] in older files.
+    """
+    if not np.any(bins):
+        return None
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor) if len(bins) in tensor.dims else np.empty(0)
+        if values.shape == (3, len(bins), 1, 1):
+            values = values[:2, :, 0, 0].T
+        if values.shape == bins.shape:
+            gain = float((values.astype(np.float64) * bins).sum() / np.square(bins).sum())
+            if gain > 0 and np.allclose(values, gain * bins, rtol=2e-3, atol=1e-3 * np.abs(bins).max()):
+                return round(gain, DIGITS)
+    return None
+
+
+def _cast_of_graph(graph: onnx.GraphProto) -> float:
+    """Return the number that the layer multiplies the mean with; 0 where there is no such layer."""
+    numbers = {tensor.name: tensor for tensor in graph.initializer if numpy_helper.to_array(tensor).size == 1}
+    for node in graph.node:
+        if node.op_type == "Mul" and CAST_LAYER in node.name:
+            for name in node.input:
+                if name in numbers:
+                    return round(float(numpy_helper.to_array(numbers[name]).item()), DIGITS)
+    return 0.0

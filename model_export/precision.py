@@ -1,0 +1,120 @@
+"""In which precision a network is trained: what the processor computes fast."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import keras
+
+Precision: TypeAlias = Literal["float32", "mixed_bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+FULL, MIXED = PRECISIONS
+
+CPUINFO = Path("/proc/cpuinfo")
+# As Linux calls the instructions for bfloat16: of x86, then of Arm.
+FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
+# As macOS does.
+SYSCTL = "hw.optional.arm.FEAT_BF16"
+# NVIDIA's GPUs compute in bfloat16 from this compute capability on.
+LEAST_CAPABILITY = (8, 0)
+
+
+class Choice(NamedTuple):
+    """A precision, and why it was chosen."""
+
+    precision: Precision
+    reason: str
+
+    def __str__(self) -> str:
+        return f"precision: {self.precision} ({self.reason})"
+
+
+def choose(asked: Precision | None, time_step: Callable[[Precision], float]) -> Choice:
+    """Return what is asked for, else what this machine computes fast.
+
+    time_step: takes a training step in a precision and returns its seconds. It is called only where nothing else says
+    what the processor can do.
+    """
+    found = _known()
+    if asked:
+        is_slow = asked == MIXED and found is not None and found.precision == FULL
+        return Choice(asked, "as asked for; float32 may be many times faster here" if is_slow else "as asked for")
+    if found:
+        return found
+    seconds = {precision: time_step(precision) for precision in PRECISIONS}
+    fastest = min(PRECISIONS, key=lambda precision: seconds[precision])
+    timed = " and ".join(f"{seconds[precision]:.2f} s in {precision}" for precision in PRECISIONS)
+    return Choice(fastest, f"a step takes {timed}")
+
+
+def _known() -> Choice | None:
+    """Return what the processor's description says; None where there is none."""
+    if (accelerator := _accelerator()) is not None:
+        return accelerator
+    if keras.backend.backend() != "tensorflow":
+        return Choice(FULL, f"{keras.backend.backend()} has no fast bfloat16 on a CPU")
+    if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
+        return Choice(FULL, "TF_ENABLE_ONEDNN_OPTS=0 leaves TensorFlow without fast bfloat16 on a CPU")
+    has_bfloat16 = _of_linux() if CPUINFO.exists() else _of_macos()
+    if has_bfloat16 is None:
+        return None
+    if has_bfloat16:
+        return Choice(MIXED, f"the CPU has {has_bfloat16}")
+    return Choice(FULL, "the CPU has no instructions for bfloat16")
+
+
+def _accelerator() -> Choice | None:
+    """Return the choice for a GPU or TPU; None where there is none."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability") if gpus else None
+        return _of_gpu(tuple(capability) if capability else None) if gpus else None
+    devices = [name for name in keras.distribution.list_devices() if not name.startswith("cpu")]
+    return _of_gpu(_of_jax()) if devices else None
+
+
+def _of_jax() -> tuple[int, ...] | None:
+    """Return the compute capability of JAX's first GPU; None for other devices."""
+    if keras.backend.backend() != "jax":
+        return None
+    import jax  # type: ignore[import-not-found]
+
+    capability = getattr(jax.devices()[0], "compute_capability", None)
+    return tuple(int(part) for part in str(capability).split(".")) if capability else None
+
+
+def _of_gpu(capability: tuple[int, ...] | None) -> Choice:
+    if capability and capability < LEAST_CAPABILITY:
+        return Choice(FULL, f"a GPU of compute capability {'.'.join(map(str, capability))} has no bfloat16")
+    return Choice(MIXED, "a GPU or TPU")
+
+
+def _of_linux() -> str | None:
+    """Return the CPU's flag for bfloat16, "" where it has none, None where its flags can't be read."""
+    try:
+        lines = CPUINFO.read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return None
+    flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
+    if not flags:
+        return None
+    # A process may be moved between cores of two kinds.
+    return next((flag for flag in FLAGS if all(flag in core for core in flags)), "")
+
+
+def _of_macos() -> str | None:
+    """Return as `_of_linux`."""
+    if platform.system() != "Darwin":
+        return None
+    command = ["/usr/sbin/sysctl", "-n", SYSCTL]
+    try:
+        said: Any = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        # Intel's Macs don't know the name, and have no bfloat16.
+        return "" if platform.machine() == "x86_64" else None
+    return SYSCTL if said.strip() == "1" else ""

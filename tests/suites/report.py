@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.suites.judge import Verdict
+from tests.suites.known import known
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- suites: begin -->\n", "<!-- suites: end -->\n"
@@ -24,6 +25,15 @@ def table(versions: Mapping[str, str], verdicts: Iterable[Verdict]) -> str:
     lines += ["| files | kind of file | outcome |", "| ---: | --- | --- |"]
     for outcome, kinds in sorted(outcomes.items(), key=_order):
         lines.append(f"| {kinds.total():,} | {_kinds(kinds)} | {outcome.replace('|', '/')} |")
+    return "\n".join(lines) + "\n\n" + known_differences()
+
+
+def known_differences() -> str:
+    """Return, as Markdown, where the service differs from other decoders, and why."""
+    lines = ["On these files the service and other decoders differ, and are meant to:", ""]
+    for entry in known():
+        names = ", ".join(f"`{name}`" for name in entry.files)
+        lines.append(f"- {entry.suite}, {names}: {entry.why}")
     return "\n".join(lines) + "\n"
 
 

@@ -115,4 +115,4 @@ def test_the_page_has_a_place_for_the_table() -> None:
     table = report.table({"Pillow": "1"}, verdicts)
     assert "| 1 | tiff | 415: the TIFF has N bits |" in table
     assert report.versions_line(table) == "The suites: Pillow 1; 2 different files."
-    report.on_page()
+    assert report.on_page().endswith(report.known_differences())

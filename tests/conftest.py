@@ -234,6 +234,11 @@ def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
         try:
             server.wait_until_ready()
             yield server
+        except BaseException as error:
+            error.add_note(
+                f"The server's exit status: {process.poll()}; the end of its log:\n{log.read_text()[-4000:]}"
+            )
+            raise
         finally:
             if process.poll() is None:
                 process.terminate()

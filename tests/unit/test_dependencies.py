@@ -4,7 +4,9 @@ Most of them no library promises to keep. The bounds in pyproject.toml name vers
 tries the lowest of these, and here it is told which name is gone when a new version is tried.
 """
 
+import asyncio
 import inspect
+import re
 import tomllib
 from pathlib import Path
 
@@ -13,11 +15,15 @@ import cv2
 import httptools
 import pytest
 from fastapi.routing import APIRoute
+from packaging.requirements import Requirement
+from packaging.version import Version
 from pi_heif.heif import BaseImage
 from PIL import Image, ImageCms, PngImagePlugin
 from pydantic_settings import EnvSettingsSource
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn import Server as UvicornServer
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -86,10 +92,23 @@ def test_what_is_read_or_changed_is_set(theirs: type, names: set[str]) -> None:
     assert names <= {*inspect.getsource(theirs.__init__).replace("self.", " ").replace(":", " ").split()}
 
 
-def test_cors_answers_what_is_no_preflight_where_it_is_called() -> None:
-    assert list(inspect.signature(CORSMiddleware.simple_response).parameters)[1:] == [
-        *("scope", "receive", "send", "request_headers")
-    ]
+def test_cors_lets_an_answer_pass_that_no_page_asked_for() -> None:
+    """Its own `__call__` would pass such requests by; ours does not."""
+    sent: list[Message] = []
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Message:
+        raise AssertionError("there is nothing to receive")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    layer = CORSMiddleware(answer, allow_origins=["http://a"])
+    scope = {"type": "http", "headers": []}
+    asyncio.run(layer.simple_response(scope, receive, send, request_headers=Headers(scope=scope)))
+    assert sent[0]["headers"] == [(b"vary", b"Origin")]
 
 
 def test_pi_heif_takes_the_arguments_that_we_use() -> None:
@@ -115,12 +134,34 @@ def test_opencv_can_be_silenced() -> None:
     assert isinstance(cv2.Error.StsNoMem, int)
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+
+def locked(name: str) -> dict[str, list[Version]]:
+    """The versions of a lock file; some are different for different versions of Python."""
+    found: dict[str, list[Version]] = {}
+    for package, version in re.findall(r"^([a-z0-9-]+)==([^ \n;]+)", (ROOT / "requirements" / name).read_text(), re.M):
+        found.setdefault(package, []).append(Version(version))
+    return found
+
+
+def bound(requirement: Requirement, operator: str) -> tuple[int, ...]:
+    return next(Version(one.version).release for one in requirement.specifier if one.operator == operator)
+
+
 def test_private_names_are_taken_from_no_untried_version() -> None:
-    """The bound below which a version is taken is the next one that may change them: the locked one's next minor."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    lock = (ROOT / "requirements" / "dev.lock").read_text("utf-8")
-    locked = dict(line.split(" ")[0].split("==") for line in lock.splitlines() if "==" in line and line[0] != " ")
-    bounds = {text.partition(">=")[0]: text.partition("<")[2] for text in project["dependencies"]}
+    """The upper bound is the next version that may change them: the locked one's next minor."""
+    requirements = {one.name: one for one in map(Requirement, PROJECT["dependencies"])}
     for name in WITH_PRIVATE_NAMES:
-        major, minor = map(int, locked[name].split(".")[:2])
-        assert bounds[name] == f"{major}.{minor + 1}", f"{name}: try the new version, then move its bound"
+        major, minor, *_ = locked("dev.lock")[name][0].release
+        assert bound(requirements[name], "<") == (major, minor + 1), f"{name}: try it, then move its bound"
+
+
+def test_the_lowest_versions_are_tried() -> None:
+    """Else `make test-lowest` would say nothing of them."""
+    extras = PROJECT["optional-dependencies"]
+    named = [*PROJECT["dependencies"], *(one for extra in ("cpu", "export", "dev") for one in extras[extra])]
+    versions = locked("lowest.lock")
+    for requirement in map(Requirement, named):
+        low = bound(requirement, ">=")
+        assert min(versions[requirement.name]).release[: len(low)] == low, requirement

@@ -1,7 +1,8 @@
 """How an ONNX file keeps weights: large kernels in eight bits, what else is not small in half precision.
 
 A runtime widens them once, when it loads the file, and computes with float32. Eight bits have a scale for each output
-channel, as in Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018).
+channel, as in Krishnamoorthi, "Quantizing deep convolutional networks for efficient inference" (2018). They are rounded
+as Floyd and Steinberg round gray to dots, "An adaptive algorithm for spatial greyscale" (1976), along a channel.
 """
 
 from collections.abc import Collection
@@ -17,8 +18,10 @@ LEAST_BYTES = 2**15
 # The largest byte.
 STEPS = 127
 HALF, BYTES, SCALE = "_half", "_bytes", "_scale"
-# As a share of a kernel's largest weight, the most that its stored form is off by: half a step, and a little.
-PRECISION = 0.5 / STEPS + 1e-3
+# As a share of a kernel's largest weight, the most that its stored form is off by: a step, and a little; or half a unit
+# in half precision's last place.
+PRECISION = 1 / STEPS + 1e-3
+HALF_PRECISION = 1e-3
 
 
 def narrow(graph: onnx.GraphProto, *, in_bytes: bool) -> None:
@@ -42,13 +45,29 @@ def narrow(graph: onnx.GraphProto, *, in_bytes: bool) -> None:
 
 def _in_bytes(graph: onnx.GraphProto, name: str, kernel: NDArray[np.float32]) -> list[onnx.NodeProto]:
     scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / STEPS, np.finfo(np.float32).tiny)
-    values = np.rint(kernel / scale).astype(np.int8)
+    values = _diffused(kernel / scale).astype(np.int8)
     graph.initializer.append(numpy_helper.from_array(values, f"{name}{BYTES}"))
     graph.initializer.append(numpy_helper.from_array(scale, f"{name}{SCALE}"))
     return [
         helper.make_node("Cast", [f"{name}{BYTES}"], [f"{name}_steps"], to=TensorProto.FLOAT),
         helper.make_node("Mul", [f"{name}_steps", f"{name}{SCALE}"], [name]),
     ]
+
+
+def _diffused(steps: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round to whole steps in -127..127, [out, ...]; what each weight is off by is made up for by the next.
+
+    So the weights of a channel are right together, and an answer is three times nearer than with each rounded by
+    itself. Above all, a kernel that was read from eight bits and trained a little is off its old steps by less than a
+    half: each rounded by itself, all would go back to where they were, and nothing would have been learnt.
+    """
+    flat = steps.reshape(len(steps), -1)
+    rounded, rest = np.empty_like(flat), np.zeros(len(flat), flat.dtype)
+    for column in range(flat.shape[1]):
+        wanted = flat[:, column] + rest
+        rounded[:, column] = np.rint(wanted).clip(-STEPS, STEPS)
+        rest = wanted - rounded[:, column]
+    return rounded.reshape(steps.shape)
 
 
 def kernels(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from model_export import post_processing, sources
 from model_export.checkpoint import Setup, Weights
-from model_export.narrow import PRECISION, kernels, stored_name
+from model_export.narrow import BYTES, HALF_PRECISION, PRECISION, kernels, stored_name
 from model_export.recipe import Recipe
 
 KEY = "tomau.training"
@@ -63,10 +63,12 @@ def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArr
         return np.asarray(tensor / np.where(factors == 0, 1, factors), np.float32)
 
 
-def _lost(kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return the channels of a kernel that its stored tensor doesn't give back."""
+def _lost(
+    kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32], precision: float
+) -> NDArray[np.int64]:
+    """Return the channels of a kernel that its stored tensor doesn't give back with this precision."""
     distance = np.abs(_divided(tensor, factors) - kernel).max(axis=(0, 1, 2))
-    return np.flatnonzero((factors == 0) | ~(distance <= PRECISION * np.abs(kernel).max()))
+    return np.flatnonzero((factors == 0) | ~(distance <= precision * np.abs(kernel).max()))
 
 
 def _kernels(proto: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
@@ -97,7 +99,7 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
     """Add what `load` needs to the metadata of `proto`.
 
     whole: the same model before its weights were stored narrowly. Only there are a channel's weights all multiplied
-    with one factor: in eight bits each is rounded, and a factor estimated from those leans. A kernel that is none of
+    with one factor: in eight bits each is rounded, and a factor estimated from those may lean. A kernel that is none of
     the graph's tensors is kept beside them, in half precision. Raises NoWeights, and adds nothing, when the weights
     can't be read back.
     """
@@ -119,7 +121,8 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
         name, factors = found
         del tensors[name]
         names[key], arrays[key] = stored_name(name, stored), factors
-        lost = _lost(kernel, stored[names[key]], factors)
+        precision = PRECISION if names[key].endswith(BYTES) else HALF_PRECISION
+        lost = _lost(kernel, stored[names[key]], factors, precision)
         arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, kernel[..., lost].astype(np.float16)
     document = {
         "recipe": setup.recipe.model_dump(mode="json"),

@@ -117,7 +117,9 @@ class Run:
         last checkpoint, with KeyboardInterrupt. Raises Diverged.
         """
         clock = Clock(limits, self.state.minutes, started)
-        if self.state.progress < 1:
+        if self.state.progress >= 1:
+            tqdm.write(f"the run is finished; another goes on from it: --init {self.folder} --run ANOTHER")
+        else:
             self._get_ready(clock)
             with self.stop:
                 self._learn(limits, clock)

@@ -271,17 +271,18 @@ def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> 
     return picture if curve is None else profiles.apply_curve(picture, curve)
 
 
-def _deep(data: bytes, source: Source) -> Words:
+def _deep(png: bytes) -> Words:
     """16-bit pixels, [H, W] or [H, W, 3 or 4] in the order B, G, R; of RGB, Pillow keeps the upper eight bits only."""
-    with library_call(source):
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    bare = np.frombuffer(png_file.bare(png), np.uint8)
+    with library_call("png"):
+        decoded = cv2.imdecode(bare, cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:
-        raise UnreadableImage(f"the {source.upper()} file is damaged: its pixels can't be decoded", field="file")
+        raise UnreadableImage("the PNG file is damaged: its pixels can't be decoded", field="file")
     return np.asarray(decoded, np.uint16)
 
 
 def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
-    pixels = _deep(data, "png")
+    pixels = _deep(data)
     if pixels.ndim == 2:
         clear = image.info.get("transparency")
         return pixels, None if clear is None else np.where(pixels == clear, 0, white(pixels)).astype(np.uint16)

@@ -166,20 +166,31 @@ def _count_scans(data: bytes) -> int:
     """How many scans a JPEG has. Refuses what libjpeg can't decode, and segments that would keep a decoder busy."""
     exif_segments = scans = gaps = 0
     end = 2
+    components = b""
     for number, (marker, start) in enumerate(jpeg_segments(data)):
         if not scans:
             gaps += start - 2 - end
             end = start + int.from_bytes(data[start : start + 2])
-        scans += marker == START_OF_SCAN
+        if marker in FRAMES and not scans:
+            components = data[start + 8 : start + 8 + 3 * data[start + 7] : 3] if len(data) > start + 7 else b""
+        # Behind an image without an end marker there may be anything, a video for example.
+        scans += marker == START_OF_SCAN and _is_scan(data, start, components)
         exif_segments += data[start + 2 : start + 8] == EXIF
         if scans > MAX_SCANS:
             raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
         if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
             raise UnreadableImage("the JPEG has too many segments", field="file", limit=MAX_SEGMENTS)
-        if marker in FRAMES and data[start + 2 : start + 3] not in (b"\x08", b""):
+        if marker in FRAMES and not scans and data[start + 2 : start + 3] not in (b"\x08", b""):
             raise UnsupportedType(f"the JPEG has {data[start + 2]} bits a channel; 8 are supported", field="file")
         if marker in OTHER_FRAMES and not scans:
             raise UnsupportedType("the JPEG is lossless or hierarchical, which no browser reads either", field="file")
         if gaps > MAX_GAPS:
             raise UnreadableImage("the JPEG has too much between its segments", field="file", limit=MAX_GAPS)
     return scans
+
+
+def _is_scan(data: bytes, start: int, components: bytes) -> bool:
+    """Return whether the header of a scan makes sense for a frame of these components, given by their identifiers."""
+    count = data[start + 2] if len(data) > start + 2 else 0
+    ids = data[start + 3 : start + 3 + 2 * count : 2]
+    return 1 <= count <= 4 and int.from_bytes(data[start : start + 2]) == 6 + 2 * count and set(ids) <= set(components)

@@ -75,11 +75,16 @@ class Decoder:
         try:
             return _decoded(self._data, kind)
         except _Refused as error:
+            is_regular = all(scan.is_regular for scan in plain.scans)
             if UNNAMED_SAMPLING in str(error):
+                if not is_regular:
+                    raise UnreadableImage(
+                        "the JPEG file is damaged: restart markers are missing", field="file"
+                    ) from None
                 self._odd_frame = plain.head.frame
                 return _odd(plain, kind)
             marker = _extra_before(error)
-            if marker is None or not all(scan.is_regular for scan in plain.scans):
+            if marker is None or not is_regular:
                 raise
             if marker != END_OF_IMAGE and marker not in RESTARTS:
                 self._data = _trimmed(plain, error).file()

@@ -36,6 +36,9 @@ SCAN_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 FIRST_RESTART, LAST_RESTART = 0xD0, 0xD7
 # Coefficients of a block, and the lowest bit of one that is not there yet.
 COEFFICIENTS, UNSENT = 64, 255
+# A file without an end marker whose data ends in so many zeros was filled up with them: a download that broke off, or
+# a file that was recovered. The decoder would take them for pixels. As many as are left are the end of real data.
+FILLING, REAL_ZEROS = 512, 8
 SEQUENTIAL = bytes([0, COEFFICIENTS - 1, 0])
 
 
@@ -212,8 +215,15 @@ def plain(data: bytes) -> Plain:
         elif marker == INTERVAL:
             interval = int.from_bytes(body[:2])
             tables += _segment(marker, body[:2])
-    _check_end(data, position, frame, lowest)
+    if not _check_end(data, position, frame, lowest):
+        scans[-1] = replace(scans[-1], data=_unfilled(scans[-1].data))
     return Plain(first, tuple(scans))
+
+
+def _unfilled(data: memoryview) -> memoryview:
+    """Return the data of a scan without the zeros that fill it up; the data as it is where it has but a few."""
+    real = len(bytes(data).rstrip(b"\0"))
+    return data[: real + REAL_ZEROS] if len(data) - real >= FILLING else data
 
 
 def _segments(data: bytes, position: int) -> Iterator[tuple[int, int, bytes]]:
@@ -282,19 +292,27 @@ def _scan(frame: Frame, body: bytes, lowest: dict[int, list[int]]) -> set[int]:
 
 
 def _end_of_scan(data: bytes, start: int, restarts: int) -> tuple[int, bool]:
-    """Return where the data of a scan ends, and whether its restart markers are as many as given and in order."""
-    seen, in_order = 0, True
+    """Return where the data of a scan ends, and whether its restart markers are as many as given and in order.
+
+    Data must follow each of them.
+    """
+    seen, is_regular, begin = 0, True, start
     for match in SCAN_MARKER.finditer(data, start):
         marker = match[1][0]
+        is_regular = is_regular and match.start() > begin
         if seen == restarts or not FIRST_RESTART <= marker <= LAST_RESTART:
-            return match.start(), in_order and seen == restarts
-        in_order = in_order and marker == FIRST_RESTART + seen % 8
+            return match.start(), is_regular and seen == restarts
+        is_regular = is_regular and marker == FIRST_RESTART + seen % 8
         seen += 1
-    return len(data), in_order and seen == restarts
+        begin = match.end()
+    return len(data), is_regular and seen == restarts and begin < len(data)
 
 
-def _check_end(data: bytes, position: int, frame: Frame, lowest: dict[int, list[int]]) -> None:
-    """Check that all scans are there. A file with an end marker may leave out details, as a progressive one can."""
+def _check_end(data: bytes, position: int, frame: Frame, lowest: dict[int, list[int]]) -> bool:
+    """Check that all scans are there, and return whether an end marker follows.
+
+    A file with an end marker may leave out details, as a progressive one can.
+    """
     following = SCAN_MARKER.search(data, position)
     has_end = following is not None and following[1][0] == END_OF_IMAGE
     if not has_end and frame.marker in ARITHMETIC_CODED:
@@ -303,3 +321,4 @@ def _check_end(data: bytes, position: int, frame: Frame, lowest: dict[int, list[
     missing = UNSENT if has_end else 1
     if any(bits[0] >= missing or (not has_end and any(bits)) for bits in lowest.values()):
         raise UnreadableImage("the JPEG is cut short: scans are missing", field="file")
+    return has_end

@@ -4,6 +4,7 @@ Decoders refuse a whole file for one damaged chunk. Here, a damaged chunk beside
 (IHDR, PLTE and IDAT) stay as they are, with their checksums.
 """
 
+import itertools
 import re
 import struct
 import zlib
@@ -13,12 +14,16 @@ from dataclasses import dataclass, field
 from service.problems import UnreadableImage, UnsupportedType
 from service.segments import MAX_CHUNKS
 
+# The kind of a chunk, and where its content begins and ends.
+Chunk = tuple[bytes, int, int]
+
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Signature and header, which is the first chunk; places of the bit depth and the colour type in it.
 HEAD = 33
 DEPTH, COLOR_TYPE = 24, 25
 GRAY, RGB, PALETTE = 0, 2, 3
 KIND = re.compile(rb"[A-Za-z]{4}")
+PICTURE = re.compile(rb"PLTE|tRNS|IDAT")
 CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 COLOR = (b"gAMA", b"sRGB", b"cICP")
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
@@ -58,9 +63,7 @@ def plain(data: bytes) -> bytes:
         raise UnsupportedType("the file is a PNG that was altered for Apple's devices (CgBI)", field="file")
     if len(data) < HEAD or data[8:16] != b"\0\0\0\x0dIHDR":
         raise UnreadableImage("the PNG does not begin with its header", field="file")
-    found = _Found()
-    for kind, start, end in _chunks(data):
-        _take(found, data, kind, start, end)
+    found = _find(data)
     if not found.pixels:
         raise UnreadableImage("the PNG is damaged or cut short: it has no pixels", field="file")
     if int.from_bytes(found.chunks.get(b"acTL", b"")[:4]) > 1 and found.frames > 1:
@@ -73,6 +76,34 @@ def plain(data: bytes) -> bytes:
     if b"eXIf" in found.chunks:
         parts.append(_chunk(b"eXIf", found.chunks[b"eXIf"]))
     return b"".join([*parts, *found.texts.values(), *_pixels(found, data)])
+
+
+def _find(data: bytes) -> _Found:
+    """Return what the chunks hold. Where the length of a damaged one leads past the picture, go on behind its name."""
+    chunks = list(_chunks(data))
+    found = _taken(data, chunks)
+    if found.pixels and (found.palette or data[COLOR_TYPE] != PALETTE):
+        return found
+    damaged = next((number for number, (_, *span) in enumerate(chunks) if not _is_sound(data, *span)), None)
+    if damaged is None or (position := _next_picture(data, chunks[damaged][1] - 8)) < 0:
+        return found
+    return _taken(data, [*chunks[:damaged], *_chunks(data, position)])
+
+
+def _taken(data: bytes, chunks: list[Chunk]) -> _Found:
+    found = _Found()
+    for chunk in chunks:
+        _take(found, data, *chunk)
+    return found
+
+
+def bare(plain: bytes) -> bytes:
+    """Return what `plain` gave without gamma and orientation, and with the right checksums.
+
+    libpng warns of odd values of these on standard error, and takes no pixels whose checksum alone is wrong.
+    """
+    wanted = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+    return SIGNATURE + b"".join(_chunk(kind, plain[start:end]) for kind, start, end in _chunks(plain) if kind in wanted)
 
 
 def _pixels(found: _Found, data: bytes) -> Iterator[bytes | memoryview]:
@@ -89,9 +120,12 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I4s", len(body), kind) + body + zlib.crc32(body, zlib.crc32(kind)).to_bytes(4)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the kind of each chunk, and where its content begins and ends, which may be past the end of the file."""
-    position, has_pixels = len(SIGNATURE), False
+def _chunks(data: bytes, position: int = len(SIGNATURE)) -> Iterator[Chunk]:
+    """Yield the kind of each chunk, and where its content begins and ends, which may be past the end of the file.
+
+    position: where the first chunk begins.
+    """
+    has_pixels = False
     for _ in range(MAX_CHUNKS):
         if position + 8 > len(data):
             return
@@ -100,7 +134,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         has_pixels = has_pixels or kind == b"IDAT"
         if not KIND.fullmatch(kind) or (start + size > len(data) and kind != b"IDAT"):
             # The length of this chunk or of the one before it is damaged.
-            position = -1 if has_pixels else _next_pixels(data, position)
+            position = -1 if has_pixels else _next_picture(data, position)
             if position < 0:
                 return
             continue
@@ -111,15 +145,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
 
 
-def _next_pixels(data: bytes, position: int) -> int:
-    """Return where the next sound chunk of pixels begins, -1 if none is found."""
-    for _ in range(MAX_TRIES):
-        position = data.find(b"IDAT", position + 5) - 4
-        if position < 0:
-            break
-        (size,) = struct.unpack_from(">I", data, position)
-        if _is_sound(data, position + 8, position + 8 + size):
-            return position
+def _next_picture(data: bytes, position: int) -> int:
+    """Return where the next sound palette, transparency or chunk of pixels begins, -1 if none is found."""
+    for match in itertools.islice(PICTURE.finditer(data, position + 5), MAX_TRIES):
+        begin = match.start() - 4
+        (size,) = struct.unpack_from(">I", data, begin)
+        if _is_sound(data, begin + 8, begin + 8 + size):
+            return begin
     return -1
 
 

@@ -120,6 +120,10 @@ ENDS: dict[str, Change] = {
     "another file instead of the end": lambda data: data[:-2] + FILES["colour"],
     "noise instead of the end": lambda data: data[:-2] + NOISE,
     "zeros instead of the end": lambda data: data[:-2] + bytes(500),
+    "many zeros instead of the end": lambda data: data[:-2] + bytes(9000),
+    "a video with markers of all kinds instead of the end": lambda data: (
+        data[:-2] + b"\0\0\0\x18ftypmp42" + 150 * b"\xff\xda\0\x08\1\x77\xff\xc0\0\x0b\x7c\0\1\xff\xc3\0\4ab"
+    ),
     "fill bytes instead of the end": lambda data: data[:-2] + b"\xff" * 99,
     "restarts instead of the end": lambda data: data[:-2] + b"\xff\xd0\xff\xd1 and more",
 }
@@ -157,6 +161,14 @@ def test_a_scan_that_is_cut_short_is_damage(name: str, tail: bytes) -> None:
     for cut in np.linspace(start_of_last_scan(data) + 1, last, 12).astype(int):
         with pytest.raises(UnreadableImage):
             decode(data[:cut].removesuffix(b"\xff") + tail)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_scan_that_was_filled_up_with_zeros_is_damage(name: str) -> None:
+    data = FILES[name]
+    for cut in np.linspace(start_of_last_scan(data) + 1, len(data) - 60, 6).astype(int):
+        with pytest.raises(UnreadableImage):
+            decode(data[:cut].removesuffix(b"\xff") + bytes(9000))
 
 
 @pytest.mark.parametrize("name", ["progressive", "progressive with restarts", "a scan each"])
@@ -258,6 +270,17 @@ def test_a_cut_scan_with_any_sampling_factors(factors: Factors) -> None:
         for tail in (b"", END):
             with pytest.raises(UnreadableImage):
                 decode(data[:cut].removesuffix(b"\xff") + tail)
+
+
+@pytest.mark.parametrize("factors", SAMPLINGS)
+@pytest.mark.parametrize("end", [b"", END])
+def test_missing_restarts_with_any_sampling_factors_are_damage(factors: Factors, end: bytes) -> None:
+    data = jpeg_of(planes_of(ycbcr(), factors), factors, SIZE, apart=True, interval=2)
+    restarts = [match.start() for match in re.finditer(rb"\xff[\xd0-\xd7]", data)]
+    first, second, last = restarts[0], restarts[1], restarts[-1]
+    for damaged in (data[:last] + end, data[: last + 2] + end, data[:first] + data[second:-2] + end):
+        with pytest.raises(UnreadableImage):
+            decode(damaged)
 
 
 def test_the_tone_and_colours_of_any_sampling_factors() -> None:

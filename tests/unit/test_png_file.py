@@ -119,6 +119,14 @@ CHANGES: dict[str, Change] = {
     "a length too short": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcdefgh", size=3)),
     "a kind that is no word": lambda data: before_pixels(data, chunk(b"t\0Xt", b"a\0b")),
     "an unknown critical chunk that is damaged": lambda data: before_pixels(data, chunk(b"QQQQ", b"a", damage=1)),
+    "a length that leads into the pixels": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0b", size=30)),
+    "a length that leads past the pixels": lambda data: before_pixels(
+        data, chunk(b"tEXt", b"a\0b", size=len(data) - data.index(b"IDAT") + 3)
+    ),
+    "a length that leads into the palette": lambda data: data[:33] + chunk(b"tEXt", b"a\0b", size=23) + data[33:],
+    "pixels with a wrong checksum": lambda data: (
+        data[: data.index(b"IEND") - 5] + bytes([data[data.index(b"IEND") - 5] ^ 1]) + data[data.index(b"IEND") - 4 :]
+    ),
     "two headers": lambda data: data[:33] + data[8:33] + data[33:],
     "transparency behind the pixels": lambda data: after_pixels(data, chunk(b"tRNS", b"\0\1\0\1\0\1")),
     "a damaged transparency": lambda data: before_pixels(data, chunk(b"tRNS", b"\0\1\0\1\0\1", damage=1)),
@@ -130,6 +138,12 @@ CHANGES: dict[str, Change] = {
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_odd_beside_the_pixels_does_no_harm(name: str, change: str) -> None:
     assert is_same(decode(CHANGES[change](FILES[name])), decode(FILES[name]))
+
+
+@pytest.mark.parametrize("added", [chunk(b"sRGB", b"\x63"), chunk(b"cICP", b"\1\x0d\1\1"), chunk(b"gAMA", bytes(4))])
+def test_odd_chunks_are_nothing_to_standard_error(added: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    decode(before_pixels(FILES["deep"], added))
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

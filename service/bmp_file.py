@@ -74,7 +74,8 @@ def _check_kind(size: int, bits: int, compression: int) -> None:
     if compression not in (0, BIT_FIELDS, ALPHA_BIT_FIELDS):
         raise UnsupportedType(f"a BMP with compression of type {compression} can't be read", field="file")
     if bits not in (USUAL_MASKS if compression else DEPTHS):
-        raise UnsupportedType(f"a BMP with {bits} bits a pixel can't be read", field="file")
+        kind = "bit fields and " if compression else ""
+        raise UnsupportedType(f"a BMP with {kind}{bits} bits a pixel can't be read", field="file")
 
 
 def with_usual_palette(data: bytes) -> bytes:

@@ -138,7 +138,7 @@ def _of_heif(data: bytes) -> Metadata:
 
 def _read_jpeg(data: bytes) -> Metadata:
     blocks: dict[bytes, bytes] = {}
-    profile: dict[int, bytes] = {}
+    profile: list[tuple[int, int, bytes]] = []
     resources: list[bytes] = []
     comments: list[bytes] = []
     for marker, body in segments.jpeg_bodies(data, (APP0, APP1, APP2, APP13, COM)):
@@ -147,7 +147,7 @@ def _read_jpeg(data: bytes) -> Metadata:
         elif marker == APP13 and body.startswith(PHOTOSHOP):
             resources.append(body[len(PHOTOSHOP) :])
         elif marker == APP2 and body.startswith(ICC) and len(body) > len(ICC) + 2:
-            profile.setdefault(body[len(ICC)], body[len(ICC) + 1 :])
+            profile.append((body[len(ICC)], body[len(ICC) + 1], body[len(ICC) + 2 :]))
         else:
             # Of several, the first: a second one is a leftover, and readers don't agree on it.
             for owner, start in ((APP0, JFIF), (APP1, EXIF), (APP1, XMP)):
@@ -171,15 +171,24 @@ def _plain_comments(bodies: Iterable[bytes]) -> tuple[Comment, ...]:
     return _few([Comment("Comment", body.decode("utf-8", "surrogateescape")) for body in kept])
 
 
-def _profile(parts: dict[int, bytes]) -> bytes | None:
-    """A profile from its numbered segments, each beginning with how many there are."""
+def _profile(parts: list[tuple[int, int, bytes]]) -> bytes | None:
+    """Return a profile from its segments: the number of each, how many there are, and a part of the profile.
+
+    Some writers count from 0, or forget to. Then the profile's own length tells whether the parts are all there.
+    """
     if not parts:
         return None
-    count = next(iter(parts.values()))[0]
-    if sorted(parts) != list(range(1, count + 1)):
-        log.debug("a colour profile with missing parts is left out")
-        return None
-    return b"".join(parts[number][1:] for number in range(1, count + 1))
+    first = {number: body for number, _, body in reversed(parts)}
+    numbered = b"".join(first[number] for number in sorted(first))
+    in_order = b"".join(body for _, _, body in sorted(parts, key=lambda part: part[0]))
+    as_found = b"".join(body for _, _, body in parts)
+    for joined in (numbered, in_order, as_found):
+        if int.from_bytes(joined[:4]) == len(joined) and joined[36:40] == b"acsp":
+            return joined
+    if sorted(first) == list(range(1, parts[0][1] + 1)):
+        return numbered
+    log.debug("a colour profile with missing parts is left out")
+    return None
 
 
 def _density(x: int, y: int, unit: Literal["inch", "centimetre", "metre", "shape"]) -> Density | None:

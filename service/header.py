@@ -143,6 +143,9 @@ def _check_stated(data: bytes, source: sizes.Sized, limits: Limits, scans: int) 
     if scans * pixels > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // pixels
         raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
+    if len(data) < sizes.least_bytes(data, source, stated.width, height):
+        detail = f"the {source.upper()} file is cut short: it has too few bytes for {stated.width} x {height} pixels"
+        raise UnreadableImage(detail, field="file")
     kind: cost.Kind = _jpeg_kind(data) if source == "jpeg" else source
     cost.check(kind, len(data), max(scans, 1) * pixels, limits)
 

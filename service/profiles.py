@@ -35,6 +35,7 @@ CACHED = 8
 HEADER = 128
 TAG = struct.Struct(">4sII")
 MAX_TAGS = 100
+PRIMARIES = (b"rXYZ", b"gXYZ", b"bXYZ")
 DEVICE_CLASSES = (b"scnr", b"mntr", b"prtr", b"spac")
 # Which profiles fit files of so many channels: gray ones often have the RGB profile of the editor's display.
 SPACES = {1: (b"GRAY", b"RGB "), 3: (b"RGB ",), 4: (b"CMYK",)}
@@ -126,14 +127,31 @@ def conversion_of(icc: bytes | None, *, channels: Literal[3, 4]) -> Conversion |
 
 
 def means_colors_only(icc: bytes | None) -> bool:
-    """Return whether RGB of this profile has to be converted as a whole, as its R = G = B are no grays.
+    """Return whether RGB of this profile has to be converted as a whole: its R = G = B are no grays, or R is not red.
 
-    An example is the profile of a JPEG that stores XYB.
+    Examples are the profile of a JPEG that stores XYB, and one whose primaries are swapped.
     """
-    if not icc or not _is_small(icc) or not _has_table(icc):
+    if not icc or not _is_small(icc):
+        return False
+    if _swaps_primaries(icc):
+        return _conversion(icc, 3) is not None
+    if not _has_table(icc):
         return False
     conversion = _conversion(icc, 3)
     return conversion is not None and not conversion.keeps_grays
+
+
+def _swaps_primaries(icc: bytes) -> bool:
+    """Return whether green is not the lightest primary of a profile, or blue not the darkest."""
+    if len(icc) < HEADER + 4:
+        return False
+    lightness = {
+        name: int.from_bytes(icc[start + 12 : start + 16], signed=True)
+        for _, name, start, _ in _tags(icc)
+        if name in PRIMARIES
+    }
+    red, green, blue = (lightness.get(name, 0) for name in PRIMARIES)
+    return len(lightness) == len(PRIMARIES) and not green > red > blue
 
 
 def curve_of_gamma(gamma: int, *, bits: Bits = 8) -> Curve | None:

@@ -68,6 +68,7 @@ class Protocol(HttpToolsProtocol):
     _excess = 0  # bytes of this request that are no body
     _whole_at = 0.0  # when the last byte of a request came
     _half_closed_timer: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None  # others that were pipelined wait behind it
     _held = 0  # bytes counted in `unread`
     _taken = 0  # bytes that the peer had taken at the last look
     _patience_ends = 0.0
@@ -112,6 +113,7 @@ class Protocol(HttpToolsProtocol):
         if self._half_closed_timer is not None:
             self._half_closed_timer.cancel()
         self._hold(0)
+        self._cut_off(self._running)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -144,14 +146,23 @@ class Protocol(HttpToolsProtocol):
         than its side (RFC 9112, 9.6), and then reads the answer. One that is gone altogether looks the same, until it
         is sent something and resets the connection.
         """
-        cycle = self.cycle
+        cycle = self._running
         if not self._listens or cycle is None or cycle.more_body or cycle.response_complete:
             return False
         if not cycle.response_started and self.loop.time() - self._whole_at > HALF_CLOSE_S:
             return False
-        cycle.keep_alive = False
+        # The last answer is that to the last request that came whole; one that breaks off may be behind it.
+        whole = [waiting for waiting, _ in self.pipeline if not waiting.more_body]
+        (whole[0] if whole else cycle).keep_alive = False
         self._look_at_half_closed()
         return True
+
+    @staticmethod
+    def _cut_off(cycle: RequestResponseCycle | None) -> None:
+        """Tell a request that its client is gone. uvicorn tells only the last one of several that were pipelined."""
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _look_at_half_closed(self) -> None:
         """Ends the connection once it was reset, which nobody else sees: nothing is read any more."""
@@ -210,6 +221,7 @@ class Protocol(HttpToolsProtocol):
         """uvicorn, which would send chunks whatever the client knows."""
         if cycle.scope["http_version"] == "1.0":
             app = without_chunks(app, cycle)
+        self._running = cycle
         watched: Any = self._to_who_is_there(app, cycle)
         super()._start_asgi_task(cycle, watched)
 

@@ -166,7 +166,7 @@ def gif_still(data: bytes) -> bytes:
     for kind, start, end in gif_blocks(data):
         if kind == GIF_CONTROL:
             control = data[start:end]
-        if kind == GIF_IMAGE:
+        if kind == GIF_IMAGE and any(data[start + 5 : start + 7]) and any(data[start + 7 : start + 9]):
             return b"".join([data[: _gif_head(data)], control, data[start:end], bytes([GIF_END])])
     return data[: _gif_head(data)]
 

@@ -16,6 +16,10 @@ JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
 BMP_CORE_HEADER = 12
 VP8_START_CODE = b"\x9d\x01\x2a"
 VP8L_SIGNATURE = 0x2F
+# Channels of a PNG by its colour type.
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# How many times its size a stream grows at most when it is decompressed: Deflate, and the LZW of a GIF.
+DEFLATE_GROWTH, GIF_GROWTH = 1032, 1400
 
 Sized = Literal["jpeg", "png", "webp", "bmp", "gif"]
 
@@ -38,6 +42,28 @@ def stated(data: bytes, source: Sized) -> Stated:
         return READERS[source](data)
     except struct.error:
         return Stated()
+
+
+def least_bytes(data: bytes, source: Sized, width: int, height: int) -> int:
+    """Return how many bytes a file of that size has at least, however even its picture is; 0 where there is no bound.
+
+    A file of fewer bytes is cut short, and a decoder would make room for all of its pixels before it sees that.
+    """
+    pixels = width * height
+    if source == "jpeg":
+        # A bit for each block of the largest component, which may have a quarter of the pixels across or down.
+        return pixels // (64 * 8 * 4) if _is_huffman(data) else 0
+    if source == "png":
+        return pixels * data[24] * PNG_CHANNELS.get(data[25], 1) // (8 * DEFLATE_GROWTH)
+    if source == "bmp":
+        place = 24 if data[14] == BMP_CORE_HEADER else 28
+        return pixels * int.from_bytes(data[place : place + 2], "little") // 8
+    return pixels // GIF_GROWTH if source == "gif" else 0
+
+
+def _is_huffman(data: bytes) -> bool:
+    frame = next((marker for marker, _ in segments.jpeg_segments(data) if marker in JPEG_FRAMES), 0)
+    return 0xC0 <= frame <= 0xC2
 
 
 def _jpeg(data: bytes) -> Stated:
@@ -88,10 +114,11 @@ def _gif(data: bytes) -> Stated:
     for kind, start, _ in segments.gif_blocks(data):
         if kind != segments.GIF_IMAGE:
             continue
-        frames += 1
+        left, top, across, down = struct.unpack_from("<HHHH", data, start + 1)
+        # Some writers begin with a frame of no pixels.
+        frames += bool(across and down)
         if frames > 1:
             break
-        left, top, across, down = struct.unpack_from("<HHHH", data, start + 1)
         width, height = max(width, left + across), max(height, top + down)
     return Stated(width, height, frames)
 

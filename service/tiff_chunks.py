@@ -14,7 +14,7 @@ from service import tiff
 from service.problems import TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from service.refusals import Limits
 from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
-from service.tiff_picture import JPEG, NONE, Kind, Picture
+from service.tiff_picture import JPEG, NONE, PACKBITS, Kind, Picture
 
 # TIFF 6.0's tags of strips and tiles; libtiff, too, takes the tags of strips for those of tiles.
 ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
@@ -23,6 +23,8 @@ YCBCR_SUBSAMPLING = 530
 SUBSAMPLINGS = (1, 2, 4)
 # Three planes of 65,500 rows, a strip each, have nearly as many.
 MAX_CHUNKS = 200_000
+# Each JPEG has a header to be read. Strips of JPEGs have 8 rows at least.
+MAX_JPEGS = 20_000
 # Four channels of 16 bits, for each of the pixels that a photo may have; and what small pictures may be padded with.
 MAX_BYTES_PER_PIXEL = 8
 MAX_PADDING = 16 << 20
@@ -31,6 +33,8 @@ MOST_BEYOND = 4096
 # No more is read of a chunk: noise grows when it is compressed, by a fax' code to 4.5 times its size.
 MAX_GROWTH = 8
 MAX_OVERHEAD = 64 << 10
+# How many times its size a chunk grows at most when it is decompressed: as it is, PackBits, LZW, Deflate twice.
+MOST_GROWN = {NONE: 1, PACKBITS: 64, 5: 1400, 8: 1032, 32946: 1032}
 # Of all chunks together: each scan takes time for every pixel, were it empty.
 MAX_SCANNED_PIXELS = 2_000_000_000
 # Frames of a JPEG that libjpeg decodes quickly: baseline, extended and progressive. The others are not for TIFF.
@@ -60,6 +64,11 @@ class Chunks:
     row_bytes: int
     starts: NDArray[np.int64]
     sizes: NDArray[np.int64]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a chunk, pixels."""
+        return self.height, self.width
 
     @property
     def unit(self) -> int:
@@ -119,11 +128,10 @@ def chunks_of(page: tiff.Page, picture: Picture, limits: Limits) -> Chunks:
         )
     row_bytes = _row_bytes(picture, width, subsampling, is_tiled)
     number = across * down * (picture.channels if picture.is_planar else 1)
-    if number > MAX_CHUNKS:
+    most = MAX_JPEGS if picture.compression == JPEG else MAX_CHUNKS
+    if number > most:
         what = "tiles" if is_tiled else "strips"
-        raise UnsupportedType(
-            f"the TIFF has {number:,} {what}; {MAX_CHUNKS:,} are supported", field="file", limit=MAX_CHUNKS
-        )
+        raise UnsupportedType(f"the TIFF has {number:,} {what}; {most:,} are supported", field="file", limit=most)
     chunk_bytes = row_bytes * -(-height // subsampling[1])
     if chunk_bytes * number > MAX_BYTES_PER_PIXEL * limits.max_pixels + MAX_PADDING:
         raise TooManyPixels(
@@ -200,7 +208,7 @@ def _places(
             field="file",
             limit=end,
         )
-    is_short = picture.compression == NONE and bool(np.any(sizes < decoded))
+    is_short = bool(np.any(sizes * MOST_GROWN.get(picture.compression, decoded.max() + 1) < decoded))
     if is_short or np.any(starts + sizes > end):
         raise UnreadableImage("the TIFF is damaged or cut short: strips or tiles are not all there", field="file")
     most = decoded if picture.compression == NONE else MAX_GROWTH * decoded + MAX_OVERHEAD

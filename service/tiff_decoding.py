@@ -15,18 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from service import libtiff, tiff
+from service import libtiff, tiff, tiff_jpeg
 from service.color import Bytes, Levels, white
 from service.problems import UnreadableImage
 from service.refusals import Limits, library_call
 from service.tiff_chunks import (
     ROWS_PER_STRIP,
-    SUBSAMPLINGS,
     TILE_HEIGHT,
     TILE_SIZES,
     TILE_WIDTH,
     TILES,
-    YCBCR_SUBSAMPLING,
     Chunks,
     chunks_of,
 )
@@ -38,7 +36,7 @@ from service.tiff_writing import HEADS, packed, packed_entry
 BAND = 16 << 20
 COPIED = 4 << 20
 # TIFF 6.0's tags that decoders need beside those of every picture.
-FAX3_OPTIONS, FAX4_OPTIONS, JPEG_TABLES = 292, 293, 347
+FAX3_OPTIONS, FAX4_OPTIONS = 292, 293
 # Bits of the options: two dimensions, uncompressed parts, fill bits.
 FAX_OPTIONS = 0b111
 COEFFICIENTS, REFERENCE = 529, 532
@@ -111,6 +109,7 @@ class _Decompressor:
         self._picture = chunks.picture
         self._order = page.layout.order
         self._fields = _codec_fields(page, chunks.picture)
+        self._tables = tiff_jpeg.tables_of(page)
 
     def samples(self, plane: int, first: int, count: int) -> Levels:
         """Return so many rows of chunks as samples, [rows, across * chunk's width or less, channels]."""
@@ -119,7 +118,7 @@ class _Decompressor:
         contents = chunks.contents(plane, first, count)
         width = chunks.width * chunks.across
         if picture.compression == JPEG:
-            return self._pillow(contents, width, rows, chunks.width, chunks.height).reshape(rows, width, mixed)
+            return self._jpegs(contents, rows, mixed)
         lines = -(-rows // chunks.unit)
         if picture.compression == NONE:
             stored = _joined(contents, chunks, lines)
@@ -131,6 +130,16 @@ class _Decompressor:
         if picture.kind == Kind.YCBCR:
             return _ycbcr_samples(stored, chunks)[:rows]
         return self._of_bytes(stored, mixed)
+
+    def _jpegs(self, contents: list[bytes], rows: int, mixed: int) -> Levels:
+        chunks, is_ycbcr = self._chunks, self._picture.kind == Kind.YCBCR
+        samples: Levels = np.empty((rows, chunks.width * chunks.across, mixed), np.uint8)
+        for number, content in enumerate(contents):
+            top, left = (n * side for n, side in zip(divmod(number, chunks.across), chunks.sides, strict=True))
+            height = min(chunks.height, rows - top)
+            part = tiff_jpeg.pixels(content, self._tables, mixed, chunks.width, height, is_ycbcr=is_ycbcr)
+            samples[top : top + height, left : left + chunks.width] = part
+        return samples
 
     def _of_bytes(self, stored: Bytes, mixed: int) -> Levels:
         picture, chunks = self._picture, self._chunks
@@ -177,30 +186,13 @@ class _Decompressor:
 
 
 def _codec_fields(page: tiff.Page, picture: Picture) -> dict[int, tiff.Field]:
-    """Return the fields, for libtiff, that tell how chunks are compressed. All but JPEG gives one sample after another.
-
-    Raises UnreadableImage.
-    """
-    bits, samples, photometric = (1 if picture.compression in FAXES else 8), 1, int(Kind.BLACK_IS_ZERO)
+    """Return the fields, for libtiff, that tell how chunks are compressed. It gives one sample after another."""
+    bits = 1 if picture.compression in FAXES else 8
     fields: dict[int, tiff.Field] = {}
-    if picture.compression == JPEG and not picture.is_planar:
-        samples = picture.channels
-        # libtiff converts YCbCr to RGB. Channels that are called RGB or CMYK stay as they are.
-        three = Kind.YCBCR if picture.kind == Kind.YCBCR else Kind.RGB
-        photometric = {1: int(Kind.BLACK_IS_ZERO), 3: int(three), 4: int(Kind.INKS)}[samples]
-    if picture.compression == JPEG:
-        tables = page.content(JPEG_TABLES)
-        if len(tables) > MAX_TABLES:
-            raise UnreadableImage("the TIFF's JPEG tables are too large", field="file", limit=MAX_TABLES)
-        fields |= {JPEG_TABLES: tiff.Field(JPEG_TABLES, 7, tables)} if tables else {}
     options = {tag: page.number(tag, 0) for tag in (FAX3_OPTIONS, FAX4_OPTIONS)}
     fields |= {tag: _long(option & FAX_OPTIONS) for tag, option in options.items() if option}
-    fields |= {tiff.BITS: _shorts(*[bits] * samples), COMPRESSION: _shorts(picture.compression)}
-    fields |= {PHOTOMETRIC: _shorts(photometric), tiff.SAMPLES: _shorts(samples)}
-    subsampling = page.numbers(YCBCR_SUBSAMPLING)[:2]
-    if photometric == Kind.YCBCR and all(step in SUBSAMPLINGS for step in subsampling) and len(subsampling) == 2:
-        fields[YCBCR_SUBSAMPLING] = _shorts(*subsampling)
-    return fields
+    fields |= {tiff.BITS: _shorts(bits), COMPRESSION: _shorts(picture.compression)}
+    return fields | {PHOTOMETRIC: _shorts(Kind.BLACK_IS_ZERO), tiff.SAMPLES: _shorts(1)}
 
 
 def _shorts(*values: int) -> tiff.Field:

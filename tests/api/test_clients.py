@@ -103,3 +103,19 @@ def test_a_length_in_any_spelling(server: Server, length: str, status: int) -> N
         one.sendall(head.encode())
         answer = one.recv(65536)
     assert int(answer.split()[1]) == status
+
+
+@pytest.mark.parametrize("whole", [1, 2])
+def test_what_came_whole_is_answered_though_the_next_request_breaks_off(
+    server: Server, jpeg: bytes, whole: int
+) -> None:
+    head = f"POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+    request = head.encode() + jpeg
+    with connection(server) as client:
+        client.sendall(whole * request + request[: len(head) + 5])
+        client.shutdown(socket.SHUT_WR)
+        answer = b""
+        while piece := client.recv(65536):
+            answer += piece
+    assert answer.count(b"HTTP/1.1 200") == whole
+    assert "unexpected fault" not in server.log.read_text()

@@ -383,6 +383,13 @@ def test_bmp_and_gif(picture: np.ndarray, mode: str, format_: str) -> None:
     assert np.abs(decode(data).luma.astype(int) - color.luma_of_rgb(expected)).max() <= 1
 
 
+def test_a_frame_without_pixels_makes_no_gif_animated(picture: np.ndarray) -> None:
+    data = encoded(picture[..., 0], "GIF")
+    image = data.rindex(b"\x2c\0\0\0\0" + data[6:10])
+    empty = b"\x2c" + bytes(9) + b"\x02\0"
+    np.testing.assert_array_equal(decode(data[:image] + empty + data[image:]).luma, decode(data).luma)
+
+
 def test_a_transparent_gif(picture: np.ndarray) -> None:
     alpha = np.zeros(picture.shape[:2], np.uint8)
     alpha[50:] = 255

@@ -374,3 +374,18 @@ def test_a_chunk_beside_the_pixels_that_is_compressed_is_read() -> None:
     text = (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LIES))
     data = segments.png_with(encoded(np.zeros((4, 4), np.uint8), "PNG"), [text])
     assert metadata.read(data, "png").xmp == LIES
+
+
+@pytest.mark.parametrize("numbers", [(0, 1), (1, 0), (2, 2), (5, 9), (1, 1), (255, 255)])
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+def test_a_profile_in_oddly_numbered_segments_is_read_if_it_is_whole(numbers: tuple[int, int], count: int) -> None:
+    icc = bytearray(b"a profile".ljust(36, b".") + b"acsp" + bytes(range(200)))
+    icc[:4] = len(icc).to_bytes(4)
+    # Those whose numbers tell an order are in that order.
+    parts = [icc[:100], icc[100:]] if numbers[0] <= numbers[1] else [icc[100:], icc[:100]]
+    bodies = [b"ICC_PROFILE\0" + bytes([n, count]) + part for n, part in zip(numbers, parts, strict=True)]
+    data = encoded(np.zeros((8, 8), np.uint8), "JPEG")
+    found = metadata.read(segments.jpeg_with(data, [(0xE2, body) for body in bodies]), "jpeg")
+    assert found.icc == bytes(icc)
+    missing = metadata.read(segments.jpeg_with(data, [(0xE2, bodies[0])]), "jpeg")
+    assert missing.icc is None or numbers[0] == count == 1

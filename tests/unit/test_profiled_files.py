@@ -16,6 +16,7 @@ from tests.unit.test_profiles import (
     SRGB,
     gamma,
     gray,
+    matrix,
     table,
     with_table,
 )
@@ -44,6 +45,15 @@ def test_a_table_whose_grays_are_no_grays_is_applied_to_colours() -> None:
 def test_other_profiles_leave_grays_gray() -> None:
     for profile in (None, b"", ADOBE_ICC, SCANNER_ICC, MODERN_SCANNER_ICC, gray(gamma(1.8)), PRESS_ICC):
         assert not profiles.means_colors_only(profile)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (1, 0, 2), (0, 2, 1)])
+def test_swapped_primaries_are_put_back(order: tuple[int, int, int]) -> None:
+    rgb = smooth()
+    profile = matrix(SRGB[:, list(order)], gamma(563 / 256))
+    data = encoded(rgb[..., list(order)], "JPEG", icc_profile=profile, quality=100, subsampling=0)
+    luma = decoding.decode(data, "jpeg", LIMITS, icc=metadata.read(data, "jpeg").icc).luma
+    assert np.abs(luma.astype(int) - color.luma_of_rgb(rgb)).mean() < 3
 
 
 def test_a_table_of_noise_is_ignored() -> None:

@@ -137,7 +137,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, float, int]] = {
     "overlapping deflate": (lambda: overlapping(empty_blocks(MIB - 100), DEFLATE), "unreadable_image", 1, 32),
     "overlapping lzw": (lambda: overlapping(b"\x80", LZW), "unreadable_image", 1, 32),
     "overlapping packbits": (lambda: overlapping(b"\x80" * MIB, PACKBITS), "unreadable_image", 1, 32),
-    "overlapping jpeg": (lambda: overlapping(jpeg(1, 1), JPEG), "unreadable_image", 1, 32),
+    "overlapping jpeg": (lambda: overlapping(jpeg(1, 1), JPEG), "unsupported_type", 1, 32),
     "overlapping lzma": (lambda: overlapping(lzma.compress(b"1"), LZMA), "unreadable_image", 1, 32),
     "overlapping zstandard": (lambda: overlapping(zstandard(1), ZSTD), "unreadable_image", 1, 32),
     "overlapping fax": (lambda: overlapping(NOISE, 4), "unreadable_image", 1, 32),
@@ -290,13 +290,13 @@ def test_a_bomb(name: str, child: tuple[subprocess.Popen[str], Path], tmp_path: 
     assert errors.read_text() == ""
 
 
-@pytest.mark.parametrize("compression", [1, LZW, DEFLATE, PACKBITS, LZMA, ZSTD, JPEG])
+@pytest.mark.parametrize("compression", [1, LZW, DEFLATE, PACKBITS, LZMA, ZSTD])
 def test_a_sound_photo_of_many_strips(
     compression: int, child: tuple[subprocess.Popen[str], Path], tmp_path: Path
 ) -> None:
     """As many strips as there may be take a few seconds, whatever their compression."""
     process, _ = child
-    for kind, planes in ((1, 1), (6 if compression == JPEG else 2, 1), (2, 3)):
+    for kind, planes in ((1, 1), (2, 1), (2, 3)):
         file = tmp_path / "photo"
         file.write_bytes(rows_of_their_own(8, compression, kind, planes))
         outcome, seconds, mebibytes = _reports(process, file)

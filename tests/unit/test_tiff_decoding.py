@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from service import color, decoding, header, libtiff, refusals
+from service import color, decoding, header, libtiff, refusals, tiff_decoding
 from service.photo import Photo, Pixels
 from service.problems import Problem, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
 from tests.unit import tiffs
@@ -598,3 +598,35 @@ def test_no_mutation_is_a_fault_of_ours() -> None:
             data[place : place + 2] = int(random.choice(numbers)).to_bytes(2, "little")
         with contextlib.suppress(UnreadableImage, UnsupportedType, TooManyPixels, TooManyScans):
             decoding.decode(bytes(data), "tiff", refusals.Limits(4_000_000, 65_500))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr", "CMYK"])
+@pytest.mark.parametrize("tiles", [None, (64, 64)])
+def test_a_jpeg_in_a_tiff_that_is_cut_short_is_damage(mode: str, tiles: tuple[int, int] | None) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (128, 128, len(mode) if mode != "YCbCr" else 3), np.uint8)
+    picture = Image.fromarray(noise.squeeze(), mode)
+    sides = [(0, 0, 128, 128)] if tiles is None else [(x, y, x + 64, y + 64) for y in (0, 64) for x in (0, 64)]
+    jpegs = []
+    for side in sides:
+        stream = io.BytesIO()
+        picture.crop(side).save(stream, "JPEG", quality=90)
+        jpegs.append(stream.getvalue())
+    channels = noise.shape[2]
+    tags: tiffs.Tags = {
+        tiffs.WIDTH: (4, [128]),
+        tiffs.HEIGHT: (4, [128]),
+        tiffs.BITS: (3, [8] * channels),
+        tiffs.COMPRESSION: (3, [7]),
+        tiffs.PHOTOMETRIC: (3, [{"L": 1, "RGB": 6, "YCbCr": 6, "CMYK": 5}[mode]]),
+        tiffs.SAMPLES: (3, [channels]),
+    }
+    tags |= {tiffs.TILE_WIDTH: (4, [64]), tiffs.TILE_HEIGHT: (4, [64])} if tiles else {tiffs.ROWS: (4, [128])}
+    assert tiff_decoding.decode(tiffs.assembled(jpegs, tags, {}, is_tiled=bool(tiles)), LIMITS).picture.shape[:2] == (
+        128,
+        128,
+    )
+    for share in (0.3, 0.6, 0.95):
+        for end in (b"", b"\xff\xd9"):
+            cut = [*jpegs[:-1], jpegs[-1][: int(share * len(jpegs[-1]))].removesuffix(b"\xff") + end]
+            with pytest.raises(UnreadableImage):
+                tiff_decoding.decode(tiffs.assembled(cut, tags, {}, is_tiled=bool(tiles)), LIMITS)

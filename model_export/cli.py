@@ -331,6 +331,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         with stopping.at_once(args.left):
             args.call(args)
+    except ModuleNotFoundError as error:
+        sys.exit(f"{error.name} is not installed: `make .venv/.dev` sets up what training needs")
     except (OSError, ValueError, RuntimeError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as interrupt:

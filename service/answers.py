@@ -11,6 +11,8 @@ from pathlib import Path
 RECORD = ".tomau-answers"
 # The longest name that common file systems take, in bytes.
 MAX_NAME = 255
+# Bytes of a SHA-256.
+DIGEST = 32
 HEADER = b"# tomau wrote these answers here. Of each: the SHA-256 of the photo, and that of the answer.\n"
 LINE = re.compile(rb"^[0-9a-f]{64} [0-9a-f]{64}(?=\r?$)", re.MULTILINE)
 
@@ -38,6 +40,14 @@ def record_of(folder: Path) -> Path:
     return inside if is_kept_inside else beside
 
 
+def _digest_of(path: Path) -> bytes | None:
+    """Return the SHA-256 of a file, None where there is no file. Raises OSError when it can't be read."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 class Record:
     """The answers that tomau wrote into one folder, as a hidden text file tells them.
 
@@ -50,6 +60,8 @@ class Record:
         self._path = record_of(folder)
         self._lock = threading.Lock()
         self._pairs: set[bytes] = set()
+        self._photos: set[bytes] = set()
+        self._answers: set[bytes] = set()
         self._read = 0  # bytes of the file
 
     def has(self, photo: bytes, answer: bytes) -> bool:
@@ -58,6 +70,22 @@ class Record:
             if photo + answer not in self._pairs:
                 self._read_on()
             return photo + answer in self._pairs
+
+    def holds(self, path: Path) -> bool:
+        """Return whether a file is an answer to any photo, as tomau wrote it. Raises OSError."""
+        with self._lock:
+            self._read_on()
+            if not self._answers:
+                return False
+        return _digest_of(path) in self._answers
+
+    def reason(self, photo: bytes, answer: bytes | None) -> str:
+        """Return why something in the place of an answer is none. answer: its digest, None where it is no file."""
+        if not self._answers:
+            return f"there is no record of answers in this folder ({self._path.name}), or it is damaged"
+        if answer in self._answers:
+            return "it is the answer to another photo, or to an earlier version of this one"
+        return "it was edited since tomau wrote it" if photo in self._photos else "tomau did not write it"
 
     def add(self, photo: bytes, answer: bytes) -> None:
         """Note an answer, on disk, unless it is noted already; both are digests. Raises OSError."""
@@ -70,7 +98,7 @@ class Record:
                 file.write(self._before_line(file.seek(0, os.SEEK_END)) + line)
                 file.flush()
                 os.fsync(file.fileno())
-            self._pairs.add(photo + answer)
+            self._learn([photo + answer])
 
     def check(self) -> None:
         """Raise OSError when the record can't be read or written."""
@@ -109,7 +137,12 @@ class Record:
             return
         text = text[: text.rfind(b"\n") + 1]
         self._read += len(text)
-        self._pairs.update(bytes.fromhex(line[0].decode()) for line in LINE.finditer(text))
+        self._learn([bytes.fromhex(line[0].decode()) for line in LINE.finditer(text)])
+
+    def _learn(self, pairs: list[bytes]) -> None:
+        self._pairs.update(pairs)
+        self._photos.update(pair[:DIGEST] for pair in pairs)
+        self._answers.update(pair[DIGEST:] for pair in pairs)
 
 
 class Answers:
@@ -124,19 +157,14 @@ class Answers:
 
         photo: the digest of its bytes.
         """
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            answer = hashlib.file_digest(file, "sha256").digest()
-        return self._record(path.parent).has(photo, answer)
+        answer = _digest_of(path)
+        return answer is not None and self._record(path.parent).has(photo, answer)
 
     def check(self, path: Path, photo: bytes) -> None:
         """Raise FileExistsError when something is there that tomau did not write for the photo."""
         if os.path.lexists(path) and not self.has(path, photo):
-            raise FileExistsError(
-                f"{path} is there already, and no record says that tomau wrote it for this photo: it is another"
-                " file, or it was edited, or the photo was; move it away, or name another folder"
-            )
+            reason = self._record(path.parent).reason(photo, _digest_of(path))
+            raise FileExistsError(f"{path} is there already, and stays: {reason}; move it away, or name another folder")
 
     def write(self, path: Path, data: bytes, photo: bytes, *, force: bool) -> bool:
         """Write an answer, whole or not at all, and return whether it was written.

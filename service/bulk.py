@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import unicodedata
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -124,11 +125,13 @@ def _found(path: Path, folder: Path) -> Iterator[Job]:
 
 
 def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the photos below a folder, and folders that can't be read, with the reason.
+    """Yield the photos below a folder; and links that lead nowhere and folders that can't be read, with the reason.
 
-    What is hidden, and what is among the answers, is passed over.
+    What is hidden, and what is among the answers, is passed over. So are answers of other runs, and files that are not
+    named as photos: of these a warning tells.
     """
     unread: list[OSError] = []
+    others: Counter[str] = Counter()
     seen = {_identity(answers)}
     for place, folders, names in os.walk(path, onerror=unread.append, followlinks=True):
         here = Path(place)
@@ -139,12 +142,34 @@ def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
             continue
         seen.add(identity)
         folders[:] = sorted(name for name in folders if not _is_passed_over(name))
-        for name in sorted(names):
-            is_photo = Path(name).suffix.lower() in PHOTO_SUFFIXES and not _is_passed_over(name)
-            if is_photo and (here / name).is_file():
-                yield here / name, ""
+        record = Record(here)
+        for name in sorted(name for name in names if not _is_passed_over(name)):
+            photo = here / name
+            if photo.suffix.lower() not in PHOTO_SUFFIXES:
+                others[photo.suffix.lower() or "no extension"] += 1
+            elif photo.is_symlink() and not photo.exists():
+                yield photo, "the link leads nowhere"
+            elif photo.is_file() and _is_answer(record, photo):
+                others["answers of another run"] += 1
+            elif photo.is_file():
+                yield photo, ""
     for error in unread:
         yield Path(error.filename), str(error)
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        log.warning(
+            "%s: %d files are passed over, as they are not named as photos or are answers: %s",
+            path,
+            others.total(),
+            kinds,
+        )
+
+
+def _is_answer(record: Record, photo: Path) -> bool:
+    try:
+        return record.holds(photo)
+    except OSError:
+        return False  # What is wrong with it is told when it is coloured.
 
 
 def _is_passed_over(name: str) -> bool:

@@ -107,7 +107,7 @@ class Catalog:
         if settings.default_model not in self._models:
             raise CatalogError(
                 f"{settings.models}: there is no model {settings.default_model!r} to be the default"
-                f" (found: {', '.join(self._models) or 'none'})"
+                f" (found: {', '.join(self._models) or 'none'}); TOMAU_DEFAULT_MODEL names another"
             )
         self.fresh = [model for model in self if self._known.get(model.sha256) is not model]
         self._known = {}

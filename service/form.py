@@ -93,6 +93,8 @@ class Preamble:
             line_end = self._held.find(b"\n", self._looked)
             if line_end < 0:
                 return self._nothing_yet()
+            if self._held[self._line : line_end] == self._first:
+                raise BrokenUpload("the form's lines end with LF alone; they must end with CR and LF")
             if self._is_boundary(line_end):
                 return self._first + b"\r\n" + bytes(self._held[line_end + 1 :])
             self._line = self._looked = line_end + 1

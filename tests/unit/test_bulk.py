@@ -395,13 +395,37 @@ def test_a_file_that_is_given_twice_is_coloured_once(
     (tmp_path / "soft.jpg").symlink_to(album / "a.jpg")
     (tmp_path / "hard.jpg").hardlink_to(album / "a.jpg")
     (tmp_path / "linked").symlink_to(album)
-    (album / "missing.jpg").symlink_to(tmp_path / "nothing")
     a = Path("a.jpg")
     given = [a, a, Path("./a.jpg"), album / "a.jpg", tmp_path / "soft.jpg", tmp_path / "hard.jpg"]
     assert run(colorizer, given, tmp_path / "files") == ["a.jpg"]
     given = [*given[3:], album, tmp_path / "linked", album / "b.jpg"]
     assert run(colorizer, given, tmp_path / "folders") == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert f"{tmp_path / 'hard.jpg'} is the same file as {album / 'a.jpg'}" in caplog.text
+
+
+def test_what_is_passed_over_is_told(
+    colorizer: Colorizer, album: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("scan001", "letter.pdf", "a.jpg.bak", "b.BAK", ".hidden.bak"):
+        (album / name).write_bytes(b"no photo")
+    assert run(colorizer, [album], tmp_path / "out") == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    assert "4 files are passed over" in caplog.text
+    assert "2 .bak, 1 .pdf, 1 no extension" in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_a_fault(colorizer: Colorizer, album: Path, tmp_path: Path) -> None:
+    (album / "e.jpg").symlink_to(tmp_path / "nothing")
+    assert run(colorizer, [album], tmp_path / "out")[-1] == "the link leads nowhere"
+
+
+def test_answers_of_another_run_are_no_photos(
+    colorizer: Colorizer, album: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(colorizer, [album], album / "coloured")
+    (album / "coloured" / "foreign.jpg").write_bytes((album / "a.jpg").read_bytes() + b"another")
+    done = run(colorizer, [album], tmp_path / "out")
+    assert done == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "foreign.jpg"]
+    assert "4 answers of another run" in caplog.text
 
 
 def test_copies_are_photos_of_their_own(colorizer: Colorizer, album: Path, tmp_path: Path) -> None:

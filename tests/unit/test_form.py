@@ -65,7 +65,8 @@ def test_a_boundary_is_named_in_many_ways(declared: str) -> None:
         (b"text without an end", "has no line '--b0undary'"),
         (b"x\r\n--another\r\n", "has no line '--b0undary'"),
         (b"", "has no line '--b0undary'"),
-        (LINE + b"\n\n", "has no line '--b0undary'"),
+        (LINE + b"\n\n", "lines end with LF alone"),
+        (PLAIN.replace(b"\r\n", b"\n"), "lines end with LF alone"),
         (b"x\r\n" + PHOTO, "breaks off"),
     ],
 )

@@ -23,7 +23,7 @@ serve: $(VENV)/.serve
 	$(BIN)/tomau serve
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not long'
 
 # Without training and exporting a network.
 test-fast: $(VENV)/.dev
@@ -42,8 +42,9 @@ test-lowest:
 test-suites: $(VENV)/.dev
 	$(BIN)/python -m tests.suites $(ARGS)
 
-# With what .ci/run leaves out or cuts short: the lowest versions, suites, fuzzers and the soak at length.
-test-all: test test-containers test-lowest test-suites audit
+# With what .ci/run leaves out or cuts short: long tests, the lowest versions, suites, fuzzers and the soak at length.
+test-all: $(VENV)/.dev test-containers test-lowest test-suites audit
+	$(BIN)/python -m pytest
 	$(MAKE) fuzz ARGS="--seconds 600"
 	$(MAKE) soak
 

@@ -60,7 +60,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("space", "bin_size"), [("lab", 20.0), ("hsv", 0.25)])
+@pytest.mark.parametrize(("space", "bin_size"), [("lab", 20.0), pytest.param("hsv", 0.25, marks=pytest.mark.long)])
 def test_train_resume_export_evaluate_and_serve(
     tmp_path: Path, shards: tuple[Path, Path], serve: Serve, jpeg: bytes, space: str, bin_size: float
 ) -> None:
@@ -148,6 +148,7 @@ SMALL = {
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["resnet50-fcn", "unet-gan-resnet18"])
 def test_the_tutorials_train_resume_export_and_serve(
     tmp_path: Path, shards: tuple[Path, Path], serve: Serve, jpeg: bytes, name: str
@@ -179,6 +180,7 @@ def test_the_tutorials_train_resume_export_and_serve(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_run_can_be_repeated_however_often_it_checks_itself(tmp_path: Path, shards: tuple[Path, Path]) -> None:
     recipe = tmp_path / "tiny.toml"
     recipe.write_text(RECIPE.format(space="lab", bin_size=20.0, views=600))

@@ -2,11 +2,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
 from model_export import cli
 from model_export.stopping import SIGNALS, Stop, at_once, exit_code
+
+
+@pytest.fixture(autouse=True)
+def foreground() -> Iterator[None]:
+    """A shell starts what is in the background with SIGINT ignored; here, and in children, it is as in a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def send(number: int) -> None:

@@ -79,7 +79,7 @@ async def _watch(state: State) -> None:
 
 def _requests_inside(state: State) -> str:
     """What to add to a line about the end: the requests that may have caused it."""
-    requests = ", ".join(state.workers.requests)
+    requests = ", ".join(sorted(state.workers.requests))
     return f", with the requests {requests} inside" if requests else ""
 
 

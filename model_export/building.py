@@ -1,4 +1,4 @@
-"""What a run is built of: its bins, its optimizer, and what the machine needs to be told."""
+"""Build the parts of a run: its bins, its optimizer, and the settings of the machine."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What an exported file does to the network's chroma: it is multiplied with a gain, and loses a share of its cast.
+"""The gain and the cast of an exported file: its chroma is multiplied with the one, and loses a share of the other.
 
 A file says both in its metadata, and a run that began with the file exports with the same. The service reads neither:
 they are part of the graph.

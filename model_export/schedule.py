@@ -76,17 +76,17 @@ class Clock:
 
     @property
     def is_limited(self) -> bool:
-        """Whether what the steps and the last checkpoint take has to be known."""
+        """Tell whether a time limit makes it necessary to know how long steps and the last checkpoint take."""
         return not self._stops_at_once and min(self._budget_s, self._call_ends) < math.inf
 
     @property
     def minutes(self) -> float:
-        """Of learning in all calls so far."""
+        """Minutes of learning, in this call and all calls before it."""
         return self._before + self.learning_seconds / 60
 
     @property
     def learning_seconds(self) -> float:
-        """Since `begin`."""
+        """Seconds of learning since `begin`."""
         return self.now() - self._begun
 
     @property
@@ -96,7 +96,7 @@ class Clock:
 
     @property
     def seconds_left(self) -> float:
-        """Until this call has to end; infinite without a limit."""
+        """Seconds until this call has to end; infinite without a limit."""
         return min(self._budget_ends, self._call_ends) - self.now()
 
     @property
@@ -116,16 +116,16 @@ class Clock:
         return min(1.0, self._progress + (1 - self._progress) * (self.learning_seconds + ahead) / rest)
 
     def share(self, ahead: float = 0.0) -> float:
-        """Return as `progress` for what this call may take, from 0 where it began."""
+        """Return the share of this call, in 0..1, that is over in `ahead` seconds by its limit; 0 without one."""
         if self._call_ends == math.inf:
             return 0.0
         rest = max(self._call_ends - self.ending - self._begun, self.step, 1e-9)
         return min(1.0, (self.learning_seconds + ahead) / rest)
 
     def budget_is_used_up(self) -> bool:
-        """Whether no other step fits into the time budget."""
+        """Return whether no other step fits into the time budget."""
         return self.now() + self.step + self.ending > self._budget_ends
 
     def call_is_used_up(self) -> bool:
-        """Whether no other step fits into this call."""
+        """Return whether no other step fits into this call."""
         return self.now() + self.step + self.ending > self._call_ends

@@ -117,7 +117,7 @@ class Record:
             raise OSError(f"{self._path} is not a plain file, so no answer can be recorded there; move it away")
 
     def _before_line(self, size: int) -> bytes:
-        """What a new line needs in front of it; a run that was killed may have left half a line."""
+        """Return the bytes that a new line needs in front of it. A run that was killed may have left half a line."""
         if not size:
             return HEADER
         with self._path.open("rb") as file:

@@ -78,7 +78,7 @@ async def _watch(state: State) -> None:
 
 
 def _requests_inside(state: State) -> str:
-    """What to add to a line about the end: the requests that may have caused it."""
+    """Return the end of a log line: the requests that may have caused the end of the process."""
     requests = ", ".join(sorted(state.workers.requests))
     return f", with the requests {requests} inside" if requests else ""
 

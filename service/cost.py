@@ -1,4 +1,4 @@
-"""What decoding costs at most, estimated from a file's header and size: hopeless work is refused before it begins.
+"""Estimate the cost of decoding from a file's header and size, so that hopeless work is refused before it begins.
 
 Each rate is about twice the slowest that was measured on one core of a virtual server: noise for a byte, even areas for
 a pixel. They are no forecast for an ordinary photo, which takes a fraction of the estimate.

@@ -206,7 +206,7 @@ class Form:
 
     @property
     def _is_option(self) -> bool:
-        """Whether the part is an option. A page's script sends options as files when it appends them as blobs."""
+        """Tell whether the part is an option. A page's script sends options as files when it appends them as blobs."""
         return self._filename is None or self._name in self._known_options
 
     def _no_file(self) -> MissingFile:

@@ -1,4 +1,4 @@
-"""What a connection is told that is one too many."""
+"""Refuse requests on connections that exceed TOMAU_MAX_CONNECTIONS; answer only health checks and metrics."""
 
 import logging
 import math

@@ -38,27 +38,27 @@ class Reshape:
 
     @property
     def is_sideways(self) -> bool:
-        """Whether the turn exchanges width and height."""
+        """Tell whether the turn exchanges width and height."""
         return self.orientation in SIDEWAYS
 
     @property
     def is_mirrored(self) -> bool:
-        """Whether left and right are exchanged."""
+        """Tell whether left and right are exchanged."""
         return self.orientation in MIRRORED
 
     @property
     def is_turned(self) -> bool:
-        """Whether a place has other normalised coordinates in the answer."""
+        """Tell whether a place has other normalised coordinates in the answer."""
         return self.orientation != 1
 
     @property
     def is_scaled(self) -> bool:
-        """Whether the answer has other sides than the upright picture."""
+        """Tell whether the answer has other sides than the upright picture."""
         return self.full != (self.width, self.height)
 
     @property
     def is_identity(self) -> bool:
-        """Whether every pixel is where it was."""
+        """Tell whether every pixel is where it was."""
         return not self.is_turned and not self.is_scaled
 
     def point(self, x: float, y: float) -> tuple[float, float]:

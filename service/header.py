@@ -10,7 +10,7 @@ from service import boxes, cost, heif, jpeg_file, profiles, segments, sizes, sti
 from service.exif import is_excessive
 from service.photo import Source
 from service.problems import EmptyUpload, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
-from service.refusals import ANIMATED, Limits, check_size, library_call
+from service.refusals import ANIMATED, MAX_SCANNED_PIXELS, Limits, check_size, library_call
 from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
 
 # Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.
@@ -24,8 +24,6 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImageP
 
 APP1, EXIF = 0xE1, b"Exif\0\0"
 MAX_SCANS = 100
-# Of all scans together: each takes time for every pixel, were it empty. Twenty scans of the largest photo.
-MAX_SCANNED_PIXELS = 2_000_000_000
 # Between a JPEG's segments, where nothing should be: Pillow goes over it byte by byte.
 MAX_GAPS = 64 * 1024
 # Pillow joins them in quadratic time.
@@ -152,7 +150,7 @@ def _check_stated(data: bytes, source: sizes.Sized, limits: Limits, scans: int) 
 
 def _jpeg_kind(data: bytes) -> cost.Kind:
     """How a JPEG is coded, by its first frame."""
-    marker = next((marker for marker, _ in jpeg_segments(data) if marker in sizes.JPEG_FRAMES), 0)
+    marker = sizes.jpeg_frame(data)
     if marker in ARITHMETIC:
         return "arithmetic"
     return "progressive" if marker == PROGRESSIVE else "jpeg"

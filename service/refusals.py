@@ -17,6 +17,11 @@ SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
 UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|not (yet )?implemented|cannot handle", re.IGNORECASE)
 
 
+# Pixels of all scans of a JPEG together: each scan takes time for every pixel, even if it is empty. The limit is that
+# of twenty scans of the largest photo.
+MAX_SCANNED_PIXELS = 2_000_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The largest photo that is decoded: pixels in all and on a side, and estimated seconds for decoding."""

@@ -12,6 +12,8 @@ from service import segments
 
 # Every kind of frame: baseline to lossless, without DHT (C4), JPG (C8) and DAC (CC), and JPEG-LS.
 JPEG_FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
+# Those that libjpeg decodes, with Huffman codes: baseline, extended and progressive.
+HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)
 # The BMP header that is older than Windows 3, with sides of 16 bits.
 BMP_CORE_HEADER = 12
 VP8_START_CODE = b"\x9d\x01\x2a"
@@ -52,7 +54,7 @@ def least_bytes(data: bytes, source: Sized, width: int, height: int) -> int:
     pixels = width * height
     if source == "jpeg":
         # A bit for each block of the largest component, which may have a quarter of the pixels across or down.
-        return pixels // (64 * 8 * 4) if _is_huffman(data) else 0
+        return pixels // (64 * 8 * 4) if jpeg_frame(data) in HUFFMAN_FRAMES else 0
     if source == "png":
         return pixels * data[24] * PNG_CHANNELS.get(data[25], 1) // (8 * DEFLATE_GROWTH)
     if source == "bmp":
@@ -61,9 +63,9 @@ def least_bytes(data: bytes, source: Sized, width: int, height: int) -> int:
     return pixels // GIF_GROWTH if source == "gif" else 0
 
 
-def _is_huffman(data: bytes) -> bool:
-    frame = next((marker for marker, _ in segments.jpeg_segments(data) if marker in JPEG_FRAMES), 0)
-    return 0xC0 <= frame <= 0xC2
+def jpeg_frame(data: bytes) -> int:
+    """Return the marker of a JPEG's first frame, which tells how it is coded; 0 without a frame."""
+    return next((marker for marker, _ in segments.jpeg_segments(data) if marker in JPEG_FRAMES), 0)
 
 
 def _jpeg(data: bytes) -> Stated:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service import tiff
 from service.problems import TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
-from service.refusals import Limits
+from service.refusals import MAX_SCANNED_PIXELS, Limits
 from service.segments import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 from service.tiff_picture import JPEG, NONE, PACKBITS, Kind, Picture
 
@@ -35,8 +35,6 @@ MAX_GROWTH = 8
 MAX_OVERHEAD = 64 << 10
 # How many times its size a chunk grows at most when it is decompressed: as it is, PackBits, LZW, Deflate twice.
 MOST_GROWN = {NONE: 1, PACKBITS: 64, 5: 1400, 8: 1032, 32946: 1032}
-# Of all chunks together: each scan takes time for every pixel, were it empty.
-MAX_SCANNED_PIXELS = 2_000_000_000
 # Frames of a JPEG that libjpeg decodes quickly: baseline, extended and progressive. The others are not for TIFF.
 FRAMES = (0xC0, 0xC1, 0xC2)
 OTHER_FRAMES = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))

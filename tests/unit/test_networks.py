@@ -101,7 +101,7 @@ def test_the_generator_alone_learns_in_the_duel() -> None:
     for old, new in zip(before, adversary.discriminator.trainable_variables, strict=True):
         np.testing.assert_array_equal(old, new.numpy())
     own = [v.numpy() for v in generator.trainable_variables]
-    assert 0 < adversary.round([(lightness, chroma)]) < 1
+    assert 0 < adversary.step(lightness, chroma) < 1
     assert any((old != new.numpy()).any() for old, new in zip(own, generator.trainable_variables, strict=True))
     assert any(
         (old != new.numpy()).any() for old, new in zip(before, adversary.discriminator.trainable_variables, strict=True)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from model_export import stopping
+from model_export import signals
 
 RECIPES = Path(__file__).parent / "recipes"
 # What the shipped weights are, in every place that says it.
@@ -80,8 +80,9 @@ def _sheet(text: str) -> int:
 def _train(args: argparse.Namespace) -> None:
     # TensorFlow takes its time to be imported.
     started = time.monotonic()
-    from model_export import recipe, train
-    from model_export.schedule import Limits
+    from model_export import recipe
+    from model_export.run import train
+    from model_export.run.schedule import Limits
 
     limits = Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
     learnt = recipe.load(args.recipe)
@@ -96,8 +97,10 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from model_export import checkpoint, evaluate, plots, sheet, sources
-    from service.engine import Engine
+    from model_export.data import sources
+    from model_export.evaluation import contact_sheet, evaluate, plots
+    from model_export.weights import checkpoint
+    from service.inference.session import Engine
 
     # Read first: a wrong name shouldn't cost minutes.
     histories = {name: plots.read_history(run) for name, run in plots.name_runs(args.run).items()}
@@ -121,16 +124,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(evaluate.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
     if args.gains:
         print(evaluate.gain_table(report.rows[report.model].sample, args.gains))
-    sheet.save_all(entries, shown, report, evaluate.way_of(engine), args.sheet, args.output)
+    contact_sheet.save_all(entries, shown, report, evaluate.way_of(engine), args.sheet, args.output)
     plots.save_all({name: report.rows[name].sample for name in models}, histories, args.output)
 
 
 def _export(args: argparse.Namespace) -> None:
-    from model_export import model_files
+    from model_export.export import model_files
 
     # Said before TensorFlow takes its time to be imported.
     model_files.check_replaceable(args.output, force=args.force, written=model_files.exports_of(args.run))
-    from model_export import export, sources
+    from model_export.data import sources
+    from model_export.export import export
 
     _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
     parity = export.export(
@@ -151,12 +155,13 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _half(args: argparse.Namespace) -> None:
-    from model_export import half, model_files, sources
+    from model_export.data import sources
+    from model_export.export import fp16, model_files
 
-    output = args.path or half.half_of(args.model)
+    output = args.path or fp16.half_of(args.model)
     model_files.check_replaceable(output, force=args.force)
     _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
-    found = half.convert(args.model, output, photographs)
+    found = fp16.convert(args.model, output, photographs)
     print(
         f"{output}: differs by {found.de00:.4f} CIEDE2000, {found.worst:.4f} on the worst photograph;"
         f" its chroma by {found.mean:.5f} on average, {found.largest:.5f} at most"
@@ -164,12 +169,12 @@ def _half(args: argparse.Namespace) -> None:
 
 
 def _adapt(args: argparse.Namespace) -> None:
-    from model_export import adapt, foreign, model_files
+    from model_export.export import foreign, model_files, wrap
 
     model_files.check_replaceable(args.path, force=args.force)
     given = {field: getattr(args, field) for field in foreign.OPTIONS}
     changes = {field: tuple(x) if isinstance(x, list) else x for field, x in given.items() if x is not None}
-    found = adapt.adapt(
+    found = wrap.adapt(
         args.file,
         args.path,
         foreign.interface(args.preset, changes),
@@ -329,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     args = _parser().parse_args(argv)
     try:
-        with stopping.at_once(args.left):
+        with signals.at_once(args.left):
             args.call(args)
     except ModuleNotFoundError as error:
         sys.exit(f"{error.name} is not installed: `make .venv/.dev` sets up what training needs")
@@ -337,4 +342,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
     except KeyboardInterrupt as interrupt:
         print("interrupted" + ("; the same command goes on" if args.call is _train else ""), file=sys.stderr)
-        sys.exit(stopping.exit_code(interrupt))
+        sys.exit(signals.exit_code(interrupt))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.color import ColorSpace
+from service.imaging.color import ColorSpace
 
 Share = Annotated[float, Field(ge=0, le=1)]
 # At 1 nothing would ever be learnt.

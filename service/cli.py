@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import uvicorn
     from pydantic import ValidationError
 
-    from service.bulk import Outcome
+    from service.pipeline.directory import Outcome
 
 # Those of an upload.
 OPTIONS = {
@@ -51,10 +51,10 @@ def _serve(_: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, end)
     import logging
 
-    from service.app import create_app
-    from service.server import Server, allow_files
+    from service.observability.telemetry import set_up_logging
     from service.settings import Settings, unknown_variables
-    from service.telemetry import set_up_logging
+    from service.web.app import create_app
+    from service.web.server import Server, allow_files
 
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
@@ -89,32 +89,32 @@ def _check_address(host: str, port: int) -> None:
 
 
 def _health(_: argparse.Namespace) -> None:
-    from service import health
+    from service import healthcheck
 
-    is_ready, said = health.check()
+    is_ready, said = healthcheck.check()
     print(said)
     sys.exit(not is_ready)
 
 
 def _colorize(args: argparse.Namespace) -> None:
-    from service import bulk
-    from service.catalog import Catalog
-    from service.colorizer import Colorizer, Options
+    from service.inference.registry import Catalog
+    from service.pipeline import directory
+    from service.pipeline.colorizer import Colorizer, Options
     from service.settings import Settings
 
     for stream in (sys.stdout, sys.stderr):
         # The names of files may be in another encoding, or in none.
         cast("io.TextIOWrapper", stream).reconfigure(errors="backslashreplace")
     given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
-    jobs, folder, format_ = bulk.plan(args.photo, args.output, given.get("format"))
+    jobs, folder, format_ = directory.plan(args.photo, args.output, given.get("format"))
     if format_:
         given["format"] = format_
     options = Options.model_validate(given)
     settings = Settings(spread_model_mib=0)  # That would take longer to load than it saves.
     colorizer = Colorizer(Catalog(settings), settings)
     colorizer.catalog.get(options.model)
-    bulk.make(folder)
-    outcomes = bulk.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
+    directory.make(folder)
+    outcomes = directory.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
     with closing(outcomes):  # After Ctrl-C, what has not begun is dropped.
         code = _tell(outcomes)
     sys.exit(code)
@@ -136,7 +136,7 @@ def _tell(outcomes: "Iterable[Outcome]") -> int:
 
 
 def _models(_: argparse.Namespace) -> None:
-    from service.catalog import Catalog
+    from service.inference.registry import Catalog
     from service.settings import Settings
 
     catalog = Catalog(Settings(spread_model_mib=0))
@@ -156,19 +156,19 @@ def _settings(args: argparse.Namespace) -> None:
 
 
 def _formats(_: argparse.Namespace) -> None:
-    from service import formats
+    from service.formats import registry
 
-    print(formats.table(), end="")
+    print(registry.table(), end="")
 
 
 def _errors(_: argparse.Namespace) -> None:
-    from service import problems
+    from service import errors
 
-    print(problems.table(), end="")
+    print(errors.table(), end="")
 
 
 def _metrics(_: argparse.Namespace) -> None:
-    from service.metrics import table
+    from service.observability.metrics import table
 
     print(table(), end="")
 
@@ -234,13 +234,13 @@ def _reason(error: Exception) -> str | None:
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
-    from service.access import AccessError
-    from service.bulk import OutputError
-    from service.catalog import CatalogError
-    from service.contract import ContractError
-    from service.executor import EngineError
-    from service.problems import Problem
-    from service.tracing import TracingError
+    from service.errors import Problem
+    from service.inference.contract import ContractError
+    from service.inference.executor import EngineError
+    from service.inference.registry import CatalogError
+    from service.observability.tracing import TracingError
+    from service.pipeline.directory import OutputError
+    from service.web.access import AccessError
 
     if isinstance(error, ValidationError):
         return _faults(error)

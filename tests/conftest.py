@@ -20,7 +20,7 @@ import skimage.data
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from service.contract import INPUT, OUTPUT, Contract
+from service.inference.contract import INPUT, OUTPUT, Contract
 from tests.waiting import WAIT_S, until
 
 

@@ -14,8 +14,8 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from model_export.losses import Propagate, bin_loss, chroma_loss
 from model_export.networks import Loss, Tensor, efficientnet, propagation
+from model_export.networks.losses import Propagate, bin_loss, chroma_loss
 from model_export.recipe import Compact, Recipe
 
 STRIDE = 4

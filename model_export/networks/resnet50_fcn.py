@@ -14,8 +14,8 @@ import numpy as np
 from keras import layers, ops
 from numpy.typing import NDArray
 
-from model_export.losses import root_mean_square
 from model_export.networks import Loss, Tensor
+from model_export.networks.losses import root_mean_square
 from model_export.recipe import Recipe, ResNet50FCN
 
 STRIDE = 1

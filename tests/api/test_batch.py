@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 
-from service.app import create_app
-from service.colorizer import Answer, Colorizer
+from service.pipeline.colorizer import Answer, Colorizer
 from service.settings import Settings
+from service.web.app import create_app
 from tests.api.test_metrics import has_inside, scrape, total
 from tests.api.test_problems import is_problem
 from tests.conftest import Serve, Server, encoded

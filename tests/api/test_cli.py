@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from service import cli
-from service.answers import record_of
-from service.colorizer import Options
+from service.pipeline.colorizer import Options
+from service.pipeline.output_folder import record_of
 from tests.conftest import decoded, encoded, luma
 
 

@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.colorizer import Options
+from service.pipeline.colorizer import Options
 from tests.conftest import Server, decoded, encoded, luma
 
 

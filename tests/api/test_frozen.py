@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.frozen import EXIT_FROZEN
+from service.runtime.freeze_watchdog import EXIT_FROZEN
 from tests.conftest import Server, environment_of, free_port
 from tests.waiting import until
 
@@ -25,7 +25,7 @@ START = """
 import ctypes, service.frozen, service.cli
 def freeze(seconds):
     ctypes.PyDLL(None).sleep(seconds)
-service.frozen.LEAST_S = {limit}
+service.runtime.freeze_watchdog.LEAST_S = {limit}
 {patch}
 service.cli.main(["serve"])
 """

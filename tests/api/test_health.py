@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from service import health
+from service import healthcheck
 from service.settings import Settings
 from tests.conftest import Server, free_port
 from tests.waiting import WAIT_S
@@ -71,10 +71,10 @@ def test_no_service(settings: dict[str, object], reason: str) -> None:
 
 
 def test_a_service_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "TIMEOUT_S", 0.2)
+    monkeypatch.setattr(healthcheck, "TIMEOUT_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("TOMAU_PORT", str(listener.getsockname()[1]))
-        is_ready, said = health.check()
+        is_ready, said = healthcheck.check()
     assert not is_ready
     assert "timed out" in said
 
@@ -83,11 +83,11 @@ def test_it_knows_the_settings_without_importing_them(monkeypatch: pytest.Monkey
     for name in [name for name in os.environ if name.upper().startswith("TOMAU_")]:
         monkeypatch.delenv(name)
     settings = Settings()
-    assert health.address() == (settings.host, settings.port)
+    assert healthcheck.address() == (settings.host, settings.port)
     monkeypatch.setenv("tomau_host", "::")
     monkeypatch.setenv("Tomau_Port", "123")
     assert (Settings().host, Settings().port) == ("::", 123)
-    assert health.address() == ("::1", 123)
+    assert healthcheck.address() == ("::1", 123)
 
 
 def test_it_starts_fast() -> None:

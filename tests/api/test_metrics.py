@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.app import create_app
-from service.colorizer import Answer, Colorizer
-from service.metrics import STAGES
+from service.observability.metrics import STAGES
+from service.pipeline.colorizer import Answer, Colorizer
 from service.settings import Settings
+from service.web.app import create_app
 from tests.conftest import Serve, Server, encoded
 from tests.waiting import WAIT_S
 

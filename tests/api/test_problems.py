@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Serve, Server, encoded
-from tests.unit.test_decoding import png_header
+from tests.unit.imaging.test_decoding import png_header
 from tests.waiting import until
 
 

@@ -21,13 +21,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.app import create_app
-from service.batcher import Batcher
-from service.catalog import Catalog
-from service.colorizer import Options
-from service.reload import MOST_LOADS, Reloader
-from service.routes import State
+from service.inference.batcher import Batcher
+from service.inference.registry import Catalog
+from service.pipeline.colorizer import Options
 from service.settings import Settings
+from service.web.app import create_app
+from service.web.reload import MOST_LOADS, Reloader
+from service.web.routes import State
 from tests.api.test_metrics import scrape, settled, total
 from tests.conftest import Serve, Server, contract, free_port, tint_model
 from tests.waiting import WAIT_S, eventually, until
@@ -424,7 +424,7 @@ def test_a_load_that_no_thread_can_be_had_for_is_a_failure(
         await eventually(lambda: figure(state, "tomau_reloads_total", result="failure") == 1)
         assert state.reloader.loading_for() is None
 
-    monkeypatch.setattr("service.reload.apart", nothing)
+    monkeypatch.setattr("service.web.reload.apart", nothing)
     asyncio.run(scene())
     assert "the models were not reloaded: can't start new thread" in caplog.text
 
@@ -437,7 +437,7 @@ def test_an_unexpected_fault_changes_nothing_either(
     def broken(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("service.reload.Catalog", broken)
+    monkeypatch.setattr("service.web.reload.Catalog", broken)
     assert not state.reloader.reload()
     assert state.colorizer.catalog is before
     assert "nothing has changed" in caplog.text

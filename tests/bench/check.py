@@ -1,4 +1,4 @@
-"""Are the answers right? Each is held against the reference, service.color's float32 merge at full size.
+"""Are the answers right? Each is held against the reference, service.imaging.color's float32 merge at full size.
 
 CIEDE2000 is computed on a grid of at most 250,000 pixels, luma on all of them.
 """
@@ -12,9 +12,9 @@ import numpy as np
 import simplejpeg
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from service import color
-from service.color import Bytes
-from service.engine import Engine
+from service.imaging import color
+from service.imaging.color import Bytes
+from service.inference.session import Engine
 from tests.bench import load
 
 GRID_PIXELS = 250_000

@@ -20,9 +20,9 @@ import numpy as np
 import skimage.data
 from sklearn.datasets import load_sample_images
 
-from model_export import data, sources
+from model_export.data import batching, sources
+from model_export.data.sources import Entry
 from model_export.recipe import Augment
-from model_export.sources import Entry
 
 SIDES = (96, 128, 224)
 BATCH = 32
@@ -66,7 +66,7 @@ def decode(entries: list[Entry], threads: int) -> int:
 
 def stream(entries: list[Entry], side: int, threads: int) -> int:
     batch = min(BATCH, len(entries))
-    batches = data.Stream(entries, batch, data.Form("lab"), Augment(), seed=0).batches(
+    batches = batching.Stream(entries, batch, batching.Form("lab"), Augment(), seed=0).batches(
         side, len(entries) // batch, threads=threads, ahead=2 * threads
     )
     return sum(len(lightness) for lightness, _ in batches)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import skimage.data
 
-from service.catalog import Catalog
-from service.colorizer import Colorizer, Options
+from service.inference.registry import Catalog
+from service.pipeline.colorizer import Colorizer, Options
 from service.settings import Settings
 from tests.conftest import encoded
 

@@ -17,15 +17,15 @@ import numpy as np
 import onnxruntime as ort
 import psutil
 
-from service import memory
-from service.batcher import Batcher
-from service.catalog import EXECUTORS_A_GPU, Catalog
-from service.colorizer import Colorizer, Options
-from service.contract import INPUT, OUTPUT
-from service.engine import Engine, Gpu, Loader, buckets
-from service.executor import Bound, Device, Place, Plain, host_memory
+from service.inference.batcher import Batcher
+from service.inference.contract import INPUT, OUTPUT
+from service.inference.executor import Bound, Device, Place, Plain, host_memory
+from service.inference.half_precision import half_of
+from service.inference.registry import EXECUTORS_A_GPU, Catalog
+from service.inference.session import Engine, Gpu, Loader, buckets
+from service.pipeline.colorizer import Colorizer, Options
+from service.runtime import memory
 from service.settings import Settings
-from service.variants import half_of
 from tests.bench import model, tree
 from tests.bench.gpu_results import BOUND, FP16, FP32, PINNED, PLAIN, TF32, Bare, Batched, Served
 from tests.bench.results import TOMAU, percentile
@@ -80,7 +80,7 @@ def make_models(folder: Path) -> None:
     if not half_of(whole).exists():
         import onnx
 
-        from model_export.half import halve
+        from model_export.export.fp16 import halve
 
         half_of(whole).write_bytes(halve(onnx.load(whole)).SerializeToString())
 

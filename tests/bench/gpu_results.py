@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from service.executor import Device
+from service.inference.executor import Device
 from tests.bench.bars import Bar
 from tests.bench.report import number, table
 

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
-from service.color import Floats
-from service.contract import INPUT, OUTPUT, Contract
+from service.imaging.color import Floats
+from service.inference.contract import INPUT, OUTPUT, Contract
 
 NAME = "bench"
 INPUT_SIZE = 224

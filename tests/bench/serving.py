@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from service.color import Bytes
+from service.imaging.color import Bytes
 from tests.bench import check, model, photos, report, tree
 from tests.bench.bars import bars
 from tests.bench.check import Reference, WrongAnswer

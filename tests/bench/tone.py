@@ -13,8 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from model_export import sources
-from service.tone import tone_of_rgb
+from model_export.data import sources
+from service.imaging.tone import tone_of_rgb
 
 Random = np.random.Generator
 SEPIA = np.array([1.1, 0.98, 0.76])

@@ -9,10 +9,10 @@ import pytest
 import skimage.data
 from sklearn.datasets import load_sample_images
 
-from model_export import metrics
-from service import color
-from service.catalog import Catalog
-from service.colorizer import Colorizer, Options
+from model_export.evaluation import metrics
+from service.imaging import color
+from service.inference.registry import Catalog
+from service.pipeline.colorizer import Colorizer, Options
 from service.settings import SHIPPED_MODELS, Settings
 from tests.conftest import decoded, encoded, luma
 
@@ -104,9 +104,9 @@ def test_every_shipped_model_says_what_it_is(colorizer: Colorizer) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("model", MODELS)
 def test_training_can_go_on_from_a_shipped_file(model: str) -> None:
-    from model_export import readback
+    from model_export.weights import onnx_weights
 
-    weights, setup = readback.load(SHIPPED_MODELS / f"{model}.onnx")
+    weights, setup = onnx_weights.load(SHIPPED_MODELS / f"{model}.onnx")
     assert setup.recipe.name.startswith("compact")
     assert sum(array.size for array in weights) > 1_000_000
     assert len(setup.bins) > 100

@@ -12,14 +12,15 @@ import numpy as np
 import onnx
 import pytest
 
-from model_export import checkpoint, readback, sources
 from model_export.cli import RECIPES
-from model_export.narrow import PRECISION
-from service.color import split
-from service.contract import Contract
-from service.engine import Engine
+from model_export.data import batching, sources
+from model_export.weights import checkpoint, onnx_weights
+from model_export.weights.quantization import PRECISION
+from service.imaging.color import split
+from service.inference.contract import Contract
+from service.inference.session import Engine
 from tests.conftest import Serve
-from tests.unit.test_data import photographs, write_folder, write_shard
+from tests.unit.data.test_batching import photographs, write_folder, write_shard
 
 RECIPE = """
 name = "tiny"
@@ -101,7 +102,7 @@ def test_train_resume_export_evaluate_and_serve(
     assert engine.contract == Contract("tiny", "1", space, 64, engine.contract.license, engine.contract.data)
 
     # The file holds the weights that it was made of, and training goes on from it or from the mean of several.
-    weights, setup = readback.load(file)
+    weights, setup = onnx_weights.load(file)
     assert setup.held_out == [sources.digest(name) for name in json.loads((run / "held-out.json").read_text())]
     for read, saved in zip(weights, checkpoint.read_weights(run / "best.npz"), strict=True):
         np.testing.assert_allclose(read, saved, atol=PRECISION * max(np.abs(saved).max(), 1e-3))
@@ -291,7 +292,7 @@ def test_what_is_exported_is_fine_tuned_and_exported_again(tmp_path: Path, shard
         assert onnx.TensorProto.INT8 in {tensor.data_type for tensor in proto.graph.initializer}
         facts = {entry.key: entry.value for entry in proto.metadata_props}
         assert (facts["tomau.gain"], facts["tomau.cast"]) == ("2.25", "0.3")
-        weights, _ = readback.load(file)
+        weights, _ = onnx_weights.load(file)
         best = checkpoint.read_weights(tmp_path / f"run{number}" / "best.npz")
         for read, saved in zip(weights, best, strict=True):
             np.testing.assert_allclose(read, saved, atol=PRECISION * max(np.abs(saved).max(), 1e-3))
@@ -389,7 +390,7 @@ def test_bad_arguments_are_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_split_is_shared_by_training_and_service(gray: np.ndarray) -> None:
-    from model_export import data
 
     rgb = np.dstack([gray] * 3)
-    np.testing.assert_allclose(data.sample(rgb, 96, data.Form("lab"))[0][..., 0], split(gray, "lab", 96)[0], atol=1e-6)
+    lightness, _ = batching.sample(rgb, 96, batching.Form("lab"))
+    np.testing.assert_allclose(lightness[..., 0], split(gray, "lab", 96)[0], atol=1e-6)

@@ -16,19 +16,21 @@ from tests.fuzz import corpus
 from tests.fuzz.run import run
 
 with atheris.instrument_imports(include=["service"]):
-    from service import decoding, encoding, fitting, header, metadata, refusals
-    from service.photo import FORMATS
-    from service.problems import Problem
+    from service.errors import Problem
+    from service.formats import decoding_limits
+    from service.imaging import decoding, encoding, identification, resizing
+    from service.imaging.photo import FORMATS
+    from service.metadata import transfer
 
-LIMITS = refusals.Limits(max_pixels=1_000_000, max_side=5000)
+LIMITS = decoding_limits.Limits(max_pixels=1_000_000, max_side=5000)
 CRC_IS_RIGHT = 0.75
 
 
 def one_file(data: bytes) -> None:
     """The way of a file through everything that reads it, and of what was read into an answer."""
     try:
-        source = header.source_of(data)
-        said = metadata.read(data, source)
+        source = identification.source_of(data)
+        said = transfer.read(data, source)
         look = bool(len(data) % 2)
         photo = decoding.decode(data, source, LIMITS, icc=said.icc, look=look)
         pixels = decoding.decode_pixels(data, source, LIMITS, icc=said.icc)
@@ -38,12 +40,12 @@ def one_file(data: bytes) -> None:
         return
     format_ = FORMATS[len(data) % len(FORMATS)]
     upright = photo.size[1], photo.size[0]
-    photo = fitting.fit(photo, format_, 16)
-    pixels = fitting.fit_pixels(pixels, format_, 16)
+    photo = resizing.fit(photo, format_, 16)
+    pixels = resizing.fit_pixels(pixels, format_, 16)
     height, width = photo.size
-    kept = metadata.for_answer(said, width=width, height=height, model="fuzz", version="1", upright=upright)
-    answer = encoding.encode_pixels(pixels, format_, 80, avif_options=metadata.avif_options(kept))
-    decoding.decode(metadata.write(answer, format_, kept), format_, LIMITS)
+    kept = transfer.for_answer(said, width=width, height=height, model="fuzz", version="1", upright=upright)
+    answer = encoding.encode_pixels(pixels, format_, 80, avif_options=transfer.avif_options(kept))
+    decoding.decode(transfer.write(answer, format_, kept), format_, LIMITS)
 
 
 def change(data: bytes, largest: int, seed: int) -> bytes:

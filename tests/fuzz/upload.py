@@ -10,11 +10,11 @@ import atheris
 from tests.fuzz.run import run
 
 with atheris.instrument_imports(include=["service", "python_multipart"]):
-    from service.admission import Places, Receiving
-    from service.problems import Problem
-    from service.routes import options_of
+    from service.errors import Problem
+    from service.runtime.admission import Places, Receiving
     from service.settings import Settings
-    from service.upload import Upload, receive, receive_batch
+    from service.web.routes import options_of
+    from service.web.upload import Upload, receive, receive_batch
 
 SETTINGS = Settings(max_bytes=300, max_batch_bytes=2000, max_batch_photos=3)
 RUNNER = asyncio.Runner()

@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from service.catalog import Catalog
-from service.colorizer import Colorizer, Options
-from service.problems import Problem
+from service.errors import Problem
+from service.inference.registry import Catalog
+from service.pipeline.colorizer import Colorizer, Options
 from service.settings import Settings
 from tests.suites.worker import serve
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from service import settings
-from service.access import AccessError, key_digests
 from service.settings import KEYS, OF_A_GPU, Settings, cpu_quota, tell_of_device, unknown_variables
+from service.web.access import AccessError, key_digests
 
 
 @pytest.mark.parametrize(

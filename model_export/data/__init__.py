@@ -1,0 +1,1 @@
+"""Training photographs: collections, filtering, and batches."""

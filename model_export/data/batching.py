@@ -1,0 +1,245 @@
+"""Photographs, streamed as batches of (lightness, chroma)."""
+
+import hashlib
+import logging
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model_export.data.sources import Entry, UnreadablePhotograph
+from model_export.recipe import Augment, Shards
+from model_export.threads import worker_pool
+from service.imaging.color import Bytes, ColorSpace, Floats, lightness_of_luma, luma_of_rgb, split_rgb, square
+
+log = logging.getLogger(__name__)
+
+# More than cores: a photograph that is not in memory is waited for.
+THREADS = 4 * (os.cpu_count() or 1)
+
+# A photograph is decoded so many times larger than it is shown, and no larger where that can be helped.
+SPARE = 2
+
+# So many in a row that can't be read are no accident.
+MOST_UNREADABLE = 20
+
+# Photographs and the seeds of their augmentation.
+Items: TypeAlias = list[tuple[Entry, tuple[int, int]]]
+# Lightness and chroma, of one photograph or of several.
+Example = tuple[Floats, Floats]
+Batch = Example
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a network is shown and asked for.
+
+    stride: its input is so many times larger than the chroma it answers. lightness: that of the luma, as in service,
+    or the true one of the colours ("own").
+    """
+
+    color_space: ColorSpace
+    stride: int = 4
+    lightness: Literal["luma", "own"] = "luma"
+
+
+def _example(small: Bytes, luma: Bytes, form: Form) -> Example:
+    grid = small.shape[0] // form.stride
+    lightness, chroma = split_rgb(small, form.color_space)
+    if form.lightness == "luma":
+        lightness = lightness_of_luma(luma, form.color_space)
+    coarse = np.asarray(cv2.resize(chroma, (grid, grid), interpolation=cv2.INTER_AREA), np.float32)
+    return lightness[..., np.newaxis], coarse
+
+
+def sample(rgb: Bytes, side: int, form: Form) -> Example:
+    """What a network sees and should answer: lightness [side, side, 1] and chroma [side/stride, side/stride, 2]."""
+    small = square(rgb, side)
+    return _example(small, luma_of_rgb(small), form)
+
+
+def _crop(rgb: Bytes, augment: Augment, random: np.random.Generator) -> Bytes:
+    height, width = rgb.shape[:2]
+    rows, columns = (max(1, round(n * random.uniform(augment.min_crop, 1))) for n in (height, width))
+    top, left = random.integers(height - rows + 1), random.integers(width - columns + 1)
+    crop = rgb[top : top + rows, left : left + columns]
+    return crop[:, ::-1] if random.random() < augment.mirror else crop
+
+
+def age(luma: Bytes, random: np.random.Generator) -> Bytes:
+    """Makes a luma plane look like an old print's: faded, blurred, grainy, its tones bent, compressed."""
+    tones = np.arange(256, dtype=np.float32) / 255
+    tones = tones ** random.uniform(0.7, 1.4)
+    black, white = random.uniform(0, 0.2), random.uniform(0.75, 1)
+    plane = (black + (white - black) * tones).astype(np.float32)[luma]
+    if random.random() < 0.4:
+        plane = np.asarray(cv2.GaussianBlur(plane, (0, 0), random.uniform(0.3, 1.2)), np.float32)
+    if random.random() < 0.5:
+        plane = plane + random.normal(0, random.uniform(0.005, 0.05), plane.shape).astype(np.float32)
+    aged = np.asarray(np.clip(plane * 255 + 0.5, 0, 255), np.uint8)
+    if random.random() < 0.3:
+        _, data = cv2.imencode(".jpg", aged, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(30, 80))])
+        aged = np.asarray(cv2.imdecode(data, cv2.IMREAD_GRAYSCALE), np.uint8)
+    return aged
+
+
+def augmented(rgb: Bytes, side: int, form: Form, augment: Augment, random: np.random.Generator) -> Example:
+    """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
+    small = square(_crop(rgb, augment, random), side)
+    luma = luma_of_rgb(small)
+    if random.random() < augment.degrade:
+        luma = age(luma, random)
+    return _example(small, luma, form)
+
+
+def _stack(samples: Sequence[Example]) -> Batch:
+    lightness, chroma = zip(*samples, strict=True)
+    return np.stack(lightness), np.stack(chroma)
+
+
+def _order(count: int, shards: Shards | None, seed: int) -> Iterator[NDArray[np.int64]]:
+    """Yield without end the numbers of photographs that come next, each once. The seed alone decides."""
+    random = np.random.default_rng(seed)
+    if shards is None:
+        while True:
+            yield random.permutation(count)
+    parts = np.array_split(random.permutation(count), shards.count)[: shards.drawn]
+    while True:
+        part = parts[random.integers(len(parts))]
+        for _ in range(shards.epochs):
+            yield random.permutation(part)
+
+
+class Stream:
+    """Endless augmented batches; every photograph once before any comes again, or as `shards` has it.
+
+    A thread pool decodes ahead of the network. The seed and the number of photographs before it decide what a batch
+    is, so a stream that begins after `views` photographs goes on as one that never stopped.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        batch: int,
+        form: Form,
+        augment: Augment,
+        seed: int,
+        shards: Shards | None = None,
+        views: int = 0,
+    ) -> None:
+        self.entries = entries
+        self.batch = batch
+        self.form = form
+        self.augment = augment
+        self.seed = seed
+        self.unreadable: set[str] = set()
+        self.lock = threading.Lock()
+        self.order = _order(len(entries), shards, seed)
+        self.ahead: NDArray[np.int64] = np.empty(0, np.int64)
+        self.views = 0
+        while self.views < views:
+            self._draw(min(views - self.views, len(entries)))
+
+    def _draw(self, count: int) -> NDArray[np.int64]:
+        """Return the numbers of the next photographs."""
+        while len(self.ahead) < count:
+            self.ahead = np.concatenate([self.ahead, next(self.order)])
+        drawn, self.ahead = self.ahead[:count], self.ahead[count:]
+        self.views += count
+        return drawn
+
+    def _next(self) -> Items:
+        """Return the photographs of the next batch, each with the seed of its augmentation."""
+        first = self.views
+        return [(self.entries[i], (self.seed, first + n)) for n, i in enumerate(self._draw(self.batch))]
+
+    def _read(self, entry: Entry, least: int | None) -> Bytes:
+        """Return the photograph, or another where it can't be read: a bad file in a large collection ends no run.
+
+        least: as of `Entry.read`.
+        """
+        for number in range(MOST_UNREADABLE):
+            try:
+                return entry.read(least)
+            except UnreadablePhotograph as error:
+                with self.lock:
+                    is_known = entry.name in self.unreadable
+                    self.unreadable.add(entry.name)
+                if not is_known:
+                    log.warning("left out: %s", error)
+                digest = hashlib.sha256(f"{entry.name}{number}".encode()).digest()
+                entry = self.entries[int.from_bytes(digest[:8]) % len(self.entries)]
+        raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
+
+    def _made(self, items: Items, side: int) -> Batch:
+        # Of a photograph of which a crop keeps a tenth, ten times as much has to be there; with no bound, all of it.
+        smallest = self.augment.min_crop
+        least = math.ceil(SPARE * side / smallest) if smallest else None
+        return _stack(
+            [
+                augmented(self._read(entry, least), side, self.form, self.augment, np.random.default_rng(seed))
+                for entry, seed in items
+            ]
+        )
+
+    def batches(
+        self,
+        side: int | Callable[[], int],
+        count: int | None = None,
+        *,
+        threads: int = THREADS,
+        ahead: int = THREADS,
+    ) -> Generator[Batch, None, None]:
+        """Yield batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2].
+
+        side: where it is a function, it is asked for each batch when that is wanted, and what was decoded ahead in
+        another size is decoded again. count: without end if None. No photograph of a batch after the last is taken.
+        """
+        side_of = side if callable(side) else lambda: side
+        with worker_pool(threads, "photographs") as workers:
+            waiting: deque[tuple[Items, int, Future[Batch]]] = deque()
+            begun = 0
+
+            def begin(items: Items, wanted: int) -> None:
+                waiting.append((items, wanted, workers.submit(self._made, items, wanted)))
+
+            while waiting or count is None or begun < count:
+                wanted = side_of()
+                if waiting and waiting[0][1] != wanted:
+                    again = list(waiting)
+                    waiting.clear()
+                    for items, _, future in again:
+                        future.cancel()
+                        begin(items, wanted)
+                while len(waiting) < max(1, ahead) and (count is None or begun < count):
+                    begin(self._next(), wanted)
+                    begun += 1
+                yield waiting.popleft()[2].result()
+
+
+def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
+    """The photographs as they are, as one batch; for a held-out set that fits into memory.
+
+    Those that can't be read are left out. Raises UnreadablePhotograph when none can.
+    """
+
+    def one(entry: Entry) -> Example | None:
+        try:
+            return sample(entry.read(SPARE * side), side, form)
+        except UnreadablePhotograph as error:
+            log.warning("left out: %s", error)
+            return None
+
+    with worker_pool(THREADS, "photographs") as workers:
+        examples = [example for example in workers.map(one, entries) if example]
+    if not examples:
+        raise UnreadablePhotograph(f"none of {len(entries)} photographs can be decoded")
+    return _stack(examples)

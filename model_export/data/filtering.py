@@ -1,0 +1,356 @@
+"""Which photographs are fit to learn from, and the manifest of those a run learns from, `data.json` in its folder."""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
+
+from model_export import files
+from model_export.data import images, sources
+from model_export.data.images import JPEG
+from model_export.data.sources import Entry, UnreadablePhotograph
+from model_export.recipe import Recipe, Sift
+from model_export.threads import worker_pool
+from service.imaging.color import Bytes, Floats, luma_of_rgb, split_rgb, square
+
+Fault = Literal["broken", "tiny", "gray", "duplicate"]
+FAULTS: tuple[Fault, ...] = get_args(Fault)
+
+MANIFEST = "data.json"
+
+# Photographs that a thread judges before it reports.
+PART = 64
+
+# A JPEG is decoded at a part of its size where its short side keeps so many pixels.
+LEAST_DECODED = 128
+START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
+# After 0xFF, what has no length and no content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
+LONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
+# OpenCV decodes no more pixels, but counts those of the part of its size that a JPEG is decoded at.
+MOST_PIXELS = 2**30
+
+# Photographs are looked at in this size. Larger, the halved chroma planes of a JPEG would blur the edges of a toned
+# photograph, which looks like colour.
+SIDE = 32
+# Tones are explained by a polynomial: a toned print has one colour a tone, with a bend where a channel is full.
+TONE_DEGREE = 5
+
+# A perceptual hash is the signs of the lowest 8 x 8 frequencies.
+FREQUENCIES = 8
+# Bits in which the hashes of duplicates differ at most. Of five pieces one is then the same in both.
+DISTANCE, PIECE_BITS = 4, 13
+# Hashes compared at a time: 128 MiB.
+BLOCK = 2**24
+
+Hashes = NDArray[np.uint64]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Collection(_Record):
+    """What one given path held: its photographs, their bytes, SHA-256 of names and sizes, and the names left out."""
+
+    name: str
+    photographs: int
+    bytes: int
+    sha256: str
+    left_out: dict[Fault, list[str]]
+
+
+class Manifest(_Record):
+    """What a run learns from; with its recipe, this says all. `sha256` is of the kept photographs' names and sizes."""
+
+    sources: tuple[str, ...]
+    sift: Sift
+    collections: tuple[Collection, ...]
+    photographs: int
+    kept: int
+    sha256: str
+
+    def summary(self) -> str:
+        """One line: how many are kept, how many were left out and why."""
+        counts = {fault: sum(len(c.left_out.get(fault, ())) for c in self.collections) for fault in FAULTS}
+        ranked = sorted(counts.items(), key=lambda item: -item[1])
+        why = ", ".join(f"{fault} {count:,}" for fault, count in ranked if count)
+        return f"kept {self.kept:,} of {self.photographs:,} photographs; left out: {why or 'none'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The photographs to learn from, and what the run's folder keeps about them."""
+
+    entries: list[Entry]
+    manifest: Manifest
+
+    def save(self, folder: Path) -> None:
+        """Writes the manifest."""
+        files.write(folder / MANIFEST, (self.manifest.model_dump_json(indent=1) + "\n").encode())
+
+
+def _first_scan(jpeg: bytes) -> int:
+    """Where the photograph's own first scan begins, past a thumbnail in its Exif; -1 where none does."""
+    place = jpeg.find(0xFF, len(JPEG))
+    while 0 <= place < len(jpeg) - 3:
+        marker = jpeg[place + 1]
+        if marker == START_OF_SCAN:
+            return place
+        if marker == 0xFF:
+            length = 1
+        elif marker in LONE:
+            length = 2
+        else:
+            length = 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+        place = jpeg.find(0xFF, place + length)
+    return -1
+
+
+def _is_cut_off(jpeg: bytes) -> bool:
+    """Whether its end is missing. What may follow the end (a film of the same moment) is not looked into."""
+    scan = _first_scan(jpeg)
+    return scan < 0 or jpeg.find(END_OF_IMAGE, scan) < 0
+
+
+def _decode(entry: Entry) -> tuple[Bytes, int]:
+    """The picture, RGB, large JPEGs at a part of their size; and its true short side. Raises UnreadablePhotograph."""
+    data = entry.encoded()
+    size = None
+    if data.startswith(JPEG):
+        if _is_cut_off(data):  # Decoders fill what is missing with gray.
+            raise UnreadablePhotograph(f"{entry.name} is cut off")
+        size = images.jpeg_size(data)
+        if size is None:
+            raise UnreadablePhotograph(f"{entry.name} has a broken header")
+        if math.prod(size) > MOST_PIXELS:
+            raise UnreadablePhotograph(f"{entry.name} is said to have {size[1]} x {size[0]} pixels")
+    picture = images.read(data, images.reduction(data, LEAST_DECODED))
+    if picture is None:
+        raise UnreadablePhotograph(f"{entry.name} can't be decoded")
+    return picture, min(size or picture.shape[:2])
+
+
+def color_beyond_tone(rgb: Bytes) -> float:
+    """How much of a picture's chroma its tones don't explain, Lab units: 0 for gray, sepia, tinted or split-toned.
+
+    A polynomial gives each lightness its colour. What is left, root mean square, is weighted with its share of all
+    chroma, so that a strong tone with the noise of its JPEG counts less than a gray scene with one small red coat.
+    """
+    lightness, chroma = split_rgb(square(rgb, SIDE), "lab")
+    colors = chroma.reshape(-1, 2).astype(np.float64)
+    basis = np.vander(2.0 * lightness.ravel() - 1, TONE_DEGREE + 1)
+    rest = colors - basis @ np.linalg.lstsq(basis, colors, rcond=None)[0]
+    every, left = (float(np.square(part).sum(axis=1).mean()) ** 0.5 for part in (colors, rest))
+    return left * left / every if every else 0.0
+
+
+def _bits(frequencies: Floats) -> np.uint64:
+    flat = frequencies.ravel()
+    return np.uint64(np.packbits(flat > np.median(flat[1:])).view(np.uint64)[0])
+
+
+def hashes(rgb: Bytes) -> tuple[np.uint64, np.uint64]:
+    """Perceptual hashes of a picture and of its mirror image."""
+    small = luma_of_rgb(square(rgb, SIDE)).astype(np.float32)
+    frequencies = np.asarray(cv2.dct(small), np.float32)[:FREQUENCIES, :FREQUENCIES]
+    signs = np.where(np.arange(FREQUENCIES) % 2, -1, 1).astype(np.float32)
+    return _bits(frequencies), _bits(frequencies * signs)
+
+
+def _look(entry: Entry, settings: Sift) -> tuple[Fault | None, tuple[np.uint64, np.uint64]]:
+    nothing = np.uint64(0), np.uint64(0)
+    try:
+        rgb, short = _decode(entry)
+    except UnreadablePhotograph:
+        return "broken", nothing
+    if short < settings.min_side:
+        return "tiny", nothing
+    small = square(rgb, SIDE)
+    if settings.min_chroma and color_beyond_tone(small) < settings.min_chroma:
+        return "gray", nothing
+    return None, nothing if settings.keep_duplicates else hashes(small)
+
+
+def _groups(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+    """Where keys are equal."""
+    order = np.argsort(keys, kind="stable")
+    if len(order):
+        yield from np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
+
+
+def _near_pairs(straight: Hashes, mirrored: Hashes) -> NDArray[np.int64]:
+    """All pairs of photographs, int64 [P, 2], the first before the second, that are alike or each other's mirror."""
+    count = len(straight)
+    both = np.concatenate([straight, mirrored])
+    pairs = [np.empty((0, 2), np.int64)]
+    for piece in range(0, 64, PIECE_BITS):
+        for group in _groups((both >> np.uint64(piece)) & np.uint64(2**PIECE_BITS - 1)):
+            asking = group[group < count]
+            step = max(1, BLOCK // len(group))
+            for start in range(0, len(asking), step):
+                rows = asking[start : start + step]
+                near = np.bitwise_count(both[rows, np.newaxis] ^ both[group]) <= DISTANCE
+                row, column = np.nonzero(near)
+                first, second = rows[row], group[column] % count
+                found = np.stack([first, second], axis=1)[first != second]
+                pairs.append(np.sort(found, axis=1))
+    return np.unique(np.concatenate(pairs), axis=0)
+
+
+def duplicates(straight: Hashes, mirrored: Hashes) -> NDArray[np.bool_]:
+    """Which photographs look like one before them that is none itself, by the hashes of each and of its mirror image.
+
+    A million take seconds, and some hundred megabytes.
+    """
+    _, firsts = np.unique(np.minimum(straight, mirrored), return_index=True)
+    firsts.sort()
+    dropped = np.zeros(len(firsts), np.bool_)
+    pairs = _near_pairs(straight[firsts], mirrored[firsts])
+    for first, second in pairs[np.argsort(pairs[:, 1], kind="stable")].tolist():
+        if not dropped[first]:
+            dropped[second] = True
+    found = np.ones(len(straight), np.bool_)
+    found[firsts] = dropped
+    return found
+
+
+def sift(entries: Sequence[Entry], settings: Sift, *, threads: int = os.cpu_count() or 1) -> list[Fault | None]:
+    """What is wrong with each photograph, if anything. Of duplicates the first is kept."""
+    if not settings.enabled:
+        return [None] * len(entries)
+    parts = [entries[start : start + PART] for start in range(0, len(entries), PART)]
+    faults: list[Fault | None] = []
+    found = np.zeros((len(entries), 2), np.uint64)
+    bar = tqdm(total=len(entries), desc="sifting", unit=" photographs", disable=None, leave=False)
+    with bar, worker_pool(threads, "sift") as pool:
+        for looks in pool.map(lambda part: [_look(entry, settings) for entry in part], parts):
+            found[len(faults) : len(faults) + len(looks)] = [pair for _, pair in looks]
+            faults += [fault for fault, _ in looks]
+            bar.update(len(looks))
+    if not settings.keep_duplicates:
+        good = np.array([number for number, fault in enumerate(faults) if fault is None], np.int64)
+        for number in good[duplicates(found[good, 0], found[good, 1])]:
+            faults[number] = "duplicate"
+    return faults
+
+
+def _sha256(entries: Sequence[Entry]) -> str:
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(f"{entry.name}\0{entry.size}\n".encode())
+    return digest.hexdigest()
+
+
+def _called(path: Path) -> str:
+    """What a manifest calls a given path."""
+    return sources.printable(path.resolve().name)
+
+
+def _collection(path: Path, entries: Sequence[Entry], faults: Sequence[Fault | None]) -> Collection:
+    left_out: dict[Fault, list[str]] = {}
+    for entry, fault in zip(entries, faults, strict=True):
+        if fault:
+            left_out.setdefault(fault, []).append(entry.name)
+    size = sum(entry.size for entry in entries)
+    return Collection(
+        name=_called(path), photographs=len(entries), bytes=size, sha256=_sha256(entries), left_out=left_out
+    )
+
+
+def _sifted(paths: Sequence[Path], found: Sequence[list[Entry]], recipe: Recipe) -> Selection:
+    entries = [entry for part in found for entry in part]
+    faults = sift(entries, recipe.sift)
+    kept = [entry for entry, fault in zip(entries, faults, strict=True) if fault is None]
+    collections, start = [], 0
+    for path, part in zip(paths, found, strict=True):
+        collections.append(_collection(path, part, faults[start : start + len(part)]))
+        start += len(part)
+    manifest = Manifest(
+        sources=recipe.sources,
+        sift=recipe.sift,
+        collections=tuple(collections),
+        photographs=len(entries),
+        kept=len(kept),
+        sha256=_sha256(kept),
+    )
+    return Selection(kept, manifest)
+
+
+def _change(manifest: Manifest, paths: Sequence[Path], found: Sequence[list[Entry]], recipe: Recipe) -> str | None:
+    """What differs from the manifest, in words; None when nothing does."""
+    if (manifest.sift, manifest.sources) != (recipe.sift, recipe.sources):
+        return "the recipe's `sift` or `sources` have changed"
+    before = [collection.name for collection in manifest.collections]
+    if len(before) != len(paths):
+        return f"it was {', '.join(before)} and is {', '.join(_called(path) for path in paths)}"
+    for old, path, entries in zip(manifest.collections, paths, found, strict=True):
+        if old.sha256 != _sha256(entries):
+            name = _called(path)
+            if old.photographs != len(entries):
+                return f"{old.name} with {old.photographs:,} photographs is now {name} with {len(entries):,}"
+            return f"names or sizes of the photographs in {name} are not those in {old.name}"
+    return None
+
+
+def _kept(manifest: Manifest, found: Sequence[list[Entry]]) -> list[Entry]:
+    kept = []
+    for collection, entries in zip(manifest.collections, found, strict=True):
+        left_out = {name for names in collection.left_out.values() for name in names}
+        kept += [entry for entry in entries if entry.name not in left_out]
+    return kept
+
+
+def _find(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
+    """The photographs at each path that are of the recipe's sources."""
+    found = [sources.find([path]) for path in paths]
+    if not recipe.sources:
+        return found
+    found = [[entry for entry in entries if entry.source in recipe.sources] for entries in found]
+    if not any(found):
+        raise ValueError(f"no photograph is of the recipe's sources, {', '.join(recipe.sources)}")
+    return found
+
+
+def check_data(folder: Path, paths: Sequence[Path], recipe: Recipe) -> None:
+    """Raises ValueError unless every path holds what one had that the run in `folder` was given."""
+    given = {collection.sha256 for collection in load(folder).collections}
+    for path, entries in zip(paths, _find(paths, recipe), strict=True):
+        if _sha256(entries) not in given:
+            raise ValueError(f"{path} is not of the data of the run in {folder}, which knows photographs by name only")
+
+
+def load(folder: Path) -> Manifest:
+    """The manifest of the run in `folder`. Raises FileNotFoundError when it has none."""
+    return Manifest.model_validate_json((folder / MANIFEST).read_text("utf-8"))
+
+
+def choose(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
+    """The photographs at `paths` that the run in `folder` learns from: sifted, or as its manifest says.
+
+    Raises FileNotFoundError when there are none, ValueError when none is of the recipe's sources, when none is fit, and
+    when a run that has begun is given other data than its manifest's.
+    """
+    found = _find(paths, recipe)
+    manifest = None
+    if (folder / MANIFEST).exists():
+        manifest = load(folder)
+        change = _change(manifest, paths, found, recipe)
+        if change and (folder / "state.json").exists():
+            raise ValueError(
+                f"the data of the run in {folder} has changed: {change}. Start a new run from its weights with --init"
+            )
+        manifest = None if change else manifest
+    selection = Selection(_kept(manifest, found), manifest) if manifest else _sifted(paths, found, recipe)
+    tqdm.write(selection.manifest.summary())
+    if not selection.entries:
+        raise ValueError("no photograph is fit to learn from: see [sift] in the recipe")
+    return selection

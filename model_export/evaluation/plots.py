@@ -1,0 +1,106 @@
+"""Drawings that are read at a glance: the hues of answers beside the true ones, and how training went."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from model_export.evaluation.evaluate import Sample
+from model_export.evaluation.metrics import Doubles, hue_histogram
+from service.imaging import color
+from service.imaging.color import Bytes
+
+DPI = 150
+HUE_BINS = 36
+# Luma and chroma of the colours that stand for the hues.
+SHOWN_LUMA, SHOWN_CHROMA = 150, 45.0
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of this size in inches, apart from the state that pyplot shares."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _hue_colors(degrees: Doubles) -> Doubles:
+    """A colour of each hue, RGB in 0..1, [n, 3]."""
+    # A picture of one row: OpenCV 4 has no arrays of one dimension.
+    angle = np.deg2rad(degrees.astype(np.float32))[np.newaxis]
+    luma = np.full(angle.shape, SHOWN_LUMA, np.uint8)
+    x, y = (np.float32(SHOWN_CHROMA) * part(angle) for part in (np.cos, np.sin))
+    return np.asarray(color.rgb_at(luma, x, y, "lab")[0] / 255, np.float64)
+
+
+def hues(answers: Mapping[str, Bytes], truth: Bytes) -> Figure:
+    """How much chroma of each hue the answers have, as lines, and the truth, as bars; all uint8 RGB [..., 3].
+
+    The first answer is drawn boldly.
+    """
+    figure, axes = _axes(9, 4.5)
+    edges = np.linspace(0, 360, HUE_BINS + 1)
+    middles = (edges[:-1] + edges[1:]) / 2
+    true = hue_histogram(truth, HUE_BINS)
+    axes.bar(middles, true, 360 / HUE_BINS, color=_hue_colors(middles))
+    # Bars have many colours, a legend one.
+    axes.bar(0, 0, color="0.7", label=f"truth (mean chroma {true.sum():.1f})")
+    for number, (name, rgb) in enumerate(answers.items()):
+        height = hue_histogram(rgb, HUE_BINS)
+        style: dict[str, Any] = {"color": f"C{number - 1}", "linewidth": 1.2} if number else {"color": "black"}
+        axes.stairs(height, edges, baseline=None, label=f"{name} ({height.sum():.1f})", **{"linewidth": 2, **style})
+    axes.set(xlim=(0, 360), xticks=range(0, 361, 45), title="Hues of the answers beside the true ones")
+    axes.set(xlabel="hue: angle of (a*, b*), degrees", ylabel="mean chroma in each 10 degrees, Lab units")
+    axes.legend(frameon=False)
+    return figure
+
+
+def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
+    """What runs are called in a drawing: the ends of their paths, as short as tells them apart."""
+    paths = list(dict.fromkeys(run.resolve() for run in runs))
+    return {_own_end(path, [other for other in paths if other != path]): path for path in paths}
+
+
+def _own_end(path: Path, others: Sequence[Path]) -> str:
+    """The last parts of a path, no more than it takes for none of the others to end in them."""
+    ends = (path.parts[-count:] for count in range(1, len(path.parts) + 1))
+    return str(Path(*next(end for end in ends if all(other.parts[-len(end) :] != end for other in others))))
+
+
+def read_history(run: Path) -> list[dict[str, float]]:
+    """The checkpoints of a run's `history.jsonl`. Raises FileNotFoundError where there is none."""
+    return [json.loads(line) for line in (run / "history.jsonl").read_text("utf-8").splitlines()]
+
+
+def curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Training and validation loss of runs by the photographs they have seen; a point a checkpoint."""
+    figure, axes = _axes(9, 4.5)
+    for number, (name, history) in enumerate(histories.items()):
+        views = [line["views"] for line in history]
+        for key, style, fill, label in (
+            ("validation_loss", "o-", "full", "validation"),
+            ("loss", "o--", "none", "training"),
+        ):
+            losses = [line[key] for line in history]
+            axes.plot(views, losses, style, fillstyle=fill, color=f"C{number}", markersize=5, label=f"{name}, {label}")
+    axes.set(xlabel="photographs seen (views)", ylabel="loss, each recipe's own", title="How training went")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.legend(frameon=False)
+    return figure
+
+
+def save_all(
+    answers: Mapping[str, Sample], histories: Mapping[str, Sequence[Mapping[str, float]]], folder: Path
+) -> None:
+    """Writes `hues.png` of answers to the same photographs and, if there are runs, their `curves.png`."""
+    truth = next(iter(answers.values())).truth
+    hues({name: sample.answered(1) for name, sample in answers.items()}, truth).savefig(folder / "hues.png")
+    if histories:
+        curves(histories).savefig(folder / "curves.png")

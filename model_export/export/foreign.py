@@ -1,0 +1,271 @@
+"""What somebody else's colorizer takes and answers, and running it as it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import cv2
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from skimage.color import lab2rgb, rgb2lab
+
+from service.imaging.color import Floats
+from service.inference.contract import MAX_INPUT_SIZE
+
+# Largest difference, Lab units, between the foreign graph and the new file, by the precision of the graph.
+TOLERANCE = {"tensor(float)": 0.5, "tensor(double)": 0.5, "tensor(float16)": 2.0}
+DTYPES: dict[str, type[np.floating]] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+}
+Takes = Literal["lightness", "gray", "rgb"]
+Answers = Literal["ab", "rgb", "bgr"]
+Layout = Literal["nchw", "nhwc"]
+Range = tuple[float, float]
+
+
+# The fields that a user may set, and how the command line calls them.
+OPTIONS = {
+    "takes": "--input",
+    "answers": "--output",
+    "license": "--license",
+    "data": "--data",
+    "input_range": "--input-range",
+    "mean": "--mean",
+    "std": "--std",
+    "output_range": "--output-range",
+    "ab_range": "--ab-range",
+    "layout": "--layout",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """What a foreign graph takes and answers, and under which licence.
+
+    takes: `lightness` is one channel of L*, `gray` one of sRGB gray values, `rgb` that gray three times.
+    input_range: what it wants for black and white. mean, std: then taken off and divided by, one number or one a
+    channel. answers: `ab`, or a picture as `rgb` or `bgr`. output_range: what it answers for a picture's black and
+    white, or for the two ends of `ab_range`, Lab units; without one, a* and b* are Lab units as they are.
+    size: side of the input where the graph leaves it open, a multiple of `multiple`.
+    """
+
+    takes: Takes
+    answers: Answers
+    license: str
+    data: str = "not stated"
+    input_range: Range = (0.0, 1.0)
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    output_range: Range = (0.0, 1.0)
+    ab_range: Range | None = None
+    layout: Layout = "nchw"
+    size: int | None = None
+    multiple: int = 1
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for ranges without extent, and means and deviations that don't fit the channels."""
+        for name in ("input_range", "output_range", "ab_range"):
+            ends = getattr(self, name)
+            if ends is not None and ends[0] == ends[1]:
+                raise ValueError(f"{OPTIONS[name]} from {ends[0]:g} to {ends[1]:g} has no extent")
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            if count not in (1, self.channels):
+                raise ValueError(f"{OPTIONS[name]} has {count} numbers, but the input has {self.channels} channels")
+        if 0 in self.std:
+            raise ValueError("--std has a 0, which nothing can be divided by")
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return 3 if self.takes == "rgb" else 1
+
+    @property
+    def answered_channels(self) -> int:
+        """Of the output."""
+        return 2 if self.answers == "ab" else 3
+
+    def dims(self, batch: object, channels: object, height: object, width: object) -> tuple[object, ...]:
+        """A shape in this layout."""
+        return (batch, channels, height, width) if self.layout == "nchw" else (batch, height, width, channels)
+
+
+IMAGENET = "ImageNet, as its authors say"
+
+PRESETS: dict[str, Interface] = {
+    "ddcolor": Interface("rgb", "ab", "Apache-2.0", IMAGENET, size=512),
+    "deoldify": Interface(
+        "rgb", "rgb", "MIT", IMAGENET, input_range=(0, 255), output_range=(0, 255), size=256, multiple=16
+    ),
+    # Both shift and scale L*, a* and b* inside their PyTorch modules.
+    "eccv16": Interface("lightness", "ab", "BSD-2-Clause", IMAGENET, input_range=(0, 100), size=256),
+    "siggraph17": Interface("lightness", "ab", "BSD-2-Clause", IMAGENET, input_range=(0, 100), size=256),
+}
+
+
+def interface(preset: str | None, changes: Mapping[str, object]) -> Interface:
+    """A preset with other values for some of its fields; without a preset, only these.
+
+    Raises ValueError when neither says what the graph takes and answers, or under which licence it is.
+    """
+    if preset is not None:
+        return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]
+    missing = [OPTIONS[field] for field in ("takes", "answers", "license") if field not in changes]
+    if missing:
+        raise ValueError(f"without --preset, {', '.join(missing)} must be given")
+    return Interface(**changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of a graph."""
+
+    name: str
+    type: str
+    shape: list[int | None]  # None where the graph leaves it open
+
+    @classmethod
+    def of(cls, port: ort.NodeArg) -> Self:
+        """As ONNX Runtime says it."""
+        return cls(port.name, port.type, [side if isinstance(side, int) and side > 0 else None for side in port.shape])
+
+    def __str__(self) -> str:
+        sides = ", ".join("?" if side is None else str(side) for side in self.shape)
+        return f"{self.name!r} is {self.type} [{sides}]"
+
+
+class Foreign:
+    """A foreign graph in a session of its own."""
+
+    def __init__(self, path: Path, interface: Interface, size: int | None) -> None:
+        """size: side of the input, if the caller wants one. Raises ValueError naming what doesn't fit."""
+        self.interface = interface
+        try:
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ValueError(f"{path}: ONNX Runtime can't load it: {first_line(error)}") from error
+        ports = [Port.of(port) for port in self._session.get_inputs()]
+        if not ports:
+            raise ValueError(f"{path}: the graph has no input")
+        self.photo, *others = ports
+        self.size = self._fit_photo(size)
+        self.zeros = [self._fit_zeros(port) for port in others]
+        self.answer, self.answered_size = self._find_answer()
+        # The contract allows no larger one.
+        self.chroma_size = min(self.size, self.answered_size)
+
+    def _fit_photo(self, size: int | None) -> int:
+        interface = self.interface
+        wanted = interface.dims("batch", interface.channels, *("size" if size is None else size,) * 2)
+        wrong = f"input {self.photo}, not a float tensor [{', '.join(map(str, wanted))}]"
+        if self.photo.type not in DTYPES or len(self.photo.shape) != 4:
+            raise ValueError(wrong)
+        batch, *rest = self.photo.shape
+        channels, height, width = rest if interface.layout == "nchw" else (rest[2], rest[0], rest[1])
+        sides = {side for side in (height, width, size) if side is not None}
+        if channels not in (None, interface.channels) or len(sides) > 1:
+            raise ValueError(wrong)
+        if batch not in (None, 1):
+            raise ValueError(
+                f"input {self.photo}: its batch is fixed at {batch}, but the service may have one photo only;"
+                " export it with a batch of 1, or an open one"
+            )
+        side = sides.pop() if sides else interface.size
+        if side is None:
+            raise ValueError(f"input {self.photo} leaves its size open: say which with --size")
+        if not 1 <= side <= MAX_INPUT_SIZE:
+            raise ValueError(f"input {self.photo.name!r}: a size of {side} is not within 1 to {MAX_INPUT_SIZE}")
+        if side % interface.multiple:
+            raise ValueError(f"input {self.photo.name!r}: a size of {side} is no multiple of {interface.multiple}")
+        return side
+
+    def _fit_zeros(self, port: Port) -> Port:
+        """An input beside the photo (colour hints, their mask): all of its sizes but the batch have to be known."""
+        batch, *rest = port.shape or [0]
+        if len(rest) == 3:
+            first = 1 if self.interface.layout == "nchw" else 0
+            rest[first : first + 2] = [self.size if side is None else side for side in rest[first : first + 2]]
+        if port.type not in DTYPES or batch not in (None, 1) or None in rest:
+            raise ValueError(f"input {port}, not a float tensor of known size that could be fed zeros")
+        return Port(port.name, port.type, [batch, *rest])
+
+    def _find_answer(self) -> tuple[Port, int]:
+        """The output with the right channels, and its side; sizes are those of a real answer."""
+        ports = [Port.of(port) for port in self._session.get_outputs()]
+        try:
+            answers = self._run(np.zeros((1, 1, self.size, self.size), np.float32), [port.name for port in ports])
+        except Exception as error:
+            raise ValueError(f"it can't be run on {self.size} x {self.size}: {first_line(error)}") from error
+        real = [Port(port.name, port.type, list(np.shape(a))) for port, a in zip(ports, answers, strict=True)]
+        fits = [port for port in real if self._is_answer(port)]
+        if len(fits) != 1:
+            wanted = ", ".join(map(str, self.interface.dims(1, self.interface.answered_channels, "s", "s")))
+            have = "; ".join(f"output {port}" for port in real)
+            raise ValueError(f"{have}; exactly one has to be a float tensor [{wanted}]")
+        return fits[0], fits[0].shape[2] or 0
+
+    def _is_answer(self, port: Port) -> bool:
+        if port.type not in DTYPES or len(port.shape) != 4:
+            return False
+        side = port.shape[2]
+        return tuple(port.shape) == self.interface.dims(1, self.interface.answered_channels, side, side)
+
+    def _run(self, lightness: Floats, names: Sequence[str]) -> list[NDArray[np.floating]]:
+        feeds = {self.photo.name: _input_of(lightness, self.interface).astype(DTYPES[self.photo.type])}
+        for port in self.zeros:
+            feeds[port.name] = np.zeros([len(lightness), *(side or 0 for side in port.shape[1:])], DTYPES[port.type])
+        return list(self._session.run(list(names), feeds))
+
+    def chroma(self, lightness: Floats) -> Floats:
+        """Lightness, float32 [N, 1, S, S], to (a*, b*), float32 [N, 2, s, s], without any of our nodes."""
+        (answer,) = self._run(lightness, [self.answer.name])
+        return _chroma_of(answer.astype(np.float64), self.interface, self.chroma_size)
+
+    def takes_batches(self, lightness: Floats, alone: Floats) -> bool:
+        """Whether several photos at once get the answers that each gets alone. Some exports only say so."""
+        if self.photo.shape[0] == 1 or any(port.shape[0] == 1 for port in self.zeros):
+            return False
+        try:
+            together = self.chroma(lightness)
+        except Exception:
+            return False
+        return together.shape == alone.shape and bool(np.abs(together - alone).max() <= TOLERANCE[self.photo.type])
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without its details."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _input_of(lightness: Floats, interface: Interface) -> NDArray[np.float64]:
+    """What the interface wants for lightness [N, 1, S, S], made with scikit-image and NumPy."""
+    plane = lightness.astype(np.float64)
+    if interface.takes != "lightness":
+        lab = np.concatenate([plane * 100, np.zeros_like(plane), np.zeros_like(plane)], axis=1)
+        plane = lab2rgb(lab, channel_axis=1)[:, : interface.channels]
+    low, high = interface.input_range
+    mean, std = (np.reshape(each, (-1, 1, 1)) for each in (interface.mean, interface.std))
+    scaled = (low + plane * (high - low) - mean) / std
+    return scaled if interface.layout == "nchw" else np.moveaxis(scaled, 1, -1)
+
+
+def _chroma_of(answer: NDArray[np.float64], interface: Interface, size: int) -> Floats:
+    """(a*, b*), float32 [N, 2, size, size], of what the foreign graph answered; with scikit-image and OpenCV."""
+    low, high = interface.output_range
+    values = (answer - low) / (high - low)
+    if interface.layout == "nhwc":
+        values = np.moveaxis(values, -1, 1)
+    if interface.answers == "ab":
+        first, last = interface.ab_range or interface.output_range
+        chroma = first + values * (last - first)
+    else:
+        rgb = values if interface.answers == "rgb" else values[:, ::-1]
+        chroma = rgb2lab(np.clip(rgb, 0, 1), channel_axis=1)[:, 1:]
+    small = [[cv2.resize(c, (size, size), interpolation=cv2.INTER_AREA) for c in one] for one in chroma]
+    return np.asarray(small, np.float32)

@@ -1,0 +1,217 @@
+"""A model's file of half precision, NAME.fp16.onnx, which the service takes on a GPU.
+
+Made by ONNX Runtime's own converter. Input and output stay float32, so does what half precision is too narrow for, and
+the file says the same about itself. Nothing is written unless both answer alike on photographs.
+"""
+
+import graphlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+from model_export.data import sources
+from model_export.evaluation import metrics
+from model_export.export.model_files import write_model
+from service.imaging import color
+from service.imaging.color import Bytes, Floats
+from service.inference.contract import Contract
+from service.inference.half_precision import HALF, half_of
+from service.inference.session import Engine
+
+__all__ = ["HalfError", "Parity", "convert", "half_of", "halve", "parity"]
+
+# CIEDE2000 between both answers: on average over the photographs, and of the worst of them. 1 is just visible where
+# two even fields touch.
+MEAN_LIMIT = 0.25
+WORST_LIMIT = 1.0
+# Of float32's 24 bits 13 are lost in a half, whose largest number is 65,504.
+SPLIT = 2.0**13 + 1
+LARGEST = 65504.0
+
+
+class HalfError(RuntimeError):
+    """In half precision the model answers something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """Differences of both files' answers: mean CIEDE2000, that of the worst photograph, and chroma in its own units."""
+
+    de00: float
+    worst: float
+    mean: float
+    largest: float
+
+
+def halve(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model in half precision; input and output stay float32."""
+    # Imported here: it puts its own folder on the path.
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    too_narrow = _from_running_sums(model.graph)
+    half = cast("onnx.ModelProto", convert_float_to_float16(model, keep_io_types=True, node_block_list=too_narrow))
+    _drop_idle_casts(half.graph)
+    _sort(half.graph)
+    onnx.checker.check_model(half)
+    return half
+
+
+def _from_running_sums(graph: onnx.GraphProto) -> list[str]:
+    """Names of the nodes behind a running sum, and of it: differences between its late members need all their digits.
+
+    Nodes that have no name are given one.
+    """
+    made, names = set[str](), []
+    for number, node in enumerate(graph.node):
+        if node.op_type == "CumSum" or not made.isdisjoint(node.input):
+            made.update(node.output)
+            node.name = node.name or f"from_running_sum_{number}"
+            names.append(node.name)
+    return names
+
+
+def _drop_idle_casts(graph: onnx.GraphProto) -> None:
+    """Takes out the casts of weights that our exports keep in half precision, and that now lead to the same.
+
+    And of those that the converter makes around every node that stays float32: the ones from float32 to half and back,
+    and those made again for each node that takes them, all with one name.
+    """
+    halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    last = {port.name for port in graph.output}
+    casts = [node for node in graph.node if node.op_type == "Cast" and node.output[0] not in last]
+    to_half = {node.output[0]: node.input[0] for node in casts if node.attribute[0].i == TensorProto.FLOAT16}
+    idle = {made: taken for made, taken in to_half.items() if taken in halves}
+    idle |= {
+        node.output[0]: to_half[node.input[0]]
+        for node in casts
+        if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half
+    }
+    nodes = list({node.output[0]: node for node in graph.node if node.output[0] not in idle}.values())
+    for node in nodes:
+        node.input[:] = [idle.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _sort(graph: onnx.GraphProto) -> None:
+    """Puts every node behind those that it needs, as ONNX asks: the converter adds its own at the end."""
+    made_by = {name: number for number, node in enumerate(graph.node) for name in node.output}
+    needs = {
+        number: {made_by[name] for name in _needed(node) if name in made_by} for number, node in enumerate(graph.node)
+    }
+    nodes = [graph.node[number] for number in graphlib.TopologicalSorter(needs).static_order()]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _needed(node: onnx.NodeProto) -> Iterator[str]:
+    """The names of its inputs, and of what its branches and loops take from around them."""
+    yield from filter(None, node.input)
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs):
+            for each in inner.node:
+                yield from _needed(each)
+
+
+def emulated(half: onnx.ModelProto) -> bytes:
+    """What a GPU does with a model of half precision, in float32: every tensor of it is rounded as soon as it is made.
+
+    Sums are kept in float32, as a GPU's convolutions keep theirs. On a CPU ONNX Runtime computes the model itself in
+    float32 throughout, which would show next to no difference.
+    """
+    model = shape_inference.infer_shapes(half)
+    graph = model.graph
+    halves = {value.name for value in graph.value_info if _is_half(value)}
+    del graph.value_info[:]
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        made = [name for name in node.output if name in halves]
+        _widen(node)
+        node.output[:] = [f"{name}/whole" if name in made else name for name in node.output]
+        nodes += [node, *(each for name in made for each in _rounding(f"{name}/whole", name))]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for tensor in graph.initializer:
+        _widen_tensor(tensor)
+    constants = (("half/split", SPLIT), ("half/largest", LARGEST))
+    graph.initializer.extend(numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants)
+    return bytes(model.SerializeToString())
+
+
+def _is_half(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.tensor_type.elem_type == TensorProto.FLOAT16)
+
+
+def _widen_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _widen(node: onnx.NodeProto) -> None:
+    """Makes a node's float16 results and constants float32."""
+    for attribute in node.attribute:
+        if attribute.HasField("g") or attribute.graphs:
+            raise ValueError("models with branches or loops can't be measured in half precision")
+        _widen_tensor(attribute.t)
+        if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
+            attribute.i = TensorProto.FLOAT
+
+
+def _rounding(value: str, name: str) -> list[onnx.NodeProto]:
+    """Nodes that round float32 to the 11 bits of a half (Veltkamp's splitting); what is too large becomes infinite."""
+    return [
+        helper.make_node("Mul", [value, "half/split"], [f"{name}/scaled"]),
+        helper.make_node("Sub", [f"{name}/scaled", value], [f"{name}/rest"]),
+        helper.make_node("Sub", [f"{name}/scaled", f"{name}/rest"], [f"{name}/rounded"]),
+        helper.make_node("Abs", [f"{name}/rounded"], [f"{name}/size"]),
+        helper.make_node("LessOrEqual", [f"{name}/size", "half/largest"], [f"{name}/fits"]),
+        helper.make_node("Cast", [f"{name}/fits"], [f"{name}/one"], to=TensorProto.FLOAT),
+        helper.make_node("Div", [f"{name}/rounded", f"{name}/one"], [name]),
+    ]
+
+
+def _coloured(luma: Bytes, chroma: Floats, contract: Contract) -> Bytes:
+    """The square photo [S, S] in the colours [2, s, s], uint8 RGB [S, S, 3]."""
+    return color.rgb_at(luma, *color.enlarge(chroma, *luma.shape), contract.color_space)
+
+
+def parity(whole: Engine, half: Engine, photographs: Sequence[sources.Entry]) -> Parity:
+    """Runs both on the photographs, on the CPU; `half` is one that `emulated` made."""
+    contract = whole.contract
+    differences, apart = [], []
+    for entry in photographs:
+        luma = color.square(color.luma_of_rgb(entry.read()), contract.input_size)
+        lightness = color.split(luma, contract.color_space, contract.input_size)[np.newaxis]
+        (want,), (have,) = whole.predict(lightness), half.predict(lightness)
+        apart.append(np.abs(want - have))
+        pictures = (_coloured(luma, chroma, contract) for chroma in (have, want))
+        differences.append(metrics.difference(*pictures))
+    if not differences:
+        raise ValueError("there is no photograph to compare on")
+    chroma = np.stack(apart)
+    return Parity(float(np.mean(differences)), max(differences), float(chroma.mean()), float(chroma.max()))
+
+
+def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> Parity:
+    """Writes the half of the model at `path` to `output` and, beside it, its SHA-256; returns how far they are apart.
+
+    Raises HalfError, and writes nothing, when that is more than `MEAN_LIMIT` or `WORST_LIMIT`.
+    """
+    if not output.name.endswith(HALF):
+        raise ValueError(f"{output}: the service looks for NAME{HALF}")
+    whole = Engine(path, path.read_bytes(), "cpu")
+    half = halve(onnx.load(path))
+    content = half.SerializeToString()
+    found = parity(whole, Engine(output, emulated(half), "cpu"), photographs)
+    if not (found.de00 <= MEAN_LIMIT and found.worst <= WORST_LIMIT):
+        raise HalfError(
+            f"answers differ by {found.de00:.3f} CIEDE2000, {found.worst:.3f} on the worst photograph;"
+            f" at most {MEAN_LIMIT} and {WORST_LIMIT} are allowed, so nothing was written"
+        )
+    write_model(output, content)
+    return found

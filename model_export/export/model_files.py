@@ -1,0 +1,57 @@
+"""Models as files that the service finds, and which of them may be replaced."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from model_export import files
+from service.inference.half_precision import HALF, half_of, is_half
+
+log = logging.getLogger(__name__)
+
+# In a run's folder: the SHA-256 of each file that it was exported to, by its path.
+EXPORTS = "exports.json"
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError for a name that the service takes for no model's, or for another model's half precision."""
+    if path.suffix != ".onnx" or is_half(path):
+        raise ValueError(f"{path}: the service takes only files that end in .onnx, and not in {HALF}, for models")
+
+
+def check_replaceable(path: Path, *, force: bool, written: Mapping[str, str] | None = None) -> None:
+    """Raise FileExistsError where a file is that nobody asked to replace.
+
+    written: the SHA-256 of files that may be replaced unasked, by their paths.
+    """
+    if force or not path.exists():
+        return
+    known = (written or {}).get(str(path.resolve()))
+    if known is None or known != _sha256(path.read_bytes()):
+        raise FileExistsError(f"{path} is there already: --force replaces it, another --output (-o) leaves it alone")
+
+
+def exports_of(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a run was exported to, by its path."""
+    path = run / EXPORTS
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else {}
+
+
+def note_export(run: Path, path: Path) -> None:
+    """Note that a file was exported from a run."""
+    noted = exports_of(run) | {str(path.resolve()): _sha256(path.read_bytes())}
+    files.write(run / EXPORTS, json.dumps(noted, indent=1).encode())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_model(path: Path, content: bytes) -> None:
+    """Write a model and, beside it, its SHA-256."""
+    files.write(path, content)
+    files.write(path.with_suffix(".onnx.sha256"), f"{_sha256(content)}  {path.name}\n".encode())
+    if not is_half(path) and half_of(path).exists():
+        log.warning("%s is of the model before: make it anew, or remove it", half_of(path))

@@ -1,0 +1,240 @@
+"""Other people's colorizers, made to keep the service's contract by nodes put around their own graph.
+
+    lightness, L*/100 -> gray, scaling, layout -> THE FOREIGN GRAPH -> layout, scaling, Lab -> chroma, (a*, b*)
+
+What a foreign graph takes and answers is an `Interface`; a preset is one with a name. Before anything is written,
+both are run on the same pictures: the foreign graph on input made with scikit-image, its answer read with it too,
+and the new file as the service runs it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike
+from onnx import TensorProto, helper, numpy_helper, version_converter
+
+from model_export.export.foreign import DTYPES, TOLERANCE, Foreign, Interface, first_line
+from model_export.export.model_files import check_name, write_model
+from service.imaging.color import XYZ_TO_RGB, Floats
+from service.inference.contract import INPUT, OUTPUT, Contract
+from service.inference.session import Engine
+
+# The first opset with all that is added here. What is added means the same in every later one.
+LEAST_OPSET = 9
+# The first IR in which an initializer need not be an input too.
+LEAST_IR = 4
+# What protobuf can write, less room for all but the weights.
+MAX_BYTES = (1 << 31) - (1 << 24)
+# Every foreign name gets this, so that it is neither one of the contract's nor one of ours.
+FOREIGN = "foreign/"
+
+
+class MismatchError(RuntimeError):
+    """The new file answers something else than the graph that was wrapped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """What was written, how far it is from the foreign graph (Lab units), and which inputs it feeds zeros."""
+
+    contract: Contract
+    largest: float
+    mean: float
+    zeros: list[str]
+
+
+class _Nodes:
+    """Nodes as they are added, and their constants. Calling it adds one node and returns its output's name."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def __call__(self, operator: str, *inputs: str | ArrayLike, named: str | None = None, **attributes: object) -> str:
+        """inputs: names, or numbers and arrays, of which floating ones become float32 constants."""
+        names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
+        name = named or f"{self.prefix}/{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, names, [name], **attributes))  # type: ignore[arg-type]
+        return name
+
+    def _constant(self, values: ArrayLike) -> str:
+        array = np.asarray(values)
+        array = array.astype(np.float32) if array.dtype.kind == "f" else array
+        name = f"{self.prefix}/constant/{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def _add_gray(add: _Nodes, lightness: str) -> str:
+    """The sRGB gray value, 0..1, of L*/100: CIE 1976, then IEC 61966-2-1, both branches of each."""
+    f = add("Div", add("Add", add("Mul", lightness, 100.0), 16.0), 116.0)
+    cube = add("Mul", f, add("Mul", f, f))
+    line = add("Mul", add("Sub", f, 4 / 29), 108 / 841)
+    linear = add("Where", add("Greater", f, 6 / 29), cube, line)
+    curve = add("Sub", add("Mul", add("Pow", linear, 1 / 2.4), 1.055), 0.055)
+    return add("Where", add("Greater", linear, 0.0031308), curve, add("Mul", linear, 12.92))
+
+
+def _add_ab(add: _Nodes, rgb: str, *, reverse: bool) -> str:
+    """(a*, b*) of sRGB [N, 3, h, w] in 0..1, or of BGR if `reverse`; values outside are clipped."""
+    inside = add("Min", add("Max", rgb, 0.0), 1.0)
+    curve = add("Pow", add("Div", add("Add", inside, 0.055), 1.055), 2.4)
+    linear = add("Where", add("Greater", inside, 0.04045), curve, add("Div", inside, 12.92))
+    # Sums of planes, not a convolution: a GPU may compute one in TF32, which would tint grays by half a Lab unit.
+    order = (2, 1, 0) if reverse else (0, 1, 2)
+    planes = [add("Gather", linear, np.array([channel]), axis=1) for channel in order]
+    fx, fy, fz = (_add_f(add, planes, weights) for weights in np.linalg.inv(XYZ_TO_RGB))
+    a = add("Mul", add("Sub", fx, fy), 500.0)
+    b = add("Mul", add("Sub", fy, fz), 200.0)
+    return add("Concat", a, b, axis=1)
+
+
+def _add_f(add: _Nodes, planes: Sequence[str], weights: Floats) -> str:
+    """CIE 1976's f of X, Y or Z, relative to the white: the planes of linear RGB, weighted and summed."""
+    red, green, blue = (add("Mul", plane, weight) for plane, weight in zip(planes, weights, strict=True))
+    value = add("Add", add("Add", red, green), blue)
+    line = add("Div", add("Add", add("Mul", value, 24389 / 27), 16.0), 116.0)
+    return add("Where", add("Greater", value, 216 / 24389), add("Pow", value, 1 / 3), line)
+
+
+def _add_before(add: _Nodes, foreign: Foreign) -> None:
+    """From lightness to the foreign inputs."""
+    interface = foreign.interface
+    plane = INPUT if interface.takes == "lightness" else _add_gray(add, INPUT)
+    low, high = interface.input_range
+    mean, std = (
+        np.zeros((1, interface.channels, 1, 1)) + np.reshape(x, (-1, 1, 1)) for x in (interface.mean, interface.std)
+    )
+    # One gain and offset a channel: they are also what repeats the plane.
+    scaled = add("Add", add("Mul", plane, (high - low) / std), (low - mean) / std)
+    if interface.layout == "nhwc":
+        scaled = add("Transpose", scaled, perm=[0, 2, 3, 1])
+    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[foreign.photo.type]))
+    add("Cast", scaled, named=FOREIGN + foreign.photo.name, to=type_)
+    for port in foreign.zeros:
+        batch = add("Gather", add("Shape", INPUT), np.array([0]), axis=0)
+        shape = add("Concat", batch, np.array(port.shape[1:], np.int64), axis=0)
+        zero = numpy_helper.from_array(np.zeros(1, DTYPES[port.type]))
+        add("ConstantOfShape", shape, named=FOREIGN + port.name, value=zero)
+
+
+def _add_after(add: _Nodes, foreign: Foreign) -> None:
+    """From the foreign output to chroma."""
+    interface = foreign.interface
+    values = add("Cast", FOREIGN + foreign.answer.name, to=TensorProto.FLOAT)
+    if interface.layout == "nhwc":
+        values = add("Transpose", values, perm=[0, 3, 1, 2])
+    low, high = interface.output_range
+    first, last = (interface.ab_range or interface.output_range) if interface.answers == "ab" else (0.0, 1.0)
+    gain = (last - first) / (high - low)
+    chroma = add("Add", add("Mul", values, gain), first - low * gain)
+    if interface.answers != "ab":
+        chroma = _add_ab(add, chroma, reverse=interface.answers == "bgr")
+    large, small = foreign.answered_size, foreign.chroma_size
+    if large != small:
+        # Shrinking by area is linear, and the same matrix on both sides: no opset changes what that means.
+        weights = cv2.resize(np.eye(large, dtype=np.float32), (large, small), interpolation=cv2.INTER_AREA)
+        chroma = add("MatMul", add("MatMul", weights, chroma), weights.T)
+    add("Identity", chroma, named=OUTPUT)
+
+
+def _rename(graph: onnx.GraphProto) -> None:
+    """Puts FOREIGN before every name of a tensor, in the graphs of its branches and loops too.
+
+    onnx.compose.add_prefix leaves a branch's reference to an initializer outside of it behind.
+    """
+    for node in graph.node:
+        node.input[:] = [name and FOREIGN + name for name in node.input]
+        node.output[:] = [name and FOREIGN + name for name in node.output]
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _rename(attribute.g)
+            for inner in attribute.graphs:
+                _rename(inner)
+    for named in (*graph.input, *graph.output, *graph.initializer, *(each.values for each in graph.sparse_initializer)):
+        named.name = FOREIGN + named.name
+    # Inferred shapes, which are not needed, of sizes that may no longer be open.
+    del graph.value_info[:]
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """The foreign model with the weights that lie beside it. Raises ValueError when they don't fit into one file."""
+    model = onnx.load(path)
+    size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    if size > MAX_BYTES:
+        raise ValueError(f"{path}: its weights are {size:,} bytes, and an ONNX file can hold {MAX_BYTES:,}")
+    if max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0) < LEAST_OPSET:
+        try:
+            model = version_converter.convert_version(model, LEAST_OPSET)
+        except Exception as error:
+            raise ValueError(f"{path}: can't be brought to opset {LEAST_OPSET}: {first_line(error)}") from error
+    return model
+
+
+def _wrap(path: Path, foreign: Foreign, contract: Contract) -> bytes:
+    """The new file's content."""
+    model = _load(path)
+    graph = model.graph
+    _rename(graph)
+    before, after = _Nodes("before"), _Nodes("after")
+    _add_before(before, foreign)
+    _add_after(after, foreign)
+    nodes = [*before.nodes, *graph.node, *after.nodes]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*before.constants, *after.constants])
+    batch, size, answered = contract.max_batch or "batch", contract.input_size, foreign.chroma_size
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [batch, 1, size, size]))
+    graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [batch, 2, answered, answered]))
+    model.ir_version = max(model.ir_version, LEAST_IR)
+    helper.set_model_props(model, contract.to_metadata())
+    return bytes(model.SerializeToString())
+
+
+def _pictures(size: int) -> Floats:
+    """Lightness for the check, float32 [3, 1, size, size]: from black to white, soft shapes, grain."""
+    random = np.random.default_rng(0)
+    ramp = np.tile(np.linspace(0, 1, size), (size, 1))
+    shapes = cv2.resize(random.random((8, 8)), (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.stack([ramp, shapes, random.random((size, size))])[:, np.newaxis].astype(np.float32)
+
+
+def adapt(path: Path, output: Path, interface: Interface, *, name: str, version: str, size: int | None) -> Adapted:
+    """Wraps the ONNX file at `path`; writes `output` and, beside it, its SHA-256.
+
+    size: side of the input, for a graph that leaves it open; the interface's own if None.
+    Raises ValueError when the graph has another interface, MismatchError when the new file answers something else
+    than it, and writes nothing then.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    check_name(output)
+    if output.exists() and output.samefile(path):
+        raise ValueError(f"{output} is the graph to be wrapped, which would be lost: write to another file")
+    foreign = Foreign(path, interface, size)
+    lightness = _pictures(foreign.size)
+    want = np.concatenate([foreign.chroma(one[np.newaxis]) for one in lightness])
+    max_batch = None if foreign.takes_batches(lightness, want) else 1
+    contract = Contract(name, version, "lab", foreign.size, interface.license, interface.data, max_batch)
+    content = _wrap(path, foreign, contract)
+    engine = Engine(output, content, "cpu")
+    have = np.concatenate([engine.predict(one[np.newaxis]) for one in lightness])
+    difference = _compare(want, have, TOLERANCE[foreign.photo.type])
+    write_model(output, content)
+    return Adapted(contract, float(difference.max()), float(difference.mean()), [port.name for port in foreign.zeros])
+
+
+def _compare(want: Floats, have: Floats, tolerance: float) -> Floats:
+    difference: Floats = np.abs(want - have)
+    if not difference.max() <= tolerance:
+        place = np.unravel_index(difference.argmax(), difference.shape)
+        raise MismatchError(
+            f"{('a*', 'b*')[place[1]]} is {have[place]:.2f} where the graph itself answers {want[place]:.2f};"
+            f" more than {tolerance} apart, so nothing was written"
+        )
+    return difference

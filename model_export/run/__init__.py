@@ -1,0 +1,1 @@
+"""Training runs: setup, schedule, precision, and the training loop."""

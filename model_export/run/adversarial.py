@@ -1,0 +1,89 @@
+"""A generator trained against a discriminator: the second half of the second tutorial."""
+
+import keras
+import numpy as np
+
+from model_export.networks import unet_gan
+from model_export.recipe import UNet
+from service.imaging.color import Floats
+
+
+class _Duel(keras.Model):  # type: ignore[misc]
+    """The generator's answer and the discriminator's verdict on it, of which only the generator learns.
+
+    The discriminator goes on as it does in its own training (its batch norm sees the batch), which a layer with
+    `trainable = False` would not.
+    """
+
+    def __init__(self, generator: keras.Model, discriminator: keras.Model) -> None:
+        lightness = generator.inputs[0]
+        answer = generator(lightness)
+        verdict = discriminator([lightness, answer])
+        super().__init__(inputs=lightness, outputs=[verdict, answer], name="duel")
+        self._learning = {id(variable) for variable in generator.trainable_variables}
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        return [variable for variable in self.variables if id(variable) in self._learning]
+
+    @property
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        return [variable for variable in self.variables if id(variable) not in self._learning]
+
+    @property
+    def trainable_weights(self) -> list[keras.Variable]:
+        return self.trainable_variables
+
+    @property
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        return self.non_trainable_variables
+
+
+def _judge(discriminator: keras.Model) -> keras.Model:
+    """The discriminator over a true and an answered ab in turn: each batch normalized by itself."""
+    lightness, true = discriminator.inputs
+    answered = keras.Input(true.shape[1:], name="answered")
+    verdicts = [discriminator([lightness, true]), discriminator([lightness, answered])]
+    return keras.Model([lightness, true, answered], verdicts, name="judge")
+
+
+class Adversary:
+    """Trains in turn: the discriminator to tell true ab from answers, the generator to pass for true and to be near.
+
+    The tutorial runs the generator once a step; here the discriminator is shown answers that were made for it, so their
+    dropout is not that of the generator's own step, and the generator's batch-norm statistics move twice.
+    """
+
+    def __init__(self, generator: keras.Model, settings: UNet, jit_compile: bool | str) -> None:
+        self.generator = generator
+        self.rate = settings.adversarial_rate
+        self.discriminator = unet_gan.build_discriminator()
+        verdict = keras.losses.BinaryCrossentropy(from_logits=True)
+        self.judge = _judge(self.discriminator)
+        self.judge.compile(
+            keras.optimizers.Adam(settings.adversarial_rate, beta_1=0.5),
+            loss=[verdict, verdict],
+            loss_weights=[0.5, 0.5],
+            jit_compile=jit_compile,
+        )
+        self.duel = _Duel(generator, self.discriminator)
+        self.duel.compile(
+            keras.optimizers.Adam(settings.adversarial_rate, beta_1=0.5),
+            loss=[verdict, unet_gan.absolute_error],
+            loss_weights=[1.0, settings.l1_weight],
+            jit_compile=jit_compile,
+        )
+
+    def step(self, lightness: Floats, chroma: Floats, ramp: float = 1.0) -> float:
+        """Take one step of both with a batch, and return the generator's mean L1, in units of 110.
+
+        ramp: what their learning rates are multiplied with.
+        """
+        for model in (self.judge, self.duel):
+            model.optimizer.learning_rate = ramp * self.rate
+        true = chroma / np.float32(unet_gan.AB_RANGE)
+        answered = keras.ops.convert_to_numpy(self.generator(lightness, training=True)).astype(np.float32)
+        verdict = np.ones((len(true), *self.discriminator.compute_output_shape([lightness.shape, true.shape])[1:]))
+        self.judge.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
+        self.duel.train_on_batch(lightness, [verdict, true])
+        return float(np.abs(answered - true).mean())

@@ -1,0 +1,370 @@
+"""Train a recipe: `python -m model_export train RECIPE --data ... --run FOLDER`."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from model_export import files, networks
+from model_export.data import batching, filtering, sources
+from model_export.recipe import Recipe, Shards, UNet
+from model_export.run.adversarial import Adversary
+from model_export.run.initialization import Start, begin_with, hold_out, is_from, start
+from model_export.run.precision import Precision, choose
+from model_export.run.schedule import Clock, Limits, learning_rate, ramp
+from model_export.run.setup import choose_bins, form, jit_compile, optimizer, time_step, use_all_accelerators
+from model_export.signals import Stop
+from model_export.weights import checkpoint
+from model_export.weights.averaging import WeightAverage
+from model_export.weights.checkpoint import Setup, State
+
+# Batches that settle the batch-norm statistics after weights were averaged (a tenth of the steps in a short run), and
+# their momentum meanwhile.
+SETTLE = 100
+SETTLE_SHARE = 0.1
+SETTLE_MOMENTUM = 0.97
+VALIDATION_BATCH = 50
+# Steps between two checkpoints where a run is to check itself often.
+OFTEN = 50
+# A time budget for fewer steps is warned of.
+FEW_STEPS = 30
+# What is added to the estimate of what the last checkpoint takes.
+SPARE = 1.1
+# Seconds between two pictures of the bar in a log.
+LOG_INTERVAL_S = 60.0
+
+
+class Diverged(RuntimeError):
+    """The loss is no number any more."""
+
+
+def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None) -> Setup:
+    """The setup of the run in `folder`, or that of a new one."""
+    if (folder / "state.json").exists():
+        return checkpoint.load_setup(folder)
+    held_out = hold_out(recipe, entries, begun)
+    training, validating = sources.split_off(entries, held_out)
+    bins = begun.setup.bins if begun else choose_bins(recipe, training)
+    contents = [content for content in sources.contents(validating) if content]
+    origins, post_processing = (begun.origins, begun.post_processing) if begun else ([], None)
+    setup = Setup(recipe, bins, held_out, origins, contents, post_processing)
+    checkpoint.save_setup(folder, setup)
+    return setup
+
+
+class Run:
+    """One run in one folder, which trains, averages, validates and keeps the best."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None = None
+    ) -> None:
+        use_all_accelerators()
+        keras.utils.set_random_seed(recipe.seed)
+        setup = _set_up(recipe, folder, entries, begun)
+        self.folder = folder
+        self.recipe = recipe
+        self.training, self.held_out = sources.split_off(entries, setup.held_out)
+        architecture = networks.of(recipe)
+        self.network = architecture.build(recipe, setup.bins)
+        self.averaged = architecture.build(recipe, setup.bins)
+        for layer in self.averaged.layers:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.momentum = SETTLE_MOMENTUM
+        self.state = State()
+        if (folder / "state.json").exists():
+            self.state = checkpoint.load_state(folder)
+            checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.network)
+            checkpoint.load_weights(folder / checkpoint.AVERAGE, self.averaged)
+        else:
+            begin_with(self.network, recipe, begun)
+            self.averaged.set_weights(self.network.get_weights())
+        # What it begins with has learnt already: the run should end with something better.
+        self.compares = begun is not None
+        settings = recipe.optimizer
+        self.average = WeightAverage(self.averaged.get_weights(), settings.average, self.steps)
+        self.optimizer = optimizer(settings)
+        loss = architecture.loss(recipe, setup.bins)
+        self.network.compile(self.optimizer, loss, jit_compile=jit_compile())
+        self.averaged.compile(keras.optimizers.SGD(0.0), loss, jit_compile=jit_compile())
+        self.adversary: Adversary | None = None
+        self.doing = ""
+        self.stop = Stop(lambda: self.doing)
+        self.form = form(recipe)
+        self.stream = self._stream(recipe.seed, recipe.shards, self.state.views)
+        # Photographs of their own to settle on: when a run checks itself must not change what it learns from.
+        self.settling = self._stream(recipe.seed + 1)
+
+    def _stream(self, seed: int, shards: Shards | None = None, views: int = 0) -> batching.Stream:
+        batch, augment = self.recipe.optimizer.batch, self.recipe.augment
+        return batching.Stream(self.training, batch, self.form, augment, seed, shards, views)
+
+    @property
+    def steps(self) -> int:
+        """Steps of all calls so far."""
+        return self.state.views // self.recipe.optimizer.batch
+
+    def train(self, limits: Limits, started: float) -> State:
+        """Go on until the recipe's views or the time are used up, and return where it stopped.
+
+        started: when the time of this call began, by `time.monotonic`. SIGINT or SIGTERM stops it after a
+        last checkpoint, with KeyboardInterrupt. Raises Diverged.
+        """
+        clock = Clock(limits, self.state.minutes, started)
+        if self.state.progress >= 1:
+            tqdm.write(f"the run is finished; another goes on from it: --init {self.folder} --run ANOTHER")
+        else:
+            self._get_ready(clock)
+            with self.stop:
+                self._learn(limits, clock)
+        if self.state.progress < 1:
+            self.stop.raise_if_signalled()
+        return self.state
+
+    def _learn(self, limits: Limits, clock: Clock) -> None:
+        before, last_check, steps = self.state, clock.now(), 0
+        clock.begin(before.progress)
+        # In a log each picture of the bar stays.
+        interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
+        initial, form = 100 * before.progress, "{l_bar}{bar}| {postfix}"
+        bar = tqdm(total=100.0, initial=initial, unit="%", bar_format=form, mininterval=interval, miniters=0)
+        losses: list[float] = []
+        stops = False
+        batches = self.stream.batches(lambda: self.recipe.side(self.state.progress))
+        with bar, closing(batches):
+            while self.state.progress < 1 and not stops:
+                self.doing = self._step_and_checkpoint(clock)
+                begun = clock.now()
+                losses.append(self._step(next(batches), before, steps, clock))
+                steps += 1
+                clock.took(clock.now() - begun)
+                self._advance(clock)
+                bar.set_postfix_str(self._told(before, clock, losses), refresh=False)
+                bar.update(100 * self.state.progress - bar.n)
+                stops = clock.call_is_used_up() or self.stop.number is not None
+                waited = clock.now() - last_check
+                often = limits.checkpoint_minutes == 0 and len(losses) >= OFTEN
+                is_due = often or 0 < 60 * limits.checkpoint_minutes < waited
+                # One that is nearly at its end has its last checkpoint soon.
+                is_due = is_due and clock.seconds_left > 2 * clock.ending
+                if stops or is_due or self.state.progress >= 1:
+                    begun = clock.now()
+                    self._check(float(np.mean(losses)), clock)
+                    losses, last_check = [], clock.now()
+                    clock.ending = last_check - begun
+
+    def _told(self, before: State, clock: Clock, losses: Sequence[float]) -> str:
+        views = self.state.views - before.views
+        speed = views / max(clock.learning_seconds, 1e-9)
+        return f"{self.state.views:,} views, {speed:.0f}/s, loss {np.mean(losses[-OFTEN:]):.3f}"
+
+    def _step_and_checkpoint(self, clock: Clock) -> str:
+        seconds = f", some {clock.step + clock.ending:.0f} s" if clock.ending else ""
+        return f"finishing this step, then writing a checkpoint to {self.folder}{seconds}"
+
+    def _finite(self, loss: float) -> float:
+        """Return a loss that is a number. Raises Diverged, before anything is written, for one that is none."""
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} after {self.state.views:,} views: nothing was written since the last checkpoint."
+                " A smaller `learning_rate` may help"
+            )
+        return loss
+
+    def _progress(self, views: float, clock: Clock, ahead: float = 0.0) -> float:
+        """Return how far the run is after so many views and in `ahead` seconds, in 0..1."""
+        # A longer budget for the rest takes nothing back.
+        return min(1.0, max(self.state.progress, views / self.recipe.views, clock.progress(ahead)))
+
+    def _advance(self, clock: Clock) -> None:
+        progress = 1.0 if clock.budget_is_used_up() else self._progress(self.state.views, clock)
+        self.state = replace(self.state, minutes=clock.minutes, progress=progress)
+
+    def _step(self, batch: batching.Batch, before: State, steps: int, clock: Clock) -> float:
+        """Learn from a batch and return its loss. before: where the call began, `steps` steps ago.
+
+        The learning rate is that of the middle of the step: so a run of few steps goes through the whole schedule too.
+        """
+        half = clock.step / 2
+        progress = self._progress(self.state.views + len(batch[0]) / 2, clock, half)
+        of_rest = (progress - before.progress) / (1 - before.progress)
+        rise = ramp(steps + 0.5, max(of_rest, clock.share(half)))
+        if adversary := self._adversary():
+            loss = adversary.step(*batch, rise)
+        else:
+            self.optimizer.learning_rate = rise * learning_rate(self.recipe, progress)
+            loss = float(self.network.train_on_batch(*batch))
+        self.state = replace(self.state, views=self.state.views + len(batch[0]))
+        self._finite(loss)
+        if self.average.momentum and self.average.is_due(self.steps):
+            self.average.update(self.network.get_weights(), self.steps - self.average.steps)
+        return loss
+
+    def _get_ready(self, clock: Clock) -> None:
+        """Validate what the run begins with, and measure what a limited time has to suffice for."""
+        if not (self.compares or clock.is_limited):
+            return
+        loss = self._validate(self.held_out)
+        tqdm.write(f"validation loss before: {loss:.4f} ({len(self.held_out)} photographs)")
+        if self.compares:
+            self.state = replace(self.state, start_loss=loss)
+        if clock.is_limited:
+            self._rehearse(clock)
+
+    def _rehearse(self, clock: Clock) -> None:
+        """Take steps that change nothing, so that the clock knows how long one takes, and the last checkpoint."""
+        examples = self._stream(self.recipe.seed + 2)
+        if not self._adversary():
+            self._rehearse_steps(clock, examples)
+        begun = clock.now()
+        part = self.held_out[:VALIDATION_BATCH]
+        self._validate(part)
+        validation = (clock.now() - begun) * len(self.held_out) / len(part)
+        begun = clock.now()
+        self._settle(examples, 1)
+        settling = clock.now() - begun
+        saving = 3 * checkpoint.time_to_save(self.folder, self.network)
+        clock.ending = SPARE * (validation + settling + saving)
+        clock.begin(self.state.progress)
+        count = self._settling_batches(self.steps + int(min(clock.steps_left, SETTLE / SETTLE_SHARE)))
+        clock.ending = SPARE * (validation + settling * count + saving)
+        left = clock.steps_left
+        if clock.step:
+            tqdm.write(
+                f"a step takes {clock.step:.1f} s and the last checkpoint {clock.ending:.0f} s: about {left:.0f} steps"
+                f" of {self.recipe.optimizer.batch} photographs fit into the time, which begins now"
+                + ("; too few to learn much: allow more" if left < FEW_STEPS else "")
+            )
+
+    def _rehearse_steps(self, clock: Clock, examples: batching.Stream) -> None:
+        """Take two steps in each size that is still to come: the first makes TensorFlow compile."""
+        self.optimizer.build(self.network.trainable_variables)
+        variables = [*self.network.variables, *self.optimizer.variables]
+        kept = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
+        sides = [stage.side for stage in self.recipe.curriculum if stage.until > self.state.progress]
+        for side in dict.fromkeys(reversed(sides)):
+            (batch,) = examples.batches(side, 1)
+            for _ in range(2):
+                begun = clock.now()
+                self.network.train_on_batch(*batch)
+                duration = clock.now() - begun
+        clock.took(duration)
+        for variable, value in zip(variables, kept, strict=True):
+            variable.assign(value)
+
+    def _adversary(self) -> Adversary | None:
+        """Return the adversary, brought in when its time has come."""
+        settings = self.recipe.network
+        if not isinstance(settings, UNet) or self.state.progress < settings.adversarial_from:
+            return None
+        if self.adversary is None:
+            self.adversary = Adversary(self.network, settings, jit_compile())
+            if (self.folder / checkpoint.DISCRIMINATOR).exists():
+                checkpoint.load_weights(self.folder / checkpoint.DISCRIMINATOR, self.adversary.discriminator)
+        return self.adversary
+
+    def _settling_batches(self, steps: int) -> int:
+        """Return how many batches settle the average after so many steps."""
+        return min(SETTLE, max(1, int(SETTLE_SHARE * steps))) if self.average.momentum else 0
+
+    def _settle(self, stream: batching.Stream, count: int) -> None:
+        """Give the averaged weights batch-norm statistics of their own, by running them and learning nothing."""
+        if not self.average.momentum:
+            self.averaged.set_weights(self.network.get_weights())
+            return
+        self.averaged.set_weights(self.average.weights)
+        trainable = [variable.value for variable in self.averaged.trainable_variables]
+        statistics = [variable.value for variable in self.averaged.non_trainable_variables]
+        for lightness, _ in stream.batches(self.recipe.curriculum[-1].side, count):
+            _, statistics = self.averaged.stateless_call(trainable, statistics, lightness, training=True)
+        for variable, value in zip(self.averaged.non_trainable_variables, statistics, strict=True):
+            variable.assign(value)
+
+    def _validate(self, entries: Sequence[sources.Entry]) -> float:
+        """Return the mean loss of the averaged weights on photographs at the last stage's size."""
+        lightness, chroma = batching.fixed(entries, self.recipe.curriculum[-1].side, self.form)
+        parts = [slice(start, start + VALIDATION_BATCH) for start in range(0, len(lightness), VALIDATION_BATCH)]
+        losses = [float(self.averaged.test_on_batch(lightness[part], chroma[part])) for part in parts]
+        return self._finite(float(np.average(losses, weights=[len(lightness[part]) for part in parts])))
+
+    def _check(self, loss: float, clock: Clock) -> None:
+        """Average, validate, write the checkpoint and a line of the run's history.
+
+        loss: the mean since the last time.
+        """
+        self.doing = f"finishing the checkpoint in {self.folder}"
+        self._settle(self.settling, self._settling_batches(self.steps))
+        validation = self._validate(self.held_out)
+        models = {checkpoint.WEIGHTS: self.network, checkpoint.AVERAGE: self.averaged}
+        if self.adversary:
+            models[checkpoint.DISCRIMINATOR] = self.adversary.discriminator
+        takes_last = self.recipe.best_by == "last"
+        judged_by = loss if self.recipe.best_by == "training" else validation
+        if takes_last or judged_by < self.state.best_loss:
+            models[checkpoint.BEST] = self.averaged
+            self.state = replace(self.state, best_loss=judged_by)
+        self.state = replace(self.state, minutes=clock.minutes)
+        checkpoint.save(self.folder, models, self.state)
+        line = {
+            "views": self.state.views,
+            "minutes": round(self.state.minutes, 2),
+            "side": self.recipe.side(self.state.progress),
+            "loss": round(loss, 4),
+            "validation_loss": round(validation, 4),
+        }
+        with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
+            history.write(json.dumps(line) + "\n")
+        tqdm.write(f"checkpoint: {line}")
+
+
+def _begin(recipe: Recipe, folder: Path, init: Sequence[Path]) -> Start | None:
+    """What a new run starts from, None where one is to go on. What can't be done is said before the data is looked at.
+
+    Raises ValueError when the folder's run has another recipe.
+    """
+    if not (folder / "state.json").exists():
+        files.check_folder(folder)
+        return start(recipe, init)
+    setup = checkpoint.load_setup(folder)
+    if setup.recipe != recipe:
+        raise ValueError(f"the run in {folder} was begun with another recipe")
+    if init and not is_from(init, setup.origins):
+        # No more than told of: what it began from may be gone or have learnt more, and the same command goes on.
+        names = ", ".join(origin.partition(" ")[0] for origin in setup.origins)
+        tqdm.write(f"the run in {folder} goes on from its own checkpoint; it began from {names or 'nothing'}")
+    return None
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    paths: Sequence[Path],
+    limits: Limits,
+    init: Sequence[Path] = (),
+    precision: Precision | None = None,
+    started: float | None = None,
+) -> State:
+    """Train or resume the run in `folder` on the photographs at `paths`.
+
+    init: what a new run starts from, see `start`. precision: what this machine computes fast if None; it may be another
+    one in each call. started: when the time of this call began, by `time.monotonic`; now if None. Raises
+    FileNotFoundError when there are no photographs, ValueError when a folder's run is another one or had other
+    photographs.
+    """
+    started = time.monotonic() if started is None else started
+    begun = _begin(recipe, folder, init)
+    photographs = filtering.choose(folder, paths, recipe)
+    # Before the rest of the set-up: a run that is stopped there has them looked at already.
+    photographs.save(folder)
+    choice = choose(precision, partial(time_step, recipe))
+    tqdm.write(str(choice))
+    keras.config.set_dtype_policy(choice.precision)
+    return Run(recipe, folder, photographs.entries, begun).train(limits, started)

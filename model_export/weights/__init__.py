@@ -1,0 +1,1 @@
+"""Weights on disk: checkpoints, pretrained networks, and weights inside ONNX files."""

@@ -1,0 +1,176 @@
+"""A network's weights, kept in its ONNX file so that training can go on from there.
+
+The graph holds the kernels, each multiplied, channel by channel, with what its batch norm would have done. So the file
+also says which tensor is which kernel. It holds the factors, everything one-dimensional, and the channels that became
+too small for half precision. Of the photographs held out it has digests of the names and of the files.
+"""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+
+from model_export.data import sources
+from model_export.recipe import Recipe
+from model_export.weights import post_processing
+from model_export.weights.checkpoint import Setup, Weights
+from model_export.weights.quantization import BYTES, HALF_PRECISION, PRECISION, kernels, stored_name
+
+KEY = "tomau.training"
+# The smallest number of half precision, by which any weight may be off.
+SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
+# How far a whole tensor may be from its kernel times the factors, as a share of its largest weight.
+EXACT = 1e-5
+# What the names of a kernel's lost channels, and of their weights, end with.
+LOST, WHOLE = "-lost", "-whole"
+
+
+class NoWeights(ValueError):
+    """An ONNX file that training can't go on from."""
+
+
+def _packed(arrays: dict[str, NDArray[Any]]) -> str:
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    return base64.b64encode(stream.getvalue()).decode()
+
+
+def _as_kernel(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
+    """From ONNX's [out, in, rows, columns] to [rows, columns, in, out]."""
+    return tensor.transpose(2, 3, 1, 0)
+
+
+def _turned(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A depthwise kernel, from Keras's form to that of the others or back: one of its last axes is of length one."""
+    return kernel.transpose(0, 1, 3, 2)
+
+
+def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """Return what each output channel of `kernel` is multiplied with to be `tensor`, and the largest difference."""
+    exact = kernel.astype(np.float64)
+    power = np.square(exact).sum(axis=(0, 1, 2))
+    factors = (exact * tensor).sum(axis=(0, 1, 2)) / np.where(power == 0, 1, power)
+    return factors.astype(np.float32), float(np.abs(exact * factors - tensor).max())
+
+
+def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return np.asarray(tensor / np.where(factors == 0, 1, factors), np.float32)
+
+
+def _lost(
+    kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32], precision: float
+) -> NDArray[np.int64]:
+    """Return the channels of a kernel that its stored tensor doesn't give back with this precision."""
+    distance = np.abs(_divided(tensor, factors) - kernel).max(axis=(0, 1, 2))
+    return np.flatnonzero((factors == 0) | ~(distance <= precision * np.abs(kernel).max()))
+
+
+def _kernels(proto: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+    return {name: _as_kernel(values) for name, values in kernels(proto).items()}
+
+
+def _find(
+    kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]
+) -> tuple[str, NDArray[np.float32]] | None:
+    """Return the tensor that is the kernel times a factor for each channel, and these factors; None without one.
+
+    A tensor of zeros only, of a batch norm that lets nothing through, is no kernel's.
+    """
+    found: list[tuple[float, str, NDArray[np.float32]]] = []
+    for name, tensor in tensors.items():
+        largest = float(np.abs(tensor).max(initial=0))
+        if kernel.shape == tensor.shape and largest:
+            factors, distance = _factors(kernel, tensor)
+            if distance <= EXACT * largest:
+                found.append((distance / largest, name, factors))
+    if not found:
+        return None
+    _, name, factors = min(found, key=lambda each: each[0])
+    return name, factors
+
+
+def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
+    """Add what `load` needs to the metadata of `proto`.
+
+    whole: the same model before its weights were stored narrowly. Only there are a channel's weights all multiplied
+    with one factor: in eight bits each is rounded, and a factor estimated from those may lean. A kernel that is none of
+    the graph's tensors is kept beside them, in half precision. Raises NoWeights, and adds nothing, when the weights
+    can't be read back.
+    """
+    tensors, stored = _kernels(whole), _kernels(proto)
+    names: dict[str, str] = {}
+    depthwise: list[str] = []
+    arrays: dict[str, NDArray[Any]] = {}
+    for number, array in enumerate(weights):
+        key = f"{number:03d}"
+        kernel, found = array, _find(array, tensors) if array.ndim == 4 else None
+        # Only the graph tells a depthwise kernel from one with a single output: Keras gives both the same form.
+        if found is None and array.ndim == 4 and array.shape[-1] == 1:
+            kernel = _turned(array)
+            found = _find(kernel, tensors)
+            depthwise += [key] if found else []
+        if found is None:
+            arrays[key] = array.astype(np.float16) if array.ndim > 1 else array
+            continue
+        name, factors = found
+        del tensors[name]
+        names[key], arrays[key] = stored_name(name, stored), factors
+        precision = PRECISION if names[key].endswith(BYTES) else HALF_PRECISION
+        lost = _lost(kernel, stored[names[key]], factors, precision)
+        arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, kernel[..., lost].astype(np.float16)
+    document = {
+        "recipe": setup.recipe.model_dump(mode="json"),
+        "bins": np.round(setup.bins, 6).tolist(),
+        "held_out": [sources.digest(name) for name in setup.held_out],
+        "contents": setup.contents,
+        "kernels": names,
+        "depthwise": depthwise,
+        "arrays": _packed(arrays),
+    }
+    for number, (given, read) in enumerate(zip(weights, _weights(document, stored), strict=True)):
+        if not np.allclose(read, given, rtol=1e-3, atol=PRECISION * float(np.abs(given).max(initial=0)) + SMALLEST):
+            raise NoWeights(f"weight {number}, of shape {given.shape}, is not read back as it is")
+    proto.metadata_props.add(key=KEY, value=json.dumps(document))
+
+
+def _weights(document: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Weights:
+    """Return the weights that a document of `embed` and the stored kernels of its file give."""
+    with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    for key, name in document["kernels"].items():
+        kernel = _divided(tensors[name], arrays[key])
+        kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
+        arrays[key] = _turned(kernel) if key in document.get("depthwise", []) else kernel
+    return [arrays[key].astype(np.float32) for key in sorted(arrays)]
+
+
+def load(path: Path) -> tuple[Weights, Setup]:
+    """Return a network's weights, its kernels as precise as the file keeps them, and its setup.
+
+    In place of the names held out stand their digests. Raises NoWeights for a file without them.
+    """
+    try:
+        proto = onnx.load(path)
+    except DecodeError as error:
+        raise NoWeights(f"{path} is no ONNX file, or broken: {error}") from error
+    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+    if text is None:
+        raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of a compact network")
+    document = json.loads(text)
+    recipe = Recipe.model_validate(document["recipe"])
+    bins = np.array(document["bins"], np.float32).reshape(-1, 2)
+    setup = Setup(
+        recipe,
+        bins,
+        document["held_out"],
+        contents=document.get("contents", []),
+        post_processing=post_processing.of_file(proto, bins),
+    )
+    return _weights(document, _kernels(proto)), setup

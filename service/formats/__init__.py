@@ -1,0 +1,1 @@
+"""The structure of image files, read and written without decoding pixels."""

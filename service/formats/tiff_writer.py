@@ -1,0 +1,209 @@
+"""Writes TIFF: the EXIF block of what a file says of a photo, and a picture with such a block."""
+
+import logging
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+
+from service.formats import tiff_reader
+from service.formats.tiff_reader import (
+    BITS,
+    DESCRIPTIVE,
+    DOUBLE,
+    EXIF_IFD,
+    EXTRA_SAMPLES,
+    GPS_IFD,
+    INTEROP_IFD,
+    IPTC,
+    LONG,
+    MAKER_NOTE,
+    SAMPLES,
+    SHORT,
+    SIZES,
+    STRIP_SIZES,
+    STRIPS,
+    UTF8,
+    Damaged,
+    Field,
+)
+
+log = logging.getLogger(__name__)
+
+# Bytes of what is turned around between byte orders: of rationals, each half. Other types have single bytes.
+WIDTHS = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 5: 4, 10: 4, 12: 8}
+UNASSOCIATED_ALPHA = 2
+MAX_BLOCK = 4 << 20
+# The largest EXIF block that fits into a JPEG: a segment less `Exif\0\0`.
+MAX_JPEG_BYTES = 65_527
+HEADS = {"<": b"II*\0", ">": b"MM\0*"}
+
+
+def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> bytes | None:
+    """What a TIFF file, or a large EXIF block, says of a photo, as an EXIF block; None if that is nothing, or damaged.
+
+    That is the descriptive part of the first directory, and those of EXIF, GPS and interoperability.
+    order: `struct`'s byte order of the numbers; by default it stays as it is. limit: bytes; the largest values are
+    left out where it would be passed. A maker note is not changed, and stays at its offset where there is room.
+    """
+    try:
+        layout, found = tiff_reader.directories(data)
+    except Damaged:
+        return None
+    order = order or layout.order
+    # Values may lie over one another in a file. The block has each apart, and more bytes to spare than it needs.
+    limit = min(limit, len(data) + 1000)
+    said: dict[int, list[Field]] = {}
+    for tag, source in found.items():
+        fields = tiff_reader.fields(data, source, None if tag else DESCRIPTIVE)
+        said[tag] = [_turned(field, layout.order, order) for field in fields if _is_plain(field)]
+    if not any(said.values()):
+        return None
+    note = next((field for field in said.get(EXIF_IFD, ()) if field.tag == MAKER_NOTE), None)
+    # BigTIFF is no camera's, and the offsets in a note are short.
+    if note is not None and layout.word == "I" and 8 <= note.place <= min(limit, MAX_JPEG_BYTES) - len(note.value):
+        block = _Block(order, note).written(said)
+        if len(block) <= limit:
+            return block
+    return _Block(order, None).written(_fitting(said, limit))
+
+
+def _is_plain(field: Field) -> bool:
+    """Whether it holds a value of EXIF, and no offset."""
+    return field.tag != INTEROP_IFD and (field.kind <= DOUBLE or field.kind == UTF8)
+
+
+def _turned(field: Field, order: str, wanted: str) -> Field:
+    """The field with its value in the wanted byte order."""
+    # IPTC-IIM is bytes, which are only said to be numbers.
+    width = 1 if field.tag == IPTC else WIDTHS.get(field.kind, 1)
+    if order == wanted or width == 1:
+        return field
+    turned = np.frombuffer(field.value, f"u{width}").byteswap().tobytes()
+    return Field(field.tag, field.kind, turned, field.place)
+
+
+def _fitting(said: dict[int, list[Field]], limit: int) -> dict[int, list[Field]]:
+    """The same without the largest values, where the block would have more than `limit` bytes."""
+    # The header, four directories without their entries, the three pointers to them; then entries and even values.
+    left = limit - 8 - 4 * 8 - 3 * 12
+    chosen: dict[int, list[Field]] = {tag: [] for tag in said}
+    by_size = sorted(((tag, field) for tag, fields in said.items() for field in fields), key=lambda x: len(x[1].value))
+    for tag, field in by_size:
+        left -= 12 + len(field.value) + len(field.value) % 2
+        if left < 0:
+            log.debug("%d bytes of tag %#x have no room in an EXIF block", len(field.value), field.tag)
+        else:
+            chosen[tag].append(field)
+    return chosen
+
+
+class _Block:
+    """An EXIF block that grows, around the place at which a maker note stays."""
+
+    def __init__(self, order: str, note: Field | None) -> None:
+        self.order = order
+        self.note = note
+        self.kept = range(0) if note is None else range(note.place, note.place + len(note.value))
+        self.data = bytearray(HEADS[order] + bytes(4))
+
+    def written(self, said: dict[int, list[Field]]) -> bytes:
+        """The block with these directories, each by the tag of the pointer to it; the first has 0."""
+        details = said.get(EXIF_IFD, []) + self._pointer(INTEROP_IFD, said.get(INTEROP_IFD, []))
+        first = said[0] + self._pointer(EXIF_IFD, details) + self._pointer(GPS_IFD, said.get(GPS_IFD, []))
+        struct.pack_into(self.order + "I", self.data, 4, self._add_directory(first))
+        if self.note is not None:
+            self.data += bytes(max(0, self.kept.stop - len(self.data)))
+            self.data[self.kept.start : self.kept.stop] = self.note.value
+        return bytes(self.data)
+
+    def _pointer(self, tag: int, fields: list[Field]) -> list[Field]:
+        if not fields:
+            return []
+        return [Field(tag, LONG, struct.pack(self.order + "I", self._add_directory(fields)))]
+
+    def _add_directory(self, fields: list[Field]) -> int:
+        return self._add(packed({field.tag: self._entry(field) for field in fields}, self.order))
+
+    def _entry(self, field: Field) -> bytes:
+        if len(field.value) <= 4:
+            return packed_entry(field, field.value, self.order)
+        start = self.kept.start if field is self.note else self._add(field.value)
+        return packed_entry(field, struct.pack(self.order + "I", start), self.order)
+
+    def _add(self, part: bytes) -> int:
+        """Puts it where there is room, at an even offset, and tells where."""
+        start = len(self.data) + len(self.data) % 2
+        if start < self.kept.stop and start + len(part) > self.kept.start:
+            start = self.kept.stop + self.kept.stop % 2
+        self.data += bytes(start - len(self.data)) + part
+        return start
+
+
+def packed_entry(field: Field, content: bytes, order: str) -> bytes:
+    """An entry of a classic directory. content: the value, or its offset."""
+    count = len(field.value) // SIZES[field.kind]
+    return struct.pack(order + "HHI", field.tag, field.kind, count) + content.ljust(4, b"\0")
+
+
+def packed(entries: dict[int, bytes], order: str) -> bytes:
+    """A classic directory of these entries, by tag; no other follows it."""
+    return struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
+
+
+def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> bytes:
+    """The TIFF, little-endian, from our encoder, with an EXIF block and fields, whose values are little-endian too.
+
+    The file begins with the block: so all that the block points to, inside a maker note too, is where it was. Then
+    come the strips as they are, and a directory of the picture's fields, the block's descriptive ones and these.
+    """
+    _, picture = tiff_reader.header(encoded)
+    own = {field.tag: field for field in tiff_reader.fields(encoded, picture)}
+    if block is not None and block[:4] == HEADS[">"] and own[BITS].value[0] > 8:
+        # Samples stand in the order of the file's numbers, and those of the picture are compressed already.
+        block = compact(block, "<")
+    elif block is not None and not _is_whole(block):
+        # Behind its end there will be pixels.
+        block = compact(block)
+    order, entries, head = _head(block)
+    offsets, sizes = (_whole(own[tag]) for tag in (STRIPS, STRIP_SIZES))
+    start, end = int(offsets.min()), int((offsets + sizes).max())
+    own[STRIPS] = Field(STRIPS, LONG, (offsets - start + len(head)).astype("<u4").tobytes())
+    if own[SAMPLES].value[0] == 4:
+        own[EXTRA_SAMPLES] = Field(EXTRA_SAMPLES, SHORT, struct.pack("<H", UNASSOCIATED_ALPHA))
+    parts = [bytes((end - start) % 2)]
+    at = len(head) + end - start + len(parts[0])
+    for field in (*own.values(), *fields):
+        content = value = _turned(field, "<", order).value
+        if len(value) > 4:
+            content = struct.pack(order + "I", at)
+            parts.append(value + bytes(len(value) % 2))
+            at += len(parts[-1])
+        entries[field.tag] = packed_entry(field, content, order)
+    struct.pack_into(order + "I", head, 4, at)
+    return b"".join([head, memoryview(encoded)[start:end], *parts, packed(entries, order)])
+
+
+def _is_whole(block: bytes) -> bool:
+    """Whether it is a classic block, and every value lies inside it."""
+    try:
+        layout, found = tiff_reader.directories(block)
+    except Damaged:
+        return False
+    return layout.word == "I" and all(
+        entry.start + entry.size <= len(block) for source in found.values() for entry in source.entries
+    )
+
+
+def _head(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:
+    """What a TIFF with this block begins with: its byte order, entries for its first directory, its first bytes."""
+    if block is None:
+        return "<", {}, bytearray(HEADS["<"] + bytes(4))
+    layout, found = tiff_reader.directories(block)
+    taken = DESCRIPTIVE | (found.keys() - {0})
+    entries = {entry.tag: block[entry.at : entry.at + 12] for entry in found[0].entries if entry.tag in taken}
+    return layout.order, entries, bytearray(block + bytes(len(block) % 2))
+
+
+def _whole(field: Field) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    return np.frombuffer(field.value, "<u2" if field.kind == SHORT else "<u4").astype(np.int64)

@@ -1,0 +1,1 @@
+"""Pixels: decode an upload, split and merge its colours, and encode the answer."""

@@ -1,0 +1,238 @@
+"""The strips or tiles of a TIFF page, called chunks: where they lie, how much of each is read, and what that may cost.
+
+Decoding takes time and memory in proportion to three figures, and each has a bound here: the bytes that the chunks
+decode to (MAX_BYTES_PER_PIXEL), the bytes that they are decoded from (the size of the file, since chunks that overlap
+count in full), and the number of chunks (MAX_CHUNKS). The scans of chunks that are JPEGs have one besides.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
+from service.formats import tiff_reader
+from service.formats.containers import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
+from service.formats.decoding_limits import MAX_SCANNED_PIXELS, Limits
+from service.imaging.decoders.tiff_samples import JPEG, NONE, PACKBITS, Kind, Picture
+
+# TIFF 6.0's tags of strips and tiles; libtiff, too, takes the tags of strips for those of tiles.
+ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
+TILES, TILE_SIZES = 324, 325
+YCBCR_SUBSAMPLING = 530
+SUBSAMPLINGS = (1, 2, 4)
+# Three planes of 65,500 rows, a strip each, have nearly as many.
+MAX_CHUNKS = 200_000
+# Each JPEG has a header to be read. Strips of JPEGs have 8 rows at least.
+MAX_JPEGS = 20_000
+# Four channels of 16 bits, for each of the pixels that a photo may have; and what small pictures may be padded with.
+MAX_BYTES_PER_PIXEL = 8
+MAX_PADDING = 16 << 20
+# Pixels of a side. A tile is decoded as a whole, however little of it is inside the picture.
+MOST_BEYOND = 4096
+# No more is read of a chunk: noise grows when it is compressed, by a fax' code to 4.5 times its size.
+MAX_GROWTH = 8
+MAX_OVERHEAD = 64 << 10
+# How many times its size a chunk grows at most when it is decompressed: as it is, PackBits, LZW, Deflate twice.
+MOST_GROWN = {NONE: 1, PACKBITS: 64, 5: 1400, 8: 1032, 32946: 1032}
+# Frames of a JPEG that libjpeg decodes quickly: baseline, extended and progressive. The others are not for TIFF.
+FRAMES = (0xC0, 0xC1, 0xC2)
+OTHER_FRAMES = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+# All values of a byte with their bits in reverse order.
+REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunks of those planes of a page that are looked at. A plane has `down` rows of `across` chunks.
+
+    width, height: pixels of a chunk; the last strip of a plane may have fewer rows, tiles are filled up. row_bytes:
+    bytes of a decoded row of a chunk, which has `unit` rows of pixels where chroma is subsampled, else one. sizes:
+    bytes that are read. All chunks lie inside `data`.
+    """
+
+    data: bytes
+    picture: Picture
+    is_tiled: bool
+    width: int
+    height: int
+    across: int
+    down: int
+    subsampling: tuple[int, int]
+    row_bytes: int
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a chunk, pixels."""
+        return self.height, self.width
+
+    @property
+    def unit(self) -> int:
+        """Rows of pixels that are stored together: more than one where chroma is subsampled."""
+        return self.subsampling[1]
+
+    def rows(self, first: int, count: int) -> int:
+        """How many rows of pixels so many rows of chunks have: of strips, no more than there are in the picture."""
+        if self.is_tiled:
+            return self.height * count
+        return min(self.height * count, self.picture.height - self.height * first)
+
+    def contents(self, plane: int, first: int, count: int) -> list[bytes]:
+        """Return the bytes of so many rows of a plane's chunks, with the highest bit first.
+
+        plane: counted among `Picture.planes`.
+        Raises UnsupportedType, UnreadableImage and TooManyScans for JPEGs that would keep a decoder busy.
+        """
+        begin = (plane * self.down + first) * self.across
+        places = zip(self.starts[begin : begin + count * self.across], self.sizes[begin:], strict=False)
+        contents = [self.data[start : start + size] for start, size in places]
+        if self.picture.is_reversed:
+            return [content.translate(REVERSED_BITS) for content in contents]
+        if self.picture.compression == JPEG:
+            self._check_scans(contents)
+        return contents
+
+    def _check_scans(self, contents: list[bytes]) -> None:
+        most = MAX_SCANNED_PIXELS // (self.width * self.height * self.across * self.down)
+        for content in contents:
+            if _scans(content) > most:
+                raise TooManyScans(f"a JPEG in the TIFF has more than {most} scans", field="file", limit=most)
+
+
+def _scans(jpeg: bytes) -> int:
+    scans = 0
+    for number, (marker, _) in enumerate(jpeg_segments(jpeg)):
+        scans += marker == START_OF_SCAN
+        if marker in OTHER_FRAMES and not scans:
+            raise UnsupportedType(
+                "the TIFF holds a JPEG that is lossless, hierarchical or arithmetic-coded", field="file"
+            )
+        if number > MAX_SEGMENTS:
+            raise UnreadableImage("a JPEG in the TIFF has too many segments", field="file", limit=MAX_SEGMENTS)
+    return scans
+
+
+def chunks_of(page: tiff_reader.Page, picture: Picture, limits: Limits) -> Chunks:
+    """Return where the page's pixels are. Raises UnreadableImage, UnsupportedType and TooManyPixels."""
+    is_tiled = bool(page.count(TILE_WIDTH))
+    width, height = _sides(page, picture, is_tiled)
+    across, down = -(-picture.width // width), -(-picture.height // height)
+    subsampling = _subsampling(page, picture)
+    if down > 1 and height % subsampling[1]:
+        raise UnsupportedType(
+            f"the TIFF's strips or tiles, of {height} rows, cut through pairs of chroma", field="file"
+        )
+    row_bytes = _row_bytes(picture, width, subsampling, is_tiled)
+    number = across * down * (picture.channels if picture.is_planar else 1)
+    most = MAX_JPEGS if picture.compression == JPEG else MAX_CHUNKS
+    if number > most:
+        what = "tiles" if is_tiled else "strips"
+        raise UnsupportedType(f"the TIFF has {number:,} {what}; {most:,} are supported", field="file", limit=most)
+    chunk_bytes = row_bytes * -(-height // subsampling[1])
+    if chunk_bytes * number > MAX_BYTES_PER_PIXEL * limits.max_pixels + MAX_PADDING:
+        raise TooManyPixels(
+            f"{picture.width} x {picture.height} pixels of {picture.channels} channels, in chunks of"
+            f" {width} x {height}, take more than {MAX_BYTES_PER_PIXEL} bytes for each of {limits.max_pixels:,} pixels",
+            field="file",
+            limit=limits.max_pixels,
+        )
+    decoded = np.full((len(picture.planes), down * across), chunk_bytes, np.int64)
+    if not is_tiled:
+        last = picture.height - height * (down - 1)
+        decoded[:, -1] = row_bytes * -(-last // subsampling[1])
+    starts, sizes = _places(page, picture, decoded)
+    return Chunks(page.data, picture, is_tiled, width, height, across, down, subsampling, row_bytes, starts, sizes)
+
+
+def _sides(page: tiff_reader.Page, picture: Picture, is_tiled: bool) -> tuple[int, int]:
+    """Return width and height of a chunk, pixels."""
+    if is_tiled:
+        width, height = page.number(TILE_WIDTH, 0), page.number(TILE_HEIGHT, 0)
+        if not (width and height):
+            raise UnreadableImage("the TIFF's tiles have no size", field="file")
+        if width > picture.width + MOST_BEYOND or height > picture.height + MOST_BEYOND:
+            raise UnsupportedType(
+                f"the TIFF's tiles, of {width} x {height} pixels, are much larger than its picture", field="file"
+            )
+        return width, height
+    rows = page.number(ROWS_PER_STRIP, picture.height)
+    planes = picture.channels if picture.is_planar else 1
+    if rows == 0 and page.count(tiff_reader.STRIPS) > planes:
+        raise UnreadableImage("the TIFF's strips have no rows", field="file")
+    return picture.width, min(rows or picture.height, picture.height)
+
+
+def _subsampling(page: tiff_reader.Page, picture: Picture) -> tuple[int, int]:
+    """Return how many pixels across and down share a pair of chroma values, where chunks hold them so."""
+    if picture.kind != Kind.YCBCR or picture.compression == JPEG:
+        return 1, 1
+    across, down = (*page.numbers(YCBCR_SUBSAMPLING), 2, 2)[:2] if page.count(YCBCR_SUBSAMPLING) else (2, 2)
+    if across not in SUBSAMPLINGS or down not in SUBSAMPLINGS:
+        raise UnreadableImage(f"the TIFF's chroma is subsampled {across} x {down}, which is impossible", field="file")
+    return across, down
+
+
+def _row_bytes(picture: Picture, width: int, subsampling: tuple[int, int], is_tiled: bool) -> int:
+    if picture.kind == Kind.YCBCR and picture.compression != JPEG:
+        return -(-width // subsampling[0]) * (subsampling[0] * subsampling[1] + 2)
+    bits = width * picture.bits * (1 if picture.is_planar else picture.channels)
+    if is_tiled and bits % 8:
+        raise UnsupportedType(f"the TIFF's tiles are {width} pixels wide, which is no multiple of 16", field="file")
+    return -(-bits // 8)
+
+
+def _places(
+    page: tiff_reader.Page, picture: Picture, decoded: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return where each chunk begins, and how many of its bytes are read.
+
+    decoded: how many bytes it is decoded to, [planes that are looked at, chunks of a plane].
+    """
+    end = len(page.data)
+    starts = _of_planes(page, picture, (TILES, tiff_reader.STRIPS), decoded)
+    is_told = page.count(TILE_SIZES) or page.count(tiff_reader.STRIP_SIZES)
+    told = (
+        _of_planes(page, picture, (TILE_SIZES, tiff_reader.STRIP_SIZES), decoded) if is_told else np.zeros_like(decoded)
+    )
+    if np.any((starts == 0) & (told == 0)):
+        raise UnsupportedType("the TIFF leaves strips or tiles out (sparse), and so has no pixels there", field="file")
+    sizes = np.where(told > 0, told, _guessed(picture, starts, decoded, end))
+    if picture.compression == NONE and decoded.shape[1] == 1:
+        # Of a single strip some writers tell more than there is.
+        sizes = np.minimum(sizes, decoded)
+    if np.minimum(sizes, end + 1).sum() > end:
+        raise UnreadableImage(
+            "the TIFF's strips or tiles have more bytes together than the file: they overlap, or it is cut short",
+            field="file",
+            limit=end,
+        )
+    is_short = bool(np.any(sizes * MOST_GROWN.get(picture.compression, decoded.max() + 1) < decoded))
+    if is_short or np.any(starts + sizes > end):
+        raise UnreadableImage("the TIFF is damaged or cut short: strips or tiles are not all there", field="file")
+    most = decoded if picture.compression == NONE else MAX_GROWTH * decoded + MAX_OVERHEAD
+    return starts.ravel(), np.minimum(sizes, most).ravel()
+
+
+def _of_planes(
+    page: tiff_reader.Page, picture: Picture, tags: tuple[int, int], decoded: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the values that the first of two tags that is there has for the chunks that are looked at."""
+    planes = picture.channels if picture.is_planar else 1
+    number = planes * decoded.shape[1]
+    values = page.array(tags[0] if page.count(tags[0]) else tags[1], number)
+    if len(values) < number:
+        raise UnreadableImage(
+            f"the TIFF is damaged or cut short: it has {number:,} strips or tiles, and tells of fewer", field="file"
+        )
+    # A place behind the file's end is as wrong as any other, and sums stay small.
+    return np.minimum(values.reshape(planes, -1)[picture.planes], len(page.data) + 1)
+
+
+def _guessed(picture: Picture, starts: NDArray[np.int64], decoded: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Return the sizes of chunks for which the file tells none: up to where the next one begins, or the file ends."""
+    if picture.compression == NONE:
+        return decoded
+    begins = np.append(np.unique(starts), end)
+    return np.maximum(begins[np.searchsorted(begins[:-1], starts, side="right")] - starts, 0)

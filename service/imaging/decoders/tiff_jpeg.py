@@ -1,0 +1,47 @@
+"""JPEGs inside a TIFF: each strip or tile is one, and the tables that they share may stand apart.
+
+libtiff fills up what is missing of such a JPEG, and only warns. So they are decoded as strictly as JPEG files are.
+"""
+
+from dataclasses import replace
+
+from service.errors import UnreadableImage
+from service.formats import jpeg_structure, tiff_reader
+from service.imaging.color import Bytes
+from service.imaging.decoders.jpeg import Decoder, Kind
+
+TABLES = 347
+MAX_TABLES = 64 << 10
+# How many pixels a JPEG may reach beyond its strip or tile: encoders fill it up to whole blocks.
+MOST_BEYOND = 64
+KINDS: dict[int, Kind] = {1: "GRAY", 3: "RGB", 4: "CMYK"}
+
+
+def tables_of(page: tiff_reader.Page) -> bytes:
+    """Return the tables that the JPEGs of a page share, as segments. Raises UnreadableImage."""
+    tables = page.content(TABLES)
+    if len(tables) > MAX_TABLES:
+        raise UnreadableImage("the TIFF's JPEG tables are too large", field="file", limit=MAX_TABLES)
+    return tables.removeprefix(jpeg_structure.START).removesuffix(jpeg_structure.END)
+
+
+def pixels(content: bytes, tables: bytes, channels: int, width: int, height: int, *, is_ycbcr: bool) -> Bytes:
+    """Return the samples of a strip or tile, uint8 [height, width, channels]; YCbCr is converted to RGB.
+
+    channels: 1, 3 or 4. Markers of JFIF and Adobe do not count in a TIFF, whose own tags tell the colour space. Raises
+    UnreadableImage and UnsupportedType.
+    """
+    joined = jpeg_structure.START + tables + content.removeprefix(jpeg_structure.START)
+    plain = jpeg_structure.plain(joined)
+    frame = plain.head.frame
+    if len(frame.components) != channels:
+        raise _damaged(f"has {len(frame.components)} channels in place of {channels}")
+    if not (width <= frame.width <= width + MOST_BEYOND and height <= frame.height <= height + MOST_BEYOND):
+        raise _damaged(f"has {frame.width} x {frame.height} pixels in place of {width} x {height}")
+    transform = None if channels == 1 else int(is_ycbcr)
+    file = replace(plain, head=replace(plain.head, has_jfif=False, transform=transform)).file()
+    return Decoder(file).pixels(KINDS[channels])[:height, :width]
+
+
+def _damaged(what: str) -> UnreadableImage:
+    return UnreadableImage(f"the TIFF is damaged: a JPEG in it {what}", field="file")

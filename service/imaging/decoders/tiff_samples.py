@@ -1,0 +1,211 @@
+"""What the samples of a TIFF page mean, and which kinds of pages are refused because they can't be decoded right."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+
+from service.errors import UnreadableImage, UnsupportedType
+from service.formats import tiff_reader
+
+# TIFF 6.0's tags of a picture.
+COMPRESSION, PHOTOMETRIC, FILL_ORDER, PLANAR = 259, 262, 266, 284
+PREDICTOR, INK_SET, SAMPLE_FORMAT = 317, 332, 339
+COLOR_MAP = 320
+PLANES, REVERSED, CMYK_INKS = 2, 2, 1
+NO_PREDICTOR, HORIZONTAL = 1, 2
+PREMULTIPLIED, ALPHA = 1, 2
+MOST_BITS = 16
+# libtiff, too, takes differences of no others.
+PREDICTABLE_BITS = (8, 16)
+# More than any camera or scanner makes, and each channel takes time.
+MAX_CHANNELS = tiff_reader.MAX_NUMBERS
+# SampleFormat: 1 is unsigned, and 4 leaves it open.
+FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+
+
+class Kind(IntEnum):
+    """PhotometricInterpretation, as far as it can be decoded."""
+
+    WHITE_IS_ZERO = 0
+    BLACK_IS_ZERO = 1
+    RGB = 2
+    PALETTE = 3
+    INKS = 5
+    YCBCR = 6
+
+
+COLORS = {
+    Kind.WHITE_IS_ZERO: 1,
+    Kind.BLACK_IS_ZERO: 1,
+    Kind.PALETTE: 1,
+    Kind.RGB: 3,
+    Kind.YCBCR: 3,
+    Kind.INKS: 4,
+}
+OTHER_KINDS = {
+    4: "a transparency mask",
+    8: "CIE L*a*b*",
+    9: "ICC L*a*b*",
+    10: "ITU L*a*b*",
+    32803: "a camera's raw data",
+    32844: "LogL",
+    32845: "LogLuv",
+    34892: "a camera's raw data",
+}
+
+NONE, JPEG = 1, 7
+FAXES = (2, 3, 4)
+# LZW, Deflate twice, LZMA, Zstandard: those that may have a predictor.
+PREDICTABLE = (5, 8, 32946, 34925, 50000)
+PACKBITS = 32773
+COMPRESSIONS = (NONE, JPEG, *FAXES, *PREDICTABLE, PACKBITS)
+OTHER_COMPRESSIONS = {
+    6: "old-style JPEG",
+    9: "JBIG",
+    10: "JBIG",
+    32766: "NeXT",
+    32771: "CCITT RLE with words",
+    32809: "ThunderScan",
+    33003: "JPEG 2000",
+    33005: "JPEG 2000",
+    34661: "JBIG",
+    34676: "SGI Log",
+    34677: "SGI Log",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG",
+    50001: "WebP",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """How a page stores its pixels: sides, samples and compression.
+
+    bits: of one sample. channels: colours first, then what else there is. alpha: the number of the channel that the
+    file calls alpha, if any; others beside the colours mean nothing to us. is_planar: channels come one after another.
+    has_predictor: samples are stored as differences from their left neighbour. is_reversed: the lowest bit is first.
+    """
+
+    width: int
+    height: int
+    kind: Kind
+    bits: int
+    channels: int
+    alpha: int | None
+    is_premultiplied: bool
+    is_planar: bool
+    compression: int
+    has_predictor: bool
+    is_reversed: bool
+
+    @property
+    def colors(self) -> int:
+        """How many channels the colours have."""
+        return COLORS[self.kind]
+
+    @property
+    def planes(self) -> list[int]:
+        """The numbers of the planes that are looked at: none of an extra channel that nobody calls alpha."""
+        if not self.is_planar:
+            return [0]
+        return list(range(self.colors)) + ([] if self.alpha is None else [self.alpha])
+
+
+def picture_of(page: tiff_reader.Page) -> Picture:
+    """Return how the page stores its pixels.
+
+    Raises UnsupportedType, and UnreadableImage for a page that contradicts itself.
+    """
+    told = _kind(page)
+    for objection in _objections(page, told):
+        raise UnsupportedType(f"the TIFF {objection}", field="file")
+    kind, channels, compression = Kind(told or 0), _channels(page), page.number(COMPRESSION, NONE)
+    if channels < COLORS[kind]:
+        raise UnreadableImage(f"the TIFF says that it is {kind.name}, and has {channels} channels", field="file")
+    extras = page.numbers(tiff_reader.EXTRA_SAMPLES)[: channels - COLORS[kind]]
+    alpha = next((number for number, extra in enumerate(extras) if extra in (PREMULTIPLIED, ALPHA)), None)
+    return Picture(
+        width=page.number(tiff_reader.WIDTH, 0),
+        height=page.number(tiff_reader.HEIGHT, 0),
+        kind=kind,
+        bits=page.number(tiff_reader.BITS, 1),
+        channels=channels,
+        alpha=None if alpha is None else COLORS[kind] + alpha,
+        is_premultiplied=alpha is not None and extras[alpha] == PREMULTIPLIED,
+        is_planar=_is_planar(page),
+        compression=compression,
+        has_predictor=compression in PREDICTABLE and page.number(PREDICTOR, NO_PREDICTOR) == HORIZONTAL,
+        is_reversed=page.number(FILL_ORDER, 1) == REVERSED and compression != JPEG,
+    )
+
+
+def _channels(page: tiff_reader.Page) -> int:
+    # Some writers leave SamplesPerPixel out: then there are as many as have a number of bits.
+    return page.number(tiff_reader.SAMPLES, page.count(tiff_reader.BITS) or 1)
+
+
+def _is_planar(page: tiff_reader.Page) -> bool:
+    return page.number(PLANAR, 1) == PLANES and _channels(page) > 1
+
+
+def _kind(page: tiff_reader.Page) -> int | None:
+    """Return the page's kind of colours; guess it as libtiff does where the page does not tell; None for no guess."""
+    if page.count(PHOTOMETRIC):
+        return page.number(PHOTOMETRIC, Kind.BLACK_IS_ZERO)
+    match _channels(page) - page.count(tiff_reader.EXTRA_SAMPLES):
+        case 1 | 2 if page.count(COLOR_MAP):
+            return Kind.PALETTE
+        case 1 | 2:
+            return Kind.WHITE_IS_ZERO if page.number(COMPRESSION, NONE) in FAXES else Kind.BLACK_IS_ZERO
+        case 3:
+            return Kind.RGB
+        case _:
+            return None
+
+
+def _objections(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
+    """Yield what can't be decoded right, as the end of a sentence that begins with the TIFF."""
+    channels, compression = _channels(page), page.number(COMPRESSION, NONE)
+    bits = page.numbers(tiff_reader.BITS) or [1]
+    if kind is None:
+        yield f"does not tell what its {channels} channels are"
+    elif kind not in COLORS:
+        yield f"has colours of a kind ({kind}{_named(OTHER_KINDS, kind)}) that is not supported"
+    if compression not in COMPRESSIONS:
+        yield f"is compressed in a way ({compression}{_named(OTHER_COMPRESSIONS, compression)}) that is not supported"
+    strange = [FORMATS[value] for value in page.numbers(SAMPLE_FORMAT) if value in FORMATS]
+    if strange:
+        yield f"holds {strange[0]} values"
+    if len(set(bits)) > 1 or not 1 <= bits[0] <= MOST_BITS:
+        yield f"has {'/'.join(map(str, bits[:5]))} bits a channel; 1 to {MOST_BITS}, the same for all, are supported"
+    if not 1 <= channels <= MAX_CHANNELS:
+        yield f"has {channels} channels; 1 to {MAX_CHANNELS} are supported"
+    yield from _combinations(page, kind, channels, bits[0], compression)
+
+
+def _combinations(
+    page: tiff_reader.Page, kind: int | None, channels: int, bits: int, compression: int
+) -> Iterator[str]:
+    """Yield which tags, each of a known value, can't be decoded right together."""
+    predictor = page.number(PREDICTOR, NO_PREDICTOR)
+    mixed = channels if not _is_planar(page) else 1
+    if kind == Kind.YCBCR and (channels > COLORS[Kind.YCBCR] or _is_planar(page) or bits != 8):
+        yield f"has YCbCr colours in {bits} bits, with more channels, or one channel after another"
+    if kind == Kind.INKS and page.number(INK_SET, CMYK_INKS) != CMYK_INKS:
+        yield "has inks other than CMYK"
+    if compression == JPEG and (bits != 8 or mixed not in (1, 3, 4)):
+        yield f"has {mixed} channels of {bits} bits compressed as JPEG ({JPEG})"
+    if compression in FAXES and (bits != 1 or mixed != 1):
+        yield f"has {mixed} channels of {bits} bits compressed as a fax ({compression})"
+    if compression in PREDICTABLE and predictor not in (0, NO_PREDICTOR):
+        if predictor != HORIZONTAL:
+            yield f"has a predictor ({predictor}) that is not for whole numbers"
+        if bits not in PREDICTABLE_BITS:
+            yield f"has a predictor ({predictor}) for {bits} bits"
+
+
+def _named(names: dict[int, str], number: int) -> str:
+    return f", {names[number]}" if number in names else ""

@@ -1,0 +1,325 @@
+"""Bytes to a Photo, or to the Pixels of an answer that keeps its colours."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from pi_heif.heif import BaseImage
+from PIL import Image
+
+from service.errors import UnreadableImage
+from service.formats import containers, jpeg_structure, png_structure
+from service.formats.decoding_limits import Limits, library_call
+from service.imaging import icc_profiles, identification
+from service.imaging.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
+from service.imaging.decoders import bmp, jpeg, tiff
+from service.imaging.photo import Photo, Pixels, Source, Tone
+from service.imaging.tone import tone_of_rgb
+from service.metadata.exif import is_excessive
+
+# Else it writes a line on standard error for every odd tag of an upload.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+ORIENTATION_TAG = 0x0112
+# Of HEIC, which its library turns upright.
+AS_IT_IS = 1
+# IHDR's colour type.
+PNG_GRAY_ALPHA = 4
+# cICP's transfer characteristics, as ITU-T H.273 numbers them.
+SRGB_TRANSFER = bytes([13])
+# The tone of a JPEG is looked at in a picture of about so many pixels a side.
+LOOK_SIDE = 192
+# The luma table of ITU-T T.81, annex K.1: its sum tells a JPEG's quality, whatever the order of its entries.
+LUMA_TABLE = np.array(
+    [
+        *(16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55),
+        *(14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62),
+        *(18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92),
+        *(49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99),
+    ]
+)
+
+
+def _table_sums() -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    quality = np.arange(1, 101)
+    scale = np.where(quality < 50, 5000 // quality, 200 - 2 * quality)
+    tables = np.clip((LUMA_TABLE[np.newaxis] * scale[:, np.newaxis] + 50) // 100, 1, 255)
+    return np.asarray(tables.sum(axis=1))
+
+
+TABLE_SUMS = _table_sums()
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 when the file has none that makes sense."""
+    try:
+        if is_excessive(_exif_block(image)):
+            return AS_IT_IS
+        if image.format == "AVIF":
+            # Pillow puts what the file's own transformations say into EXIF; `getexif` would look for XMP's as well.
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        else:
+            # Not a PNG's own method, which decodes the pixels to look behind them.
+            exif = Image.Image.getexif(image)
+        value = exif.get(ORIENTATION_TAG)
+    except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
+        return AS_IT_IS
+    return value if isinstance(value, int) and 1 <= value <= 8 else AS_IT_IS
+
+
+def _exif_block(image: Image.Image) -> bytes:
+    """Return the EXIF block that Pillow reads. Raises ValueError for one that is no hexadecimal text in a PNG."""
+    block: bytes | None = image.info.get("exif")
+    if block is None:
+        block = bytes.fromhex("".join(image.info.get("Raw profile type exif", "").split("\n")[3:]))
+    return block.removeprefix(b"Exif\0\0")
+
+
+def _upright(picture: L, orientation: int) -> L:
+    """Applies an EXIF orientation, 1..8; any other value is none."""
+    match orientation:
+        case 2:
+            turned = cv2.flip(picture, 1)
+        case 3:
+            turned = cv2.flip(picture, -1)
+        case 4:
+            turned = cv2.flip(picture, 0)
+        case 5:
+            turned = cv2.transpose(picture)
+        case 6:
+            turned = cv2.rotate(picture, cv2.ROTATE_90_CLOCKWISE)
+        case 7:
+            turned = cv2.flip(cv2.transpose(picture), -1)
+        case 8:
+            turned = cv2.rotate(picture, cv2.ROTATE_90_COUNTERCLOCKWISE)
+        case _:
+            return picture
+    return like(picture, turned)
+
+
+def _jpeg_quality(image: Image.Image) -> int | None:
+    """The quality that the file was written with, estimated from its luma table."""
+    tables: dict[int, list[int]] = getattr(image, "quantization", {})
+    if 0 not in tables:
+        return None
+    return 1 + int(np.argmin(np.abs(TABLE_SUMS - sum(tables[0]))))
+
+
+@dataclass(frozen=True, slots=True)
+class _Raster:
+    """What a file's decoder gave: gray, [H, W], or RGB, [H, W, 3], and alpha if there is any; not upright yet."""
+
+    picture: Levels
+    alpha: Levels | None
+    orientation: int
+    quality: int | None = None
+
+
+def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None, look: bool = False) -> Photo:
+    """A file as an upright Photo.
+
+    icc: its colour profile; luma is what a gray of the file is in sRGB. look: whether the photo's tone is wanted, which
+    for a JPEG in colour takes a quarter of the time again. Raises UnsupportedType, TooManyPixels, TooManyScans, or
+    UnreadableImage for a damaged file.
+    """
+    photo = _jpeg_photo(data, limits, icc, look) if source == "jpeg" else None
+    if photo is not None:
+        return photo
+    raster = _raster(data, source, limits, icc)
+    tone = _tone(raster.picture) if look else None
+    luma = raster.picture if raster.picture.ndim == 2 else luma_of_rgb(raster.picture)
+    return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), raster.quality, tone)
+
+
+def decode_pixels(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None) -> Pixels:
+    """A file as it is in sRGB, upright, for an answer that keeps its colours. Raises as `decode` does."""
+    raster = _raster(data, source, limits, icc)
+    picture = raster.picture
+    rgb = like(picture, np.dstack([picture] * 3)) if picture.ndim == 2 else picture
+    return Pixels(_upright(rgb, raster.orientation), _upright_alpha(raster))
+
+
+def _upright_alpha(raster: _Raster) -> Levels | None:
+    return None if raster.alpha is None else _upright(raster.alpha, raster.orientation)
+
+
+def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
+    """Decode a JPEG by its Y plane; None for CMYK and RGB files, which have none, or whose Y plane means nothing."""
+    image = identification.opened(data, "jpeg", limits)
+    space = jpeg_structure.head(data).space
+    if space not in ("gray", "YCbCr") or (space == "YCbCr" and icc_profiles.means_colors_only(icc)):
+        return None
+    decoder = jpeg.Decoder(data)
+    luma = decoder.pixels("GRAY")[..., 0]
+    _check_shape(luma, image.size)
+    curve = icc_profiles.curve_of(icc, channels=1 if space == "gray" else 3)
+    luma = luma if curve is None else icc_profiles.apply_curve(luma, curve)
+    tone: Tone | None = None
+    if look:
+        tone = "gray" if space == "gray" else tone_of_rgb(decoder.small(LOOK_SIDE))
+    return Photo(_upright(luma, _orientation(image)), None, _jpeg_quality(image), tone)
+
+
+def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _Raster:
+    """The pixels of any file, in sRGB."""
+    match source:
+        case "jpeg":
+            return _jpeg(data, limits, icc)
+        case "tiff":
+            return _tiff(data, limits, icc)
+        case "avif" | "heic":
+            photo = identification.opened_heif(data, source, limits)
+            if isinstance(photo, BaseImage):
+                picture, alpha = _heic(photo)
+                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+            return _pillow(photo, data, source, icc)
+        case "bmp":
+            if fields := bmp.bit_fields(data, limits):
+                picture, alpha = bmp.unpacked(data, fields)
+                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+            data = bmp.with_usual_palette(data)
+        case "png":
+            data = png_structure.plain(data)
+        case "webp":
+            data = containers.webp_plain(data)
+    return _pillow(identification.opened(data, source, limits), data, source, icc)
+
+
+def _tiff(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
+    decoded = tiff.decode(data, limits)
+    stored = decoded.picture
+    if stored.shape[2:] != (4,):
+        return _Raster(_managed(stored, icc), decoded.alpha, decoded.orientation)
+    return _Raster(_of_ink(np.asarray(stored, np.uint8), icc), decoded.alpha, decoded.orientation)
+
+
+def _pillow(image: Image.Image, data: bytes, source: Source, icc: bytes | None) -> _Raster:
+    """The pixels of a file that Pillow opened."""
+    picture: Levels
+    if image.mode == "CMYK":
+        picture, alpha = _of_ink(_stored(image, source, "CMYK"), icc), None
+    else:
+        is_deep = source == "png" and data[24] == 16
+        stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
+        picture = _managed(stored, icc, _gamma(image, data) if source == "png" else None)
+    _check_shape(picture, image.size)
+    return _Raster(picture, alpha, _orientation(image))
+
+
+def _jpeg(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
+    """The pixels of a JPEG."""
+    image = identification.opened(data, "jpeg", limits)
+    space = jpeg_structure.head(data).space
+    decoder = jpeg.Decoder(data)
+    picture: Levels
+    if space == "CMYK":
+        picture = _of_ink(255 - decoder.pixels("CMYK"), icc)
+    elif space == "gray":
+        picture = _managed(decoder.pixels("GRAY")[..., 0], icc)
+    else:
+        picture = _managed(decoder.pixels("RGB"), icc)
+    _check_shape(picture, image.size)
+    return _Raster(picture, None, _orientation(image), _jpeg_quality(image))
+
+
+def _check_shape(picture: Levels, size: tuple[int, int]) -> None:
+    """Check that a picture, [H, W] or [H, W, C], has the width and height that its header told."""
+    if picture.shape[1::-1] != tuple(size):
+        raise UnreadableImage("the file is damaged: its header says another size than its pixels", field="file")
+
+
+def _tone(picture: Levels) -> Tone:
+    return "gray" if picture.ndim == 2 else tone_of_rgb(picture)
+
+
+def _of_ink(inks: Bytes, icc: bytes | None) -> Bytes:
+    """CMYK, uint8 [H, W, 4] with 255 for full ink, as sRGB."""
+    conversion = icc_profiles.conversion_of(icc, channels=4)
+    if conversion is not None:
+        return conversion.apply(inks)
+    height, width, _ = inks.shape
+    image = Image.frombuffer("CMYK", (width, height), np.ascontiguousarray(inks), "raw", "CMYK", 0, 1)
+    return np.asarray(image.convert("RGB"), np.uint8)
+
+
+def _gamma(image: Image.Image, data: bytes) -> float | None:
+    """A PNG's, where nothing else says that it is sRGB. Pillow does not show what cICP says."""
+    gamma: float | None = image.info.get("gamma")
+    if gamma is None or "srgb" in image.info:
+        return None
+    _, cicp = next(containers.png_bodies(data, (b"cICP",)), (b"", b""))
+    return None if cicp[1:2] == SRGB_TRANSFER else gamma
+
+
+def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> Levels:
+    """Gray or RGB of a profile, or else of a PNG's gamma, in sRGB. Of 16 bits, only the tone curve is applied."""
+    bits: icc_profiles.Bits = 8 if picture.dtype == np.uint8 else 16
+    channels: Literal[1, 3] = 1 if picture.ndim == 2 else 3
+    curve = None
+    if icc is None:
+        curve = icc_profiles.curve_of_gamma(round(gamma * 100_000), bits=bits) if gamma is not None else None
+    elif channels == 3 and (bits == 8 or icc_profiles.means_colors_only(icc)):
+        # LittleCMS, as Pillow has it, takes 8 bits only.
+        rgb = np.asarray(picture if bits == 8 else picture >> 8, np.uint8)
+        conversion = icc_profiles.conversion_of(icc, channels=3)
+        if conversion is None:
+            return picture
+        converted = conversion.apply(rgb)
+        return converted if bits == 8 else converted.astype(np.uint16) * 257
+    else:
+        curve = icc_profiles.curve_of(icc, channels=channels, bits=bits)
+    return picture if curve is None else icc_profiles.apply_curve(picture, curve)
+
+
+def _deep(png: bytes) -> Words:
+    """16-bit pixels, [H, W] or [H, W, 3 or 4] in the order B, G, R; of RGB, Pillow keeps the upper eight bits only."""
+    bare = np.frombuffer(png_structure.bare(png), np.uint8)
+    with library_call("png"):
+        decoded = cv2.imdecode(bare, cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise UnreadableImage("the PNG file is damaged: its pixels can't be decoded", field="file")
+    return np.asarray(decoded, np.uint16)
+
+
+def _deep_png(image: Image.Image, data: bytes) -> tuple[Levels, Levels | None]:
+    pixels = _deep(data)
+    if pixels.ndim == 2:
+        clear = image.info.get("transparency")
+        return pixels, None if clear is None else np.where(pixels == clear, 0, white(pixels)).astype(np.uint16)
+    picture = pixels[..., 0] if data[25] == PNG_GRAY_ALPHA else pixels[..., 2::-1]
+    return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., 3]) if pixels.shape[2] == 4 else None
+
+
+def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
+    """Pixels of 8 bits, or of 10 and 12 enlarged to 16."""
+    with library_call("heic"):
+        # A copy: what pi-heif shows of its own memory is gone with it.
+        pixels: Levels = np.array(image)
+    _check_shape(pixels, image.size)
+    if pixels.ndim == 2:
+        return pixels, None
+    alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
+    picture = pixels[..., 0] if pixels.shape[2] <= 2 else pixels[..., :3]
+    return np.ascontiguousarray(picture), alpha
+
+
+def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, Levels | None]:
+    if source == "png" and data[24] in (2, 4) and image.mode == "L" and "transparency" in image.info:
+        # Pillow enlarges the pixels to 8 bits, and not the one that is clear.
+        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
+    with library_call(source):
+        has_alpha = image.mode == "La" or image.has_transparency_data
+    if has_alpha:
+        is_gray = image.mode in ("LA", "La")
+        pixels = _stored(image, source, "LA" if is_gray else "RGBA")
+        picture = pixels[..., 0] if is_gray else pixels[..., :3]
+        return np.ascontiguousarray(picture), np.ascontiguousarray(pixels[..., -1])
+    return _stored(image, source, "L" if image.mode in ("L", "1") else "RGB"), None
+
+
+def _stored(image: Image.Image, source: Source, mode: str) -> Bytes:
+    """Decode an image by Pillow, uint8 [H, W] or [H, W, C]. Raises UnreadableImage and UnsupportedType."""
+    with library_call(source):
+        return np.asarray(image if image.mode == mode else image.convert(mode), np.uint8)

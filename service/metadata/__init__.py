@@ -1,0 +1,1 @@
+"""EXIF, XMP and IPTC: read from uploads, corrected, and written into answers."""

@@ -1,0 +1,278 @@
+"""The EXIF block of an answer: what is no longer true is put right in place or gone, the rest stays as it is.
+
+The block is a small TIFF file. Its values are found by their offset from its first byte, and a camera's maker note
+holds offsets that only the camera's maker knows. So nothing is ever moved, and what is added goes to the end.
+"""
+
+import re
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+
+from service.formats import tiff_reader, tiff_writer
+from service.formats.geometry import Reshape
+from service.formats.tiff_reader import Damaged, Directory, Entry, Layout
+from service.formats.tiff_writer import MAX_JPEG_BYTES, packed, packed_entry
+
+COLOR_SPACE, EXIF_WIDTH, EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
+RELATED_WIDTH, RELATED_HEIGHT = 0x1001, 0x1002
+SUBJECT_AREA, SUBJECT_LOCATION = 0x9214, 0xA214
+FOCAL_PLANE_X, FOCAL_PLANE_Y, FOCAL_PLANE_UNIT = 0xA20E, 0xA20F, 0xA210
+USER_COMMENT, INTEROP_INDEX = 0x9286, 0x0001
+THUMBNAIL_SIZE = 0x202
+SRGB = 1
+# What interoperability calls sRGB and Adobe RGB.
+SRGB_INDEX, ADOBE_INDEX = b"R98\0", b"R03"
+FIRST_TAGS = tiff_reader.DESCRIPTIVE | {
+    tiff_reader.WIDTH,
+    tiff_reader.HEIGHT,
+    tiff_reader.EXIF_IFD,
+    tiff_reader.GPS_IFD,
+}
+# The first tag that belongs to EXIF. Those before it tell how pixels are stored.
+EXIF_TAGS_FROM = 0x829A
+# In the directory of EXIF: IPTC, Photoshop's resources and a profile; order and compression of the samples; gamma.
+STORED_TAGS = frozenset({tiff_reader.IPTC, tiff_reader.PHOTOSHOP, tiff_reader.ICC, 0x9101, 0x9102, 0xA500})
+# One maker's own, a motion photo's flag among them.
+PRIVATE_TAGS = (range(0x8840, 0x8900), range(0x9999, 0x9B00))
+# How another maker marks a motion photo, in the comment of a user.
+MOTION_COMMENT = re.compile(rb"(?:ASCII\0\0\0|\0{8})?oplus_\d", re.IGNORECASE)
+
+Span = tuple[int, int]
+
+
+def orientation(block: bytes) -> int | None:
+    """Return the orientation that a block tells, 1 to 8; None when it tells none."""
+    try:
+        layout, first = _first(block)
+    except Damaged:
+        return None
+    if first.find(tiff_reader.ORIENTATION) is None:
+        return None
+    number = tiff_reader.Page(block, layout, first).number(tiff_reader.ORIENTATION, 1)
+    return number if 1 <= number <= 8 else 1
+
+
+def is_excessive(block: bytes) -> bool:
+    """Return whether a reader that takes every value of a block at once would be kept busy, or short of memory.
+
+    That is one with more entries than any camera writes, or with values that lie over one another.
+    """
+    layout = tiff_reader.LAYOUTS.get(block[:4])
+    if layout is None or layout.word != "I" or len(block) < 10:
+        return False
+    (start,) = struct.unpack_from(layout.order + "I", block, 4)
+    count = int.from_bytes(block[start : start + 2], "little" if layout.order == "<" else "big")
+    body = block[start + 2 : start + 2 + 12 * min(count, tiff_reader.MAX_ENTRIES + 1)]
+    whole = body[: len(body) - len(body) % 12]
+    sizes = [
+        tiff_reader.SIZES.get(kind, 0) * number
+        for _, kind, number, _ in struct.iter_unpack(layout.order + "HHII", whole)
+    ]
+    return len(sizes) > tiff_reader.MAX_ENTRIES or sum(size for size in sizes if size <= len(block)) > len(block) + 1000
+
+
+def corrected(block: bytes, reshape: Reshape) -> bytes | None:
+    """Return the block as it is true of an upright sRGB answer, without its thumbnail; None if it is damaged.
+
+    Orientation, pixel dimensions and colour space are set where they are present. Resolutions across and down are
+    exchanged when the turn exchanges the sides. Damage in any other directory than the first takes nothing from what
+    that one says: a caption stays.
+    """
+    try:
+        changed = _changed(block, reshape)
+        # Directories that overlap one another may be spoiled by it.
+        _first(changed)
+    except Damaged:
+        return None
+    return changed
+
+
+def _first(block: bytes) -> tuple[Layout, Directory]:
+    layout, first = tiff_reader.header(block)
+    if layout.word != "I":
+        raise Damaged("a BigTIFF is no EXIF block")
+    return layout, first
+
+
+def _changed(block: bytes, reshape: Reshape) -> bytes:
+    _first(block)
+    layout, found = tiff_reader.directories(block)
+    changed = bytearray(block)
+    _set_numbers(changed, layout.order, found, reshape)
+    kept: list[Span] = [(0, 8)]
+    gone: list[Span] = []
+    for pointer, directory in found.items():
+        true, untrue = _sorted_out(block, pointer, directory, reshape)
+        if untrue or (pointer == 0 and directory.following):
+            _rewrite(changed, layout.order, directory, true)
+        kept += [(directory.start, directory.end), *_values(true)]
+        gone += _values(untrue)
+    if found[0].following:
+        gone += _thumbnail(block, layout, found[0].following)
+    if all(pointer in found for pointer in (tiff_reader.EXIF_IFD, tiff_reader.GPS_IFD) if found[0].find(pointer)):
+        _clear(changed, kept, gone)
+    return bytes(changed)
+
+
+def _set_numbers(block: bytearray, order: str, found: dict[int, Directory], reshape: Reshape) -> None:
+    first, details, interop = (found.get(pointer) for pointer in (0, tiff_reader.EXIF_IFD, tiff_reader.INTEROP_IFD))
+    width, height = reshape.width, reshape.height
+    for tag, value in ((tiff_reader.ORIENTATION, 1), (tiff_reader.WIDTH, width), (tiff_reader.HEIGHT, height)):
+        _set_whole(block, order, first, tag, value)
+    for tag, value in ((EXIF_WIDTH, width), (EXIF_HEIGHT, height), (COLOR_SPACE, SRGB)):
+        _set_whole(block, order, details, tag, value)
+    for tag, value in ((RELATED_WIDTH, width), (RELATED_HEIGHT, height)):
+        _set_whole(block, order, interop, tag, value)
+    index = interop.find(INTEROP_INDEX) if interop else None
+    if index and _text(block, index).startswith(ADOBE_INDEX):
+        entry = packed_entry(tiff_reader.Field(INTEROP_INDEX, tiff_reader.ASCII, SRGB_INDEX), SRGB_INDEX, order)
+        block[index.at : index.at + 12] = entry
+    if reshape.is_sideways:
+        _swap(block, first, tiff_reader.X_RESOLUTION, tiff_reader.Y_RESOLUTION)
+        _swap(block, details, FOCAL_PLANE_X, FOCAL_PLANE_Y)
+
+
+def _set_whole(block: bytearray, order: str, directory: Directory | None, tag: int, value: int) -> None:
+    """Gives entries of this tag a whole number, in the place and, where it fits, in the type that they have."""
+    for entry in directory.entries if directory else ():
+        if entry.tag == tag:
+            if entry.kind != tiff_reader.LONG and value <= 0xFFFF:
+                struct.pack_into(order + "HHIHxx", block, entry.at, tag, tiff_reader.SHORT, 1, value)
+            else:
+                struct.pack_into(order + "HHII", block, entry.at, tag, tiff_reader.LONG, 1, value)
+
+
+def _swap(block: bytearray, directory: Directory | None, one: int, other: int) -> None:
+    """Gives each of two tags the value of the other, where both are there."""
+    entries = [directory.find(tag) for tag in (one, other)] if directory else []
+    places = [slice(entry.at + 2, entry.at + 12) for entry in entries if entry]
+    if len(places) == 2:
+        block[places[0]], block[places[1]] = block[places[1]], block[places[0]]
+
+
+def _sorted_out(block: bytes, pointer: int, directory: Directory, reshape: Reshape) -> tuple[list[Entry], list[Entry]]:
+    """Return the entries of a directory that are true of the answer, and the others."""
+    true: list[Entry] = []
+    untrue: list[Entry] = []
+    for entry in directory.entries:
+        (true if _is_true(block, pointer, entry, reshape) else untrue).append(entry)
+    return true, untrue
+
+
+def _is_true(block: bytes, pointer: int, entry: Entry, reshape: Reshape) -> bool:
+    """Return whether an entry stays. pointer: the tag that leads to its directory; 0 for the first."""
+    tag = entry.tag
+    if pointer not in (0, tiff_reader.EXIF_IFD):
+        return True
+    if tag in (SUBJECT_AREA, SUBJECT_LOCATION):
+        return reshape.is_identity
+    if tag == USER_COMMENT:
+        return MOTION_COMMENT.match(_text(block, entry)) is None
+    if pointer == 0:
+        return tag in FIRST_TAGS
+    if tag in (FOCAL_PLANE_X, FOCAL_PLANE_Y, FOCAL_PLANE_UNIT):
+        # Pixels of the picture on a length of the sensor.
+        return not reshape.is_scaled
+    is_private = any(tag in tags for tags in PRIVATE_TAGS)
+    return (tag >= EXIF_TAGS_FROM or tag in tiff_reader.DESCRIPTIVE) and tag not in STORED_TAGS and not is_private
+
+
+def _text(block: bytes | bytearray, entry: Entry) -> bytes:
+    """Return the beginning of a value."""
+    return bytes(block[entry.start : entry.start + min(entry.size, 1000)])
+
+
+def _rewrite(block: bytearray, order: str, directory: Directory, entries: Sequence[Entry]) -> None:
+    """Leaves these entries in a directory, in its place; no other directory follows it."""
+    parts = [struct.pack(order + "H", len(entries)), *(bytes(block[e.at : e.at + 12]) for e in entries)]
+    block[directory.start : directory.end] = b"".join(parts).ljust(directory.end - directory.start, b"\0")
+
+
+def _values(entries: Iterable[Entry]) -> list[Span]:
+    """Return where the values are that do not stand in their entries."""
+    return [(entry.start, entry.start + entry.size) for entry in entries if entry.size > 4]
+
+
+def _thumbnail(block: bytes, layout: Layout, start: int) -> list[Span]:
+    """Return where the directory of a thumbnail, its values and its pixels are; nothing when it is damaged."""
+    try:
+        directory = tiff_reader.directory(block, layout, start)
+    except Damaged:
+        return []
+    page = tiff_reader.Page(block, layout, directory)
+    spans = [(directory.start, directory.end), *_values(directory.entries)]
+    for at, size in ((tiff_reader.THUMBNAIL, THUMBNAIL_SIZE), (tiff_reader.STRIPS, tiff_reader.STRIP_SIZES)):
+        pixels = page.number(at, 0)
+        spans += [(pixels, pixels + page.number(size, 0))] if pixels else []
+    return spans
+
+
+def _clear(block: bytearray, kept: list[Span], gone: list[Span]) -> None:
+    """Takes away the bytes of what is gone: from the end where nothing else follows, and elsewhere by zeros."""
+    before = bytes(block)
+    # Of an unknown type or beyond the end: nobody knows which bytes are meant.
+    gone = [span for span in gone if span[1] <= len(block)]
+    for start, end in _joined(gone):
+        block[start:end] = bytes(end - start)
+    used = 0
+    for start, end in _joined(kept):
+        block[start:end] = before[start:end]
+        used = min(end, len(block))
+    del block[min((start for start, _ in gone if start >= used), default=len(block)) :]
+
+
+def _joined(spans: list[Span]) -> Iterator[Span]:
+    """Yield the same places, sorted, and each only once, as spans may overlap."""
+    done = 0
+    for start, end in sorted(spans):
+        if end > max(start, done):
+            yield max(start, done), end
+            done = end
+
+
+def with_software(block: bytes | None, software: str) -> bytes:
+    """Return the block with its Software named, where it names none; a new one where there is no block.
+
+    block: one that `corrected` gave. It stays as it is where it fits into a JPEG and would not any more.
+    """
+    field = tiff_reader.Field(tiff_reader.SOFTWARE, tiff_reader.ASCII, software.encode("ascii", "replace") + b"\0")
+    if block is None:
+        block = tiff_writer.HEADS["<"] + struct.pack("<I", 8) + packed({}, "<")
+    layout, first = _first(block)
+    entry = first.find(tiff_reader.SOFTWARE)
+    if entry is not None and _text(block, entry).strip(b"\0 "):
+        return block
+    named = _with_entry(block, layout.order, first, field)
+    return named if len(named) <= MAX_JPEG_BYTES or len(block) > MAX_JPEG_BYTES else block
+
+
+def _with_entry(block: bytes, order: str, first: Directory, field: tiff_reader.Field) -> bytes:
+    """Return the block with one more value in its first directory, and no directory behind that.
+
+    The value goes behind everything else. So does the directory where it has no entry of this tag, as it has no room
+    for one more.
+    """
+    changed = bytearray(block) + bytes(len(block) % 2)
+    content = field.value
+    if len(content) > 4:
+        content = struct.pack(order + "I", len(changed))
+        changed += field.value + bytes(len(field.value) % 2)
+    new = packed_entry(field, content, order)
+    old = first.find(field.tag)
+    if old is not None:
+        changed[old.at : old.at + 12] = new
+        return bytes(changed)
+    entries = {entry.tag: block[entry.at : entry.at + 12] for entry in reversed(first.entries)}
+    struct.pack_into(order + "I", changed, 4, len(changed))
+    return bytes(changed) + packed(entries | {field.tag: new}, order)
+
+
+def without_orientation(block: bytes) -> bytes:
+    """Return the block without that entry; those behind it move up, but no value is moved. Damaged ones stay."""
+    try:
+        layout, first = _first(block)
+    except Damaged:
+        return block
+    changed = bytearray(block)
+    _rewrite(changed, layout.order, first, [entry for entry in first.entries if entry.tag != tiff_reader.ORIENTATION])
+    return bytes(changed)

@@ -1,0 +1,118 @@
+"""Photoshop's image resources: in one of them files keep IPTC-IIM, the captions of agencies and archives."""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+from service.formats.geometry import Reshape
+
+KINDS = (b"8BIM", b"MeSa", b"AgHg", b"PHUT", b"DCSR")
+IIM, IIM_DIGEST = 0x0404, 0x0425
+IIM_START = b"\x1c"
+# How Photoshop stores, shows, prints and edits a picture; names of channels; halftones and curves of inks; thumbnails;
+# copies of EXIF, XMP and the profile.
+STALE = frozenset(
+    {
+        *(*range(1000, 1005), *range(1006, 1025), 1026, 1027, *range(1030, 1034), 1036, 1037, 1039),
+        *(*range(1041, 1051), 1053, *range(1057, 1061), 1062, 1063, *range(1065, 1100)),
+    }
+)
+# They name places of the picture: its density, paths around things in it, the proportions of its pixels.
+PLACES = frozenset({1005, 1025, 1064, *range(2000, 3000)})
+MAX_RESOURCES = 1000
+# Of an IPTC-IIM, as many are looked at; a photo of an agency has some hundred.
+MAX_DATASETS = 10_000
+# The number of colours, as 2:130, and the record of a digital newsphoto, which tells how its pixels are stored.
+IMAGE_TYPE, NEWSPHOTO = b"\x1c\x02\x82", b"\x1c\x03"
+
+
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """A resource: its number, the bytes before its content, and its content."""
+
+    number: int
+    head: bytes
+    content: bytes
+
+    def packed(self) -> bytes:
+        return self.head + struct.pack(">I", len(self.content)) + self.content + bytes(len(self.content) % 2)
+
+
+def _resources(data: bytes) -> Iterator[_Resource]:
+    """Yield the resources up to the first damage."""
+    position = 0
+    for _ in range(MAX_RESOURCES):
+        if data[position : position + 4] not in KINDS or position + 12 > len(data):
+            return
+        name_end = position + 7 + data[position + 6]
+        name_end += name_end % 2 != position % 2
+        if name_end + 4 > len(data):
+            return
+        (size,) = struct.unpack_from(">I", data, name_end)
+        start, end = name_end + 4, name_end + 4 + size
+        if end > len(data):
+            return
+        number = int.from_bytes(data[position + 4 : position + 6])
+        yield _Resource(number, data[position:name_end], data[start:end])
+        position = end + size % 2
+
+
+def _joined(resources: Iterable[_Resource]) -> bytes | None:
+    return b"".join(resource.packed() for resource in resources) or None
+
+
+def kept(data: bytes) -> bytes | None:
+    """Return the resources as they are, but for those that are true of no answer; up to the first damage."""
+    return _joined(found for found in _resources(data) if found.number not in STALE)
+
+
+def corrected(data: bytes, reshape: Reshape) -> bytes | None:
+    """Return the resources that are true of an answer.
+
+    What names places of the picture goes when it is turned. Paths are shares of its sides, so scaling keeps them.
+    """
+    stays = [found for found in _resources(data) if not (reshape.is_turned and found.number in PLACES)]
+    true = [replace(found, content=_true_iim(found.content)) if found.number == IIM else found for found in stays]
+    if true != stays:
+        # The digest tells readers that nobody changed the captions.
+        true = [found for found in true if found.number != IIM_DIGEST]
+    return _joined(true)
+
+
+def _true_iim(iim: bytes) -> bytes:
+    """Return the IPTC-IIM without what tells that a picture is gray, and how its pixels are stored."""
+    if IMAGE_TYPE not in iim and NEWSPHOTO not in iim:
+        return iim
+    parts = []
+    position = 0
+    for start, end in _datasets(iim):
+        content = iim[start + 5 : end]
+        if (iim.startswith(IMAGE_TYPE, start) and content[:1] == b"1") or iim.startswith(NEWSPHOTO, start):
+            parts.append(iim[position:start])
+            position = end
+    return b"".join([*parts, iim[position:]])
+
+
+def _datasets(iim: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the datasets begin and end, up to the first damage."""
+    position = 0
+    for _ in range(MAX_DATASETS):
+        if iim[position : position + 1] != IIM_START or position + 5 > len(iim):
+            return
+        size = int.from_bytes(iim[position + 3 : position + 5])
+        # A longer one has its size behind that; none of ours is.
+        end = position + 5 + size
+        if size & 0x8000 or end > len(iim):
+            return
+        yield position, end
+        position = end
+
+
+def iim_of(data: bytes) -> bytes | None:
+    """Return the IPTC-IIM alone, of resources that hold it."""
+    return next((found.content for found in _resources(data) if found.number == IIM), None)
+
+
+def resource_of(iim: bytes) -> bytes:
+    """Return an IPTC-IIM as a resource."""
+    return struct.pack(">4sHHI", b"8BIM", IIM, 0, len(iim)) + iim + bytes(len(iim) % 2)

@@ -1,0 +1,355 @@
+"""Reads the metadata of a file of any format. No picture is decoded.
+
+EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments and density are kept. The colour profile is read but
+never written, since answers are sRGB. What would not be true of an answer is not read at all: thumbnails, further
+pictures (MPF), the rest of a long XMP packet, C2PA's signed claims (JUMBF, caBX), segments of one maker's own.
+"""
+
+import itertools
+import logging
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Literal
+
+from service.formats import containers, heif_reader, tiff_reader, tiff_writer
+from service.imaging.photo import Source
+from service.metadata import exif, iptc
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+MAX_BLOCK = 4 * MIB
+# Packets of an image editor that lists every ancestor of a picture; they are read element by element.
+MAX_XMP = 2 * MIB
+MAX_COMMENTS = 1000
+# Metadata may have as many bytes as the whole file and these: what is compressed, or used twice, is not enlarged.
+FREE_BYTES = 64 * 1024
+# What ImageMagick writes into a PNG of the file that it was made from: copies that nobody would put right.
+COPIES = re.compile(
+    r"(?:icc|jpeg|png|tiff|Thumb:?):|exif:(?:thumbnail:|(?:Orientation|ColorSpace|BitsPerSample|SamplesPerPixel|Compression"
+    r"|PhotometricInterpretation|(?:Exif)?Image(?:Width|Length)|PixelXDimension|PixelYDimension)$)"
+)
+
+APP0, APP1, APP2, APP13, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
+JFIF, EXIF, XMP = b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+ICC, PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
+XMP_KEYWORD = "XML:com.adobe.xmp"
+# Where Pillow finds it.
+XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+# How ImageMagick, and others after it, put blocks into a PNG: as hexadecimal text.
+RAW_PROFILE = "Raw profile type "
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+JFIF_UNITS: tuple[Literal["shape", "inch", "centimetre"], ...] = ("shape", "inch", "centimetre")
+
+
+@dataclass(frozen=True, slots=True)
+class Density:
+    """Pixels per unit, across and down, as the file says it; `shape` tells only a pixel's proportions."""
+
+    x: int
+    y: int
+    unit: Literal["inch", "centimetre", "metre", "shape"]
+
+
+@dataclass(frozen=True, slots=True)
+class Comment:
+    """A text. The keyword is a PNG's; a JPEG's comment has `Comment`, and what is not UTF-8 in it as surrogates."""
+
+    keyword: str
+    text: str
+    language: str = ""
+    translated: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What is known of one photo; None or empty where there is nothing.
+
+    exif: a TIFF block. xmp: a packet; spare_xmp: one to write where that has no room. iptc: Photoshop's resources.
+    icc: the profile, which is for the decoder only. orientation: the turn that makes the picture upright, as EXIF
+    numbers it; 0 where it is unknown. All the rest is said of the picture before that turn.
+    """
+
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    spare_xmp: bytes | None = None
+    iptc: bytes | None = None
+    comments: tuple[Comment, ...] = ()
+    density: Density | None = None
+    icc: bytes | None = None
+    orientation: int = 1
+
+
+def read(data: bytes, source: Source) -> Metadata:
+    """Return the metadata of a file of that format. Never raises: what can't be read is left out."""
+    room = FREE_BYTES + len(data)
+    match source:
+        case "jpeg":
+            found = _read_jpeg(data)
+        case "png":
+            found = _read_png(data, room)
+        case "webp":
+            found = _read_webp(data)
+        case "tiff":
+            found = _read_tiff(data)
+        case "avif" | "heic":
+            return _bounded(_of_heif(data), room)
+        case "bmp":
+            found = Metadata(density=_bmp_density(data))
+        case "gif":
+            found = Metadata(comments=_plain_comments(containers.gif_comments(data)))
+    return _bounded(replace(found, orientation=_orientation(found)), room)
+
+
+def _bounded(found: Metadata, room: int) -> Metadata:
+    """Return what there is room for, bytes."""
+    return replace(
+        found,
+        exif=_small(found.exif, "EXIF", min(MAX_BLOCK, room)),
+        xmp=_small(found.xmp, "XMP", min(MAX_XMP, room)),
+        iptc=_small(found.iptc, "IPTC", min(MAX_BLOCK, room)),
+        icc=_small(found.icc, "a profile", MAX_BLOCK),
+    )
+
+
+def _small(block: bytes | None, name: str, limit: int) -> bytes | None:
+    if block and len(block) <= limit:
+        return block
+    if block:
+        log.debug("%s of %d bytes is left out", name, len(block))
+    return None
+
+
+def _orientation(found: Metadata) -> int:
+    """Return the turn that decoders apply: EXIF's, or XMP's where EXIF tells none."""
+    told = exif.orientation(found.exif) if found.exif else None
+    if told is None and (match := XMP_ORIENTATION.search(found.xmp or b"")):
+        told = int(match[1])
+    return told if told and told <= 8 else 1
+
+
+def _of_heif(data: bytes) -> Metadata:
+    blocks = heif_reader.read(data)
+    return Metadata(exif=blocks.exif, xmp=blocks.xmp, icc=blocks.icc, orientation=blocks.orientation)
+
+
+def _read_jpeg(data: bytes) -> Metadata:
+    blocks: dict[bytes, bytes] = {}
+    profile: list[tuple[int, int, bytes]] = []
+    resources: list[bytes] = []
+    comments: list[bytes] = []
+    for marker, body in containers.jpeg_bodies(data, (APP0, APP1, APP2, APP13, COM)):
+        if marker == COM:
+            comments.append(body)
+        elif marker == APP13 and body.startswith(PHOTOSHOP):
+            resources.append(body[len(PHOTOSHOP) :])
+        elif marker == APP2 and body.startswith(ICC) and len(body) > len(ICC) + 2:
+            profile.append((body[len(ICC)], body[len(ICC) + 1], body[len(ICC) + 2 :]))
+        else:
+            # Of several, the first: a second one is a leftover, and readers don't agree on it.
+            for owner, start in ((APP0, JFIF), (APP1, EXIF), (APP1, XMP)):
+                if marker == owner and body.startswith(start):
+                    blocks.setdefault(start, body[len(start) :])
+    return Metadata(
+        exif=blocks.get(EXIF),
+        xmp=blocks.get(XMP),
+        iptc=iptc.kept(b"".join(resources)),
+        comments=_plain_comments(comments),
+        density=_jfif_density(blocks.get(JFIF, b"")),
+        icc=_profile(profile),
+    )
+
+
+def _plain_comments(bodies: Iterable[bytes]) -> tuple[Comment, ...]:
+    """The comments of a JPEG or GIF; all of them together may have `MAX_BLOCK` bytes."""
+    whole = list(bodies)
+    ends = itertools.accumulate(len(body) for body in whole)
+    kept = [body for body, end in zip(whole, ends, strict=True) if end <= MAX_BLOCK]
+    return _few([Comment("Comment", body.decode("utf-8", "surrogateescape")) for body in kept])
+
+
+def _profile(parts: list[tuple[int, int, bytes]]) -> bytes | None:
+    """Return a profile from its segments: the number of each, how many there are, and a part of the profile.
+
+    Some writers count from 0, or forget to. Then the profile's own length tells whether the parts are all there.
+    """
+    if not parts:
+        return None
+    first = {number: body for number, _, body in reversed(parts)}
+    numbered = b"".join(first[number] for number in sorted(first))
+    in_order = b"".join(body for _, _, body in sorted(parts, key=lambda part: part[0]))
+    as_found = b"".join(body for _, _, body in parts)
+    for joined in (numbered, in_order, as_found):
+        if int.from_bytes(joined[:4]) == len(joined) and joined[36:40] == b"acsp":
+            return joined
+    if sorted(first) == list(range(1, parts[0][1] + 1)):
+        return numbered
+    log.debug("a colour profile with missing parts is left out")
+    return None
+
+
+def _density(x: int, y: int, unit: Literal["inch", "centimetre", "metre", "shape"]) -> Density | None:
+    says_nothing = not x or not y or (unit == "shape" and x == y)
+    return None if says_nothing else Density(x, y, unit)
+
+
+def _jfif_density(body: bytes) -> Density | None:
+    if len(body) < 7 or body[2] >= len(JFIF_UNITS):
+        return None
+    x, y = struct.unpack_from(">HH", body, 3)
+    return _density(x, y, JFIF_UNITS[body[2]])
+
+
+def _few(comments: list[Comment]) -> tuple[Comment, ...]:
+    if len(comments) > MAX_COMMENTS:
+        log.debug("all but %d of %d comments are left out", MAX_COMMENTS, len(comments))
+    return tuple(comments[:MAX_COMMENTS])
+
+
+def _inflate(packed: bytes, limit: int) -> bytes | None:
+    """The content of a zlib stream; None when it is damaged, cut short, or longer than the limit, bytes."""
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(packed, limit + 1)
+    except zlib.error:
+        return None
+    return content if unpacker.eof and len(content) <= limit else None
+
+
+def _read_png(data: bytes, room: int) -> Metadata:
+    wanted = (b"eXIf", b"iCCP", b"pHYs", *PNG_TEXTS)
+    blocks: dict[bytes, bytes] = {}
+    texts: list[tuple[bytes, bytes]] = []
+    for kind, body in containers.png_bodies(data, wanted):
+        if kind in PNG_TEXTS:
+            texts.append((kind, body))
+        else:
+            blocks.setdefault(kind, body)
+    comments: list[Comment] = []
+    special: dict[str, str] = {}
+    for comment in _png_comments(texts, min(MAX_BLOCK, room)):
+        if comment.keyword == XMP_KEYWORD or comment.keyword.startswith(RAW_PROFILE):
+            special.setdefault(comment.keyword.removeprefix(RAW_PROFILE), comment.text)
+        elif not COPIES.match(comment.keyword):
+            comments.append(comment)
+    packet = special[XMP_KEYWORD].encode("utf-8", "replace") if XMP_KEYWORD in special else None
+    _, _, packed = blocks.get(b"iCCP", b"").partition(b"\0")
+    return Metadata(
+        exif=_without(EXIF, blocks.get(b"eXIf") or _raw_profile(special, "exif") or _raw_profile(special, "APP1")),
+        xmp=packet or _without(XMP, _raw_profile(special, "xmp")),
+        iptc=_iptc_of_text(special),
+        comments=_few(comments),
+        density=_png_density(blocks.get(b"pHYs", b"")),
+        icc=_inflate(packed[1:], MAX_BLOCK) if packed else None,
+    )
+
+
+def _without(start: bytes, block: bytes | None) -> bytes | None:
+    """The block without the name that a JPEG has before it."""
+    return None if block is None else block.removeprefix(start)
+
+
+def _png_comments(texts: Iterable[tuple[bytes, bytes]], room: int) -> Iterator[Comment]:
+    """Yield the texts of a PNG. All of them together may have so many bytes; a damaged one counts as an eighth."""
+    left = room
+    for kind, body in texts:
+        if left < 0:
+            return
+        raw_keyword, found, rest = body.partition(b"\0")
+        if not found or not 1 <= len(raw_keyword) <= 79:
+            continue
+        language = translated = b""
+        is_packed = kind == b"zTXt"
+        if kind == b"iTXt":
+            is_packed = rest[:1] == b"\1"
+            parts = rest[2:].split(b"\0", 2)
+            if len(parts) < 3:
+                continue
+            language, translated, rest = parts
+        elif is_packed:
+            rest = rest[1:]
+        text = _inflate(rest, left) if is_packed else rest
+        if text is None or len(text) > left:
+            log.debug("a text of a PNG is left out: it is damaged or too long")
+            # It took time to find that out.
+            left -= room // 8
+            continue
+        left -= len(text)
+        encoding = "utf-8" if kind == b"iTXt" else "latin-1"
+        yield Comment(
+            raw_keyword.decode("latin-1"),
+            text.decode(encoding, "replace"),
+            language.decode("latin-1"),
+            translated.decode("utf-8", "replace"),
+        )
+
+
+def _raw_profile(texts: dict[str, str], name: str) -> bytes | None:
+    """A block that is written as text: an empty line, its name, its length, then hexadecimal lines."""
+    if name not in texts:
+        return None
+    try:
+        return bytes.fromhex("".join(texts[name].split("\n")[3:]))
+    except ValueError:
+        log.debug("a profile written as text is left out")
+        return None
+
+
+def _iptc_of_text(texts: dict[str, str]) -> bytes | None:
+    block = _without(PHOTOSHOP, _raw_profile(texts, "8bim") or _raw_profile(texts, "iptc"))
+    # IPTC-IIM may stand alone, without the resource that holds it in a JPEG.
+    return iptc.kept(iptc.resource_of(block) if block[:1] == iptc.IIM_START else block) if block else None
+
+
+def _png_density(body: bytes) -> Density | None:
+    if len(body) != 9 or body[8] > 1:
+        return None
+    x, y = struct.unpack_from(">II", body)
+    return _density(x, y, "metre" if body[8] else "shape")
+
+
+def _read_webp(data: bytes) -> Metadata:
+    blocks: dict[bytes, bytes] = {}
+    for kind, body in containers.webp_bodies(data, (b"EXIF", b"XMP ", b"ICCP")):
+        blocks.setdefault(kind, body)
+    return Metadata(exif=_without(EXIF, blocks.get(b"EXIF")), xmp=blocks.get(b"XMP "), icc=blocks.get(b"ICCP"))
+
+
+def _read_tiff(data: bytes) -> Metadata:
+    block = tiff_writer.compact(data)
+    found = tiff_reader.values(data, (tiff_reader.XMP, tiff_reader.IPTC, tiff_reader.PHOTOSHOP, tiff_reader.ICC))
+    resources = iptc.kept(found.get(tiff_reader.PHOTOSHOP, b"")) or b""
+    iim = found.get(tiff_reader.IPTC, b"")
+    if iim.startswith(iptc.IIM_START) and iptc.iim_of(resources) is None:
+        resources += iptc.resource_of(iim)
+    return Metadata(
+        exif=block,
+        xmp=found.get(tiff_reader.XMP),
+        iptc=resources,
+        density=_tiff_density(block) if block else None,
+        icc=found.get(tiff_reader.ICC),
+    )
+
+
+def _tiff_density(block: bytes) -> Density | None:
+    found = tiff_reader.resolution(block)
+    if found is None:
+        return None
+    x, y, unit = found
+    if unit == tiff_reader.NO_UNIT:
+        return _density(round(x), round(y), "shape")
+    if x.denominator == y.denominator == 1:
+        return _density(int(x), int(y), "inch" if unit == tiff_reader.INCH else "centimetre")
+    metre = 100 if unit == tiff_reader.CENTIMETRE else 1 / Fraction("0.0254")
+    return _density(round(x * metre), round(y * metre), "metre")
+
+
+def _bmp_density(data: bytes) -> Density | None:
+    if len(data) < 54 or struct.unpack_from("<I", data, 14)[0] < 40:
+        return None
+    x, y = struct.unpack_from("<ii", data, 38)
+    return _density(max(0, x), max(0, y), "metre")

@@ -1,0 +1,183 @@
+"""Writes what is said beside the pixels into JPEG, PNG, WebP and TIFF. No picture is encoded."""
+
+import logging
+import struct
+import zlib
+from collections.abc import Iterator
+
+from service.formats import containers, tiff_reader, tiff_writer
+from service.imaging.photo import Format
+from service.metadata import exif, iptc, xmp
+from service.metadata.reader import (
+    APP1,
+    APP13,
+    COM,
+    EXIF,
+    JFIF,
+    JFIF_UNITS,
+    PHOTOSHOP,
+    RAW_PROFILE,
+    XMP,
+    XMP_KEYWORD,
+    Comment,
+    Density,
+    Metadata,
+)
+
+log = logging.getLogger(__name__)
+
+PER_METRE = {"inch": 0.0254, "centimetre": 0.01, "metre": 1.0}
+MAX_DENSITY = 65_535
+TIFF_UNITS = {
+    "shape": tiff_reader.NO_UNIT,
+    "inch": tiff_reader.INCH,
+    "centimetre": tiff_reader.CENTIMETRE,
+    "metre": tiff_reader.CENTIMETRE,
+}
+
+
+def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
+    """The encoded picture with the metadata, as far as its format has a place for it; the pixels stay as they are.
+
+    encoded: from one of our encoders, so without metadata; an AVIF comes back as it is, since its encoder takes the
+    metadata itself, as `avif_options` gives them. The profile is never written.
+    """
+    match format_:
+        case "jpeg":
+            return containers.jpeg_with(_with_jfif_density(encoded, metadata.density), _jpeg_parts(metadata))
+        case "png":
+            return containers.png_with(encoded, _png_parts(metadata))
+        case "webp":
+            if metadata.iptc or metadata.comments:
+                log.debug("a WebP has no place for IPTC and comments")
+            return containers.webp_with(encoded, metadata.exif, metadata.xmp)
+        case "tiff":
+            return tiff_writer.tiff_with(encoded, metadata.exif, _tiff_fields(metadata))
+        case "avif":
+            return encoded
+
+
+def avif_options(metadata: Metadata) -> dict[str, bytes]:
+    """What Pillow's encoder of AVIF is to be given: as it stands, which an orientation in EXIF would change."""
+    if metadata.iptc or metadata.comments:
+        log.debug("an AVIF has no place for IPTC and comments")
+    options = {"xmp": metadata.xmp, "exif": metadata.exif and exif.without_orientation(metadata.exif)}
+    return {name: block for name, block in options.items() if block}
+
+
+def _jpeg_parts(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
+    block = metadata.exif
+    if block and len(block) > tiff_writer.MAX_JPEG_BYTES:
+        block = tiff_writer.compact(block, limit=tiff_writer.MAX_JPEG_BYTES)
+    if block:
+        yield APP1, EXIF + block
+    if metadata.xmp:
+        packets = (metadata.xmp, xmp.without_padding(metadata.xmp), metadata.spare_xmp or b"")
+        room = containers.SEGMENT_BYTES - len(XMP)
+        packet = next((packet for packet in packets if len(packet) <= room), b"")
+        if packet:
+            yield APP1, XMP + packet
+        if packet is not packets[0]:
+            log.debug("an XMP packet of %d bytes does not fit into a JPEG as it is", len(metadata.xmp))
+    step = containers.SEGMENT_BYTES - len(PHOTOSHOP)
+    resources = metadata.iptc or b""
+    for start in range(0, len(resources), step):
+        yield APP13, PHOTOSHOP + resources[start : start + step]
+    for comment in metadata.comments:
+        yield from _fitting(COM, _raw_comment(comment))
+
+
+def _raw_comment(comment: Comment) -> bytes:
+    """A comment for a format without keywords."""
+    text = comment.text if comment.keyword == "Comment" else f"{comment.keyword}: {comment.text}"
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _fitting(marker: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+    if len(body) <= containers.SEGMENT_BYTES:
+        yield marker, body
+    else:
+        log.debug("%d bytes do not fit into a segment of a JPEG and are left out", len(body))
+
+
+def _with_jfif_density(encoded: bytes, density: Density | None) -> bytes:
+    if density is None or encoded[6:11] != JFIF:
+        return encoded
+    unit, x, y = density.unit, density.x, density.y
+    if unit == "metre":
+        unit, x, y = "inch", round(x * PER_METRE["inch"]), round(y * PER_METRE["inch"])
+    if not (1 <= x <= MAX_DENSITY and 1 <= y <= MAX_DENSITY):
+        log.debug("a density that a JPEG has no room for is left out")
+        return encoded
+    return encoded[:13] + struct.pack(">BHH", JFIF_UNITS.index(unit), x, y) + encoded[18:]
+
+
+def _png_parts(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
+    density = metadata.density
+    if density is not None:
+        metre = PER_METRE.get(density.unit, 1.0)
+        sides = (min(2**31 - 1, round(side / metre)) for side in (density.x, density.y))
+        yield b"pHYs", struct.pack(">IIB", *sides, density.unit != "shape")
+    if metadata.exif:
+        yield b"eXIf", metadata.exif
+    if metadata.xmp:
+        yield b"iTXt", XMP_KEYWORD.encode() + b"\0\0\0\0\0" + metadata.xmp
+    if metadata.iptc:
+        yield b"zTXt", _text_of_iptc(metadata.iptc)
+    for comment in metadata.comments:
+        yield _png_text(comment)
+
+
+def _text_of_iptc(resources: bytes) -> bytes:
+    """The resources as ImageMagick, ExifTool and others read them from a PNG, which has no chunk for them."""
+    lines = resources.hex(",", -36).replace(",", "\n")
+    text = f"\niptc\n{len(resources):8}\n{lines}\n"
+    return f"{RAW_PROFILE}iptc".encode() + b"\0\0" + zlib.compress(text.encode())
+
+
+def _png_text(comment: Comment) -> tuple[bytes, bytes]:
+    keyword = comment.keyword.encode("latin-1", "replace")
+    # A JPEG's comment that is not UTF-8 has no declared encoding; Latin-1 is a PNG's own.
+    raw = comment.text.encode("utf-8", "surrogateescape")
+    text = comment.text if _is_unicode(comment.text) else raw.decode("latin-1")
+    text = text.rstrip("\0").replace("\0", " ")
+    if comment.language or comment.translated or max(text, default="") > "\xff":
+        middle = f"{comment.language}\0{comment.translated}\0".encode()
+        return b"iTXt", keyword + b"\0\0\0" + middle + text.encode()
+    return b"tEXt", keyword + b"\0" + text.encode("latin-1")
+
+
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _tiff_fields(metadata: Metadata) -> Iterator[tiff_reader.Field]:
+    if metadata.xmp:
+        yield tiff_reader.Field(tiff_reader.XMP, tiff_reader.BYTE, metadata.xmp)
+    if metadata.iptc:
+        yield tiff_reader.Field(tiff_reader.PHOTOSHOP, tiff_reader.BYTE, metadata.iptc)
+        iim = iptc.iim_of(metadata.iptc) or b""
+        if iim:
+            # Said to be long numbers, as Photoshop began it: so every program reads it.
+            yield tiff_reader.Field(tiff_reader.IPTC, tiff_reader.LONG, iim + bytes(-len(iim) % 4))
+    block = metadata.exif or b""
+    density = metadata.density
+    if density is not None and tiff_reader.resolution(block) is None:
+        under = 100 if density.unit == "metre" else 1
+        for tag, side in ((tiff_reader.X_RESOLUTION, density.x), (tiff_reader.Y_RESOLUTION, density.y)):
+            yield tiff_reader.Field(tag, tiff_reader.RATIONAL, struct.pack("<II", min(2**32 - 1, side), under))
+        yield tiff_reader.Field(tiff_reader.UNIT, tiff_reader.SHORT, struct.pack("<H", TIFF_UNITS[density.unit]))
+    yield from _tiff_description(metadata.comments, block)
+
+
+def _tiff_description(comments: tuple[Comment, ...], block: bytes) -> Iterator[tiff_reader.Field]:
+    """The only comment as the description, where there is none: a TIFF has no other place for it."""
+    described = tiff_reader.values(block, (tiff_reader.DESCRIPTION,)).get(tiff_reader.DESCRIPTION, b"").strip(b"\0 ")
+    if len(comments) == 1 and not described:
+        yield tiff_reader.Field(
+            tiff_reader.DESCRIPTION,
+            tiff_reader.ASCII,
+            _raw_comment(comments[0]).rstrip(b"\0").replace(b"\0", b" ") + b"\0",
+        )
+    elif comments:
+        log.debug("a TIFF has no place for comments")

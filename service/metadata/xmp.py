@@ -1,0 +1,158 @@
+"""The XMP packet of an answer: what is no longer true is put right or gone, and a note says its colours are synthetic.
+
+The note is three properties of the IPTC Photo Metadata Standard 2025.1: `DigitalSourceType`, `AISystemUsed` and
+`AISystemVersionUsed`. They are standard, so programs show them by name. A second pass finds and replaces them, where
+an entry in `xmpMM:History` would be added again.
+"""
+
+import re
+from collections.abc import Sequence
+from xml.sax.saxutils import escape, quoteattr
+
+from service.formats.geometry import Reshape
+from service.metadata import xmp_packet, xmp_regions
+from service.metadata.xmp_packet import RDF_URI, Edit, Name, Packet, Refused
+from service.metadata.xmp_regions import EXIF_URI, IPTC_URI, PANORAMA_URI, TIFF_URI
+
+XMP_URI = "http://ns.adobe.com/xap/1.0/"
+PHOTOSHOP_URI = "http://ns.adobe.com/photoshop/1.0/"
+EXIF_EX_URI = "http://cipa.jp/exif/1.0/"
+SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
+SYNTHETIC_COLORS = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
+# Of a picture that was wholly synthetic before its colours were.
+SYNTHETIC = SOURCE_TYPES + "trainedAlgorithmicMedia"
+NOTE: tuple[Name, ...] = tuple(
+    (IPTC_URI, name) for name in ("DigitalSourceType", "AISystemUsed", "AISystemVersionUsed")
+)
+# How the upload stored its pixels and colours. The digests are of such properties.
+STORED = {
+    TIFF_URI: "BitsPerSample Compression PhotometricInterpretation SamplesPerPixel PlanarConfiguration NativeDigest"
+    " YCbCrSubSampling YCbCrPositioning YCbCrCoefficients TransferFunction WhitePoint PrimaryChromaticities"
+    " ReferenceBlackWhite",
+    EXIF_URI: "ComponentsConfiguration CompressedBitsPerPixel Gamma NativeDigest",
+    EXIF_EX_URI: "Gamma InteroperabilityIndex",
+    PHOTOSHOP_URI: "ICCProfile ColorMode LegacyIPTCDigest",
+}
+GONE: frozenset[Name] = frozenset(
+    {
+        *((uri, name) for uri, names in STORED.items() for name in names.split()),
+        # The format, thumbnails, the second part of a long packet, the references of C2PA.
+        ("http://purl.org/dc/elements/1.1/", "format"),
+        *((XMP_URI, name) for name in ("Thumbnails", "PageInfo")),
+        ("http://ns.adobe.com/xmp/note/", "HasExtendedXMP"),
+        ("http://purl.org/dc/terms/", "provenance"),
+        # It names one file, and the answer is another. `DocumentID` is common to all versions of a picture.
+        ("http://ns.adobe.com/xap/1.0/mm/", "InstanceID"),
+    }
+)
+# Namespaces of what is in an upload beside its picture, and not in the answer: the video of a motion photo, a depth
+# map, a gain map, the other picture of a spatial pair. Each maker of phones has one of the form of Google's.
+# Settings of a raw converter would be applied to the answer, gray and crop among them.
+GONE_URIS = re.compile(
+    r"https?://ns\.(?:[^/]+/(?:photos|videos)/|(?:apple|samsung)\.com/|xdm\.org/"
+    r"|adobe\.com/(?:hdr-|camera-raw-))"
+)
+# They tell what stays true: how a panorama is to be seen, and how Google made a collage.
+TRUE_URIS = (PANORAMA_URI, "http://ns.google.com/photos/1.0/creations/")
+# Of other namespaces, too.
+VIDEO = re.compile("V?MotionPhoto|MicroVideo|O?LivePhoto")
+# What XML 1.0 has no place for.
+CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+
+
+def _description(about: str, values: Sequence[str]) -> bytes:
+    """Return the note, of the values of its properties, with prefixes of its own."""
+    properties = "".join(
+        f"<Iptc4xmpExt:{name}>{escape(CONTROLS.sub('', value))}</Iptc4xmpExt:{name}>"
+        for (_, name), value in zip(NOTE, values, strict=True)
+        if value
+    )
+    return (
+        f'<rdf:Description xmlns:rdf="{RDF_URI}" xmlns:Iptc4xmpExt="{IPTC_URI}" rdf:about={quoteattr(about)}>'
+        f"{properties}</rdf:Description>\n"
+    ).encode()
+
+
+def _values(source_type: str, model: str, version: str) -> tuple[str, str, str]:
+    return source_type, f"tomau, model {model}", version
+
+
+def fresh(model: str, version: str) -> bytes:
+    """Return a packet with nothing but the note."""
+    return _packet(_values(SYNTHETIC_COLORS, model, version))
+
+
+def note_of(packet: bytes) -> bytes | None:
+    """Return a packet with nothing but what this one says of its picture's being synthetic.
+
+    None when it says no such thing.
+    """
+    try:
+        found = xmp_packet.read(packet, NOTE.__contains__)
+    except Refused:
+        return None
+    said = {part.name: part.said for part in found.properties}
+    values = [said.get(name, "") for name in NOTE]
+    return _packet(values) if values[0] in (SYNTHETIC, SYNTHETIC_COLORS) else None
+
+
+def _packet(values: Sequence[str]) -> bytes:
+    return (
+        b'<?xpacket begin="\xef\xbb\xbf" id="W5M0MpCehiHzreSzNTczkc9d"?>\n<x:xmpmeta xmlns:x="adobe:ns:meta/">'
+        + f'<rdf:RDF xmlns:rdf="{RDF_URI}">\n'.encode()
+        + _description("", values)
+        + b'</rdf:RDF></x:xmpmeta>\n<?xpacket end="w"?>'
+    )
+
+
+def corrected(packet: bytes, reshape: Reshape, model: str | None, version: str | None) -> bytes | None:
+    """Return the packet as it is true of an upright sRGB answer, with the note; without a model, without the note.
+
+    None for one that is not well-formed: no XMP reader takes it, and what it says of orientation can't be put right.
+    """
+    changes = _changes(reshape)
+    try:
+        found = xmp_packet.read(
+            packet, lambda name: name in changes or _is_gone(name) or name in NOTE or xmp_regions.is_place(name)
+        )
+    except Refused:
+        return None
+    edits = [part.saying(changes[part.name]) for part in found.properties if part.name in changes]
+    edits += [part.removed() for part in found.properties if _is_gone(part.name)]
+    edits += xmp_regions.edits(found.properties, reshape)
+    if model is not None:
+        edits += _note_edits(found, model, version or "")
+    return xmp_packet.edited(found, edits)
+
+
+def _changes(reshape: Reshape) -> dict[Name, str]:
+    """Return the properties that are put right, where they are present, with what is true of the answer."""
+    width, height = str(reshape.width), str(reshape.height)
+    return {
+        (TIFF_URI, "Orientation"): "1",
+        (TIFF_URI, "ImageWidth"): width,
+        (TIFF_URI, "ImageLength"): height,
+        (EXIF_URI, "PixelXDimension"): width,
+        (EXIF_URI, "PixelYDimension"): height,
+        (EXIF_URI, "ColorSpace"): "1",
+    }
+
+
+def _is_gone(name: Name) -> bool:
+    uri, local = name
+    is_gone_uri = GONE_URIS.match(uri) is not None and uri not in TRUE_URIS
+    return is_gone_uri or name in GONE or VIDEO.match(local) is not None
+
+
+def _note_edits(found: Packet, model: str, version: str) -> list[Edit]:
+    """Return the edits that put the note in the place of one that is there already."""
+    old = [part for part in found.properties if part.name in NOTE]
+    was_synthetic = any(part.name == NOTE[0] and part.said == SYNTHETIC for part in old)
+    note = _description(found.about, _values(SYNTHETIC if was_synthetic else SYNTHETIC_COLORS, model, version))
+    return [*(part.removed() for part in old), (found.end, found.end, note)]
+
+
+def without_padding(packet: bytes) -> bytes:
+    """Return the packet without the blanks that are left in it for editing in place."""
+    end = packet.rfind(b"<?xpacket end")
+    return packet if end < 0 else packet[:end].rstrip() + b"\n" + packet[end:]

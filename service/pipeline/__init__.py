@@ -1,0 +1,1 @@
+"""Colour whole photos: one upload, or a directory of files."""

@@ -1,0 +1,311 @@
+"""The way of one photo, whoever calls: decode, split, predict, merge, encode."""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from service.errors import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
+from service.formats import decoding_cost
+from service.formats.decoding_limits import Limits
+from service.imaging import color, decoding, encoding, identification, resizing
+from service.imaging.color import Bytes, Floats
+from service.imaging.photo import FORMATS, MEDIA_TYPES, Format, Photo, Pixels, Planes, Source, Tone
+from service.inference.registry import Catalog, Model
+from service.metadata import transfer
+from service.metadata.transfer import Metadata
+from service.runtime.core_scheduler import Cores
+from service.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Of a photo's way, as `Answer.seconds` has them.
+STAGES = ("decode", "queue", "infer", "merge", "encode")
+# Photos beside it may be done then.
+RETRY_AFTER_S = 5
+
+
+class Options(BaseModel):
+    """What a caller may ask for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    model: str | None = Field(
+        None, description="a name from `GET /models`; by default the one marked there", examples=["compact"]
+    )
+    format: Format | None = Field(
+        None,
+        description="format of the answer; by default what `Accept` alone asks for, else that of the upload where it is"
+        " one of these and not AVIF, which is slow, else JPEG (PNG for a photo with alpha)",
+        examples=["png"],
+    )
+    quality: int | None = Field(
+        None,
+        ge=1,
+        le=100,
+        description="of a JPEG, WebP or AVIF answer; by default a JPEG's own, at least 85, else 92",
+        examples=[90],
+    )
+    strength: float = Field(
+        1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own", examples=[1.3]
+    )
+    max_side: int | None = Field(
+        None, ge=1, description="shrinks the answer to this longer side, pixels", examples=[1600]
+    )
+    if_color: Literal["recolor", "keep", "reject"] | None = Field(
+        None,
+        description="what becomes of a photo that is in colour already: `recolor` colours it anew, `keep` answers it as"
+        " it came, `reject` is a 422; photos in one tone, as sepia, count as black-and-white. When given, the header"
+        " `X-Tomau-Input` says what the photo was; by default nobody looks, which is quicker, and all are coloured",
+    )
+    metadata: Literal["keep", "strip"] = Field(
+        "keep",
+        description="`keep` carries captions, dates, places and the like over; `strip` drops them. That the colours are"
+        " synthetic is noted either way",
+    )
+    merge: Literal["luma", "literal"] = Field(
+        "luma", description="`luma` keeps the photo's luma exactly; `literal` converts L*ab or HSV to RGB"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode.
+
+    model, device: None for a photo that was in colour and kept so. tone: what the upload was, where that was asked for.
+    `begun` are the times of `time.monotonic` when the stages began, without the queue; pixels are those of the photo as
+    it came, and as it is answered.
+    """
+
+    data: bytes
+    media_type: str
+    model: str | None
+    device: str | None
+    seconds: dict[str, float]
+    tone: Tone | None = None
+    begun: dict[str, float] = field(default_factory=dict)
+    pixels_in: int = 0
+    pixels_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """What came, what it says beside its pixels, and what is wanted of it."""
+
+    data: bytes
+    source: Source
+    said: Metadata
+    options: Options
+
+
+class _Way:
+    """Times the stages of one photo, and ends it between two of them when nobody waits for it any more."""
+
+    def __init__(self, deadline: float | None, cancelled: threading.Event | None) -> None:
+        self.deadline = deadline
+        self.cancelled = cancelled
+        self.seconds: dict[str, float] = {}
+        self.begun: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        if self.cancelled is not None and self.cancelled.is_set():
+            raise ClientGone(f"the request was cancelled before its photo's {name}")
+        started = time.monotonic()
+        if self.deadline is not None and started >= self.deadline:
+            raise DeadlineExceeded(f"time was up before the photo's {name}")
+        self.begun.setdefault(name, started)
+        try:
+            yield
+        except (MemoryError, cv2.error) as error:
+            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
+                raise
+            log.warning("no memory for a photo's %s: %s", name, error)
+            detail = f"there is no memory left for the photo's {name}"
+            raise OutOfMemory(detail, retry_after=RETRY_AFTER_S) from error
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
+
+
+class Colorizer:
+    """Colours photos; synchronous, and safe to call from many threads at once."""
+
+    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+        # Photos run beside one another, one core each.
+        cv2.setNumThreads(1)
+        self.catalog = catalog
+        self._limits = Limits(
+            settings.max_pixels, settings.max_side, max(settings.deadline_s, decoding_cost.LEAST_SECONDS)
+        )
+        # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
+        self._cores = Cores(settings.cores)
+        self._lock = threading.Lock()
+        self._inside = 0  # photos that are being coloured
+
+    def colorize(
+        self,
+        data: bytes,
+        options: Options,
+        *,
+        model: Model | None = None,
+        deadline: float | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> Answer:
+        """Colours one encoded photo.
+
+        model: by default the one of the options. deadline: a time of `time.monotonic`. Raises what
+        `decoding.decode` does, UnknownModel, InvalidOption, Overloaded, DeadlineExceeded, and ClientGone once
+        `cancelled` is set.
+        """
+        way = _Way(deadline, cancelled)
+        model = model or self.catalog.get(options.model)
+        with self._counted():
+            return self._answer(data, options, model, way)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+
+    def _answer(self, data: bytes, options: Options, model: Model, way: _Way) -> Answer:
+        with self._cores.to_begin(), way.stage("decode"):
+            source = identification.source_of(data)
+            upload = _Upload(data, source, transfer.read(data, source), options)
+            look = options.if_color is not None
+            photo = decoding.decode(data, source, self._limits, icc=upload.said.icc, look=look)
+        if photo.tone == "color" and options.if_color == "reject":
+            raise ColorPhoto("the photo is in colour already", field="if_color")
+        if photo.tone == "color" and options.if_color == "keep":
+            with self._cores.to_go_on():
+                return self._kept(upload, photo, way)
+        return self._coloured(upload, photo, model, way)
+
+    def _coloured(self, upload: _Upload, photo: Photo, model: Model, way: _Way) -> Answer:
+        options = upload.options
+        space = model.contract.color_space
+        with self._cores.to_go_on(), way.stage("decode"):
+            pixels_in = photo.luma.size
+            upright = photo.size
+            format_ = _format(upload, photo)
+            photo = resizing.fit(photo, format_, options.max_side)
+            encoding.check_size(*photo.size, format_)
+            lightness = color.split(photo.luma, space, model.contract.input_size)
+        chroma = self._predict(model, lightness, way) * options.strength
+        with self._cores.to_go_on():
+            with way.stage("merge"):
+                merged = _merge(photo, chroma, space, format_, options.merge)
+            with way.stage("encode"):
+                said = _for_answer(upload, upright, photo.size, model)
+                coloured = _encode(merged, format_, options.quality or encoding.default_quality(photo), said)
+        contract = model.contract
+        name = f"{contract.name}/{contract.version}"
+        return Answer(
+            coloured,
+            MEDIA_TYPES[format_],
+            name,
+            model.device,
+            way.seconds,
+            photo.tone,
+            way.begun,
+            pixels_in,
+            photo.luma.size,
+        )
+
+    def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> Answer:
+        """The upload itself, or as an uncoloured answer where its options ask for a change."""
+        options, source = upload.options, upload.source
+        seconds = dict.fromkeys(STAGES, 0.0)
+        if not _asks_for_change(options, source, photo):
+            seconds |= way.seconds
+            size = photo.luma.size
+            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size)
+        with way.stage("decode"):
+            pixels = decoding.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
+            format_ = _format(upload, photo)
+            pixels = resizing.fit_pixels(pixels, format_, options.max_side)
+            height, width, _ = pixels.rgb.shape
+            encoding.check_size(height, width, format_)
+        with way.stage("encode"):
+            said = _for_answer(upload, photo.size, (height, width), None)
+            encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), said)
+        seconds |= way.seconds
+        sizes = photo.luma.size, height * width
+        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
+
+    def warm(self) -> None:
+        """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
+        ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
+        for format_ in FORMATS:
+            photo = encoding.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, encoding.QUALITY)
+            for model in self.catalog.fresh:
+                self.colorize(photo, Options(model=model.contract.name))
+
+    def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
+        with way.stage("infer"):
+            alone = self._inside == 1
+            prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled, alone=alone)
+        way.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
+        way.begun["infer"] += prediction.queued
+        return prediction.chroma
+
+
+def _merge(
+    photo: Photo, chroma: Floats, space: color.ColorSpace, format_: Format, merge: Literal["luma", "literal"]
+) -> Planes | Pixels:
+    if merge == "literal":
+        return Pixels(color.merge_literal(photo.luma, chroma, space), photo.alpha)
+    if photo.luma.dtype == np.uint16:
+        return Pixels(color.merge_rgb(photo.luma, chroma, space), photo.alpha)
+    luma: Bytes = np.asarray(photo.luma, np.uint8)
+    if format_ == "jpeg":
+        return Planes(luma, *color.merge_planes(color.half(luma), chroma, space))
+    return Pixels(color.rgb_of_planes(luma, *color.merge_planes(luma, chroma, space)), photo.alpha)
+
+
+def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metadata) -> bytes:
+    if isinstance(merged, Planes):
+        encoded = encoding.encode_planes(merged, quality)
+    else:
+        encoded = encoding.encode_pixels(merged, format_, quality, avif_options=transfer.avif_options(said))
+    return transfer.write(encoded, format_, said)
+
+
+def _format(upload: _Upload, photo: Photo) -> Format:
+    """The answer's."""
+    options = upload.options
+    pixels = min(photo.luma.size, (options.max_side or max(photo.size)) ** 2)
+    default = encoding.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
+    return options.format or default
+
+
+def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:
+    return (
+        options.format not in (None, source)
+        or options.quality is not None
+        or options.metadata == "strip"
+        or (options.max_side is not None and options.max_side < max(photo.size))
+    )
+
+
+def _for_answer(upload: _Upload, upright: tuple[int, int], size: tuple[int, int], model: Model | None) -> Metadata:
+    """Return what the upload said beside its pixels, as it is true of the answer.
+
+    upright, size: height and width of the upright photo and of the answer, pixels.
+    """
+    kept = upload.said if upload.options.metadata == "keep" else transfer.strip(upload.said)
+    name, version = (None, None) if model is None else (model.contract.name, model.contract.version)
+    (full_height, full_width), (height, width) = upright, size
+    return transfer.for_answer(
+        kept, width=width, height=height, model=name, version=version, upright=(full_width, full_height)
+    )

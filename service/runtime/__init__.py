@@ -1,0 +1,1 @@
+"""Threads, cores, memory and admission control, independent of photos and HTTP."""

@@ -1,0 +1,147 @@
+"""What the OpenAPI document says of requests and answers beyond what FastAPI finds out by itself."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from service.imaging.photo import MEDIA_TYPES
+from service.pipeline.colorizer import Options
+
+
+class ProblemDocument(BaseModel):
+    """An RFC 9457 problem."""
+
+    type: str = Field(examples=["urn:tomau:problem:invalid_option"])
+    title: str = Field(examples=["An option is invalid"])
+    status: int = Field(examples=[422])
+    code: str = Field(description="stable; what a program should look at", examples=["invalid_option"])
+    detail: str = Field(examples=["strength: Input should be less than or equal to 2"])
+    instance: str = Field(description="the request, by the id that the service's log has")
+    field: str | None = Field(None, description="what the problem is about", examples=["strength"])
+    limit: float | None = Field(None, description="the limit that was passed", examples=[2])
+
+
+class ModelInfo(BaseModel):
+    """A served model."""
+
+    name: str
+    version: str
+    color_space: Literal["lab", "hsv"]
+    input_size: int = Field(description="side of the square model input, pixels")
+    sha256: str = Field(description="of the ONNX file")
+    license: str
+    data: str = Field(description="what it was trained on")
+    device: Literal["cpu", "cuda"]
+    default: bool
+
+
+class Models(BaseModel):
+    """The catalogue."""
+
+    models: list[ModelInfo]
+
+
+class Ready(BaseModel):
+    """The service is ready."""
+
+    status: Literal["ready"] = "ready"
+    device: Literal["cpu", "cuda"] = Field(description="the device really in use")
+    models: list[str]
+
+
+class Live(BaseModel):
+    """The process is up."""
+
+    status: Literal["alive"] = "alive"
+
+
+PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
+BINARY = {"type": "string", "format": "binary"}
+
+
+def _header(description: str, **schema: Any) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string", **schema}}
+
+
+REQUEST_ID = {"X-Request-ID": _header("the request's id, its own if it had one, as the log and problems have it")}
+WITH_ID = {"headers": REQUEST_ID}
+RETRY_AFTER = {"Retry-After": _header("seconds to wait before another try", type="integer", minimum=1)}
+COLORED_HEADERS = REQUEST_ID | {
+    "X-Tomau-Model": _header("name and version of the model; missing when the photo was kept as it was"),
+    "X-Tomau-Device": _header("where the model ran; missing likewise", enum=["cpu", "cuda"]),
+    "X-Tomau-Input": _header("what the photo was, when `if_color` is given", enum=["gray", "toned", "color"]),
+    "Server-Timing": _header("milliseconds of receive, decode, queue, infer, merge and encode"),
+}
+COLORED = {
+    "description": "The coloured image",
+    "headers": COLORED_HEADERS,
+    "content": {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()},
+}
+ZIP = {
+    "description": """A zip of the coloured images, streamed as they are done. Its last entry, `report.json`, says
+of each photo, in the order they were sent, the name it came with, its entry in the zip or null, and how it went:
+
+```json
+{"photos": [
+  {"name": "a.jpg", "entry": "a.jpg", "model": "compact/4", "device": "cpu", "seconds": {"decode": 0.01, "infer": 0.2}},
+  {"name": "b.txt", "entry": null, "problem": {"status": 415, "code": "unsupported_type", "detail": "..."}}
+]}
+```""",
+    "headers": REQUEST_ID | {"Content-Disposition": _header("an attachment, `coloured.zip`")},
+    "content": {"application/zip": {"schema": BINARY}},
+}
+
+
+def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """Answers that are problems, by their status with an underscore before it."""
+    return {
+        int(status[1:]): {
+            "description": text,
+            "headers": REQUEST_ID | (RETRY_AFTER if status == "_503" else {}),
+            "content": PROBLEM,
+        }
+        for status, text in descriptions.items()
+    }
+
+
+def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
+    """The options, as a query or in a form with `file`, and the media types of a photo without a form.
+
+    In the query they have no defaults: a client that sent them unasked would overrule its own form.
+    """
+    options = _options()
+    form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
+    return {
+        "parameters": [
+            {
+                "name": name,
+                "in": "query",
+                "allowEmptyValue": True,  # then it counts as not given
+                "schema": _without(schema, "default"),
+                "description": schema["description"],
+            }
+            for name, schema in options.items()
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": form}}
+            | {media_type: {"schema": BINARY} for media_type in bare},
+        },
+    }
+
+
+def _options() -> dict[str, dict[str, Any]]:
+    """The schema of each option. One that may be missing has no null, which neither a query nor a form can say."""
+    return {name: _without_null(schema) for name, schema in Options.model_json_schema()["properties"].items()}
+
+
+def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {other: value for other, value in schema.items() if other != key}
+
+
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default", "title")}
+    default = schema.get("default")
+    return rest | (kinds[0] if kinds else {}) | ({} if default is None else {"default": default})

@@ -1,0 +1,50 @@
+"""Refuse requests on connections that exceed TOMAU_MAX_CONNECTIONS; answer only health checks and metrics."""
+
+import logging
+import math
+import time
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Overloaded
+from service.observability.metrics import Metrics
+from service.observability.telemetry import Telemetry
+from service.runtime.admission import RETRY_AFTER_S
+from service.settings import Settings
+from service.web import access
+
+log = logging.getLogger(__name__)
+
+# How often it is told that there are too many.
+TELL_AGAIN_S = 60.0
+# With too many connections, too, as long as there is a file left for one.
+ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
+
+
+class Full:
+    """The service for connections that are too many: it only tells how it fares."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
+        self._app = app
+        self._limit = settings.max_connections
+        self._told_at = -math.inf
+        refusing = Telemetry(access.cors(access.Preflights, self._refuse, settings), metrics)
+        self._refusing = access.SafeHeaders(access.cors(access.Readable, refusing, settings))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        app = self._app if scope["path"] in ALWAYS_ANSWERED else self._refusing
+        await app(scope, receive, send)
+
+    def tell(self) -> None:
+        """Logs that there are too many, once in a while: most of them never send a request that would be logged."""
+        now = time.monotonic()
+        if now - self._told_at >= TELL_AGAIN_S:
+            self._told_at = now
+            log.warning(
+                "more connections at once than TOMAU_MAX_CONNECTIONS=%d: silent ones are closed, or new ones refused",
+                self._limit,
+            )
+
+    async def _refuse(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise Overloaded("too many connections at once", limit=self._limit, retry_after=RETRY_AFTER_S)

@@ -1,0 +1,389 @@
+"""The HTTP surface."""
+
+import asyncio
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.errors import Draining, InvalidOption
+from service.imaging.photo import FORMATS, MEDIA_TYPES, Format
+from service.inference.registry import Model
+from service.observability import telemetry
+from service.observability.metrics import Metrics
+from service.pipeline.colorizer import Answer, Colorizer, Options
+from service.runtime.admission import Places, Receiving
+from service.runtime.worker_pool import Workers
+from service.settings import Settings
+from service.web import access, openapi
+from service.web.batch import Album, AlbumResponse, Turns
+from service.web.openapi import Live, ModelInfo, Models, Ready
+from service.web.reload import Reloader
+from service.web.upload import left_by_batches, receive, receive_batch
+
+
+class UploadRoute(APIRoute):
+    """Hands the request over as it is: options and photos are in a body that `upload` reads, while it comes.
+
+    FastAPI would look for arguments first, which takes it a seventh of the event loop's time.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI."""
+        return self.endpoint
+
+
+class HeadAsGet:
+    """Answers HEAD as GET: the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http" and scope["method"] == "HEAD":
+            # Not changed in place: the server looks at it again.
+            scope = {**scope, "method": "GET"}
+        await self.app(scope, receive, send)
+
+
+HEAD_TOO_LARGE = openapi.problems(_431="The head is too large")
+uploads = APIRouter(responses=HEAD_TOO_LARGE, route_class=UploadRoute)
+router = APIRouter(responses=HEAD_TOO_LARGE)
+
+
+class State:
+    """What the routes share; made by `create_app`."""
+
+    def __init__(self, settings: Settings, colorizer: Colorizer, metrics: Metrics) -> None:
+        catalog = colorizer.catalog
+        self.settings = settings
+        self.colorizer = colorizer
+        self.metrics = metrics
+        self.reloader = Reloader(colorizer, settings, metrics)
+        self.uploads = Places("uploads", settings.max_uploads)
+        self.batch_uploads = Places("uploads of batches", settings.max_batch_uploads)
+        self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
+        self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
+        self.connections = Places("connections", settings.max_connections)
+        self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
+        self.batches = Places("batches", settings.max_uploads)
+        self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
+        self.draining = False
+        catalog.watch(metrics.batch)
+        metrics.watch(self)
+
+    def obstacle(self) -> str | None:
+        """Why it is not ready to take a photo, if it is not."""
+        if self.draining:
+            return "the service is about to stop"
+        if self.workers.stuck_for() > self.settings.deadline_s:
+            return "no worker has finished its photo in time"
+        for model in self.colorizer.catalog:
+            if model.batcher.runs.stuck_for() > self.settings.deadline_s:
+                return f"no run of the model {model.contract.name} has ended in time"
+            if model.batcher.suspects.failing_for():
+                return f"the model {model.contract.name} fails on a black photo, too"
+        return None
+
+
+async def _state(request: Request) -> State:
+    # Were it not async, FastAPI would hop to a thread of its own for it.
+    state: State = request.app.state.tomau
+    return state
+
+
+Shared = Annotated[State, Depends(_state)]
+
+
+def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
+    """Return the options of a request; the query wins over the form.
+
+    An option without a value counts as not given, as in forms of HTML. A name that is no option is refused in a query
+    whether it has a value or not. Raises InvalidOption naming the first bad one.
+    """
+    query = [(name, value) for name, value in query if value or name not in Options.model_fields]
+    times = Counter(name for name, _ in query)
+    for name, count in times.items():
+        if count > 1:
+            raise InvalidOption("the option is given twice", field=name[:80])
+    try:
+        # What the query overrules must be right, too.
+        Options.model_validate(form)
+        options = Options.model_validate({**form, **dict(query)})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0])[:80]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Options.model_fields)
+            raise InvalidOption(f"there is no option {name!r}; there are {known}", field=name) from None
+        context = first.get("ctx", {})
+        limit = next((context[key] for key in ("ge", "le") if key in context), None)
+        raise InvalidOption(f"{name}: {first['msg']}", field=name, limit=limit) from None
+    return options if options.format else options.model_copy(update={"format": _accepted(accept)})
+
+
+def _check_query(request: Request, state: State) -> None:
+    """What is wrong whatever the form says is refused before the body comes: raises InvalidOption and UnknownModel."""
+    if request.scope["query_string"]:
+        _asked(request, state, {})
+
+
+def _asked(request: Request, state: State, form: Mapping[str, str], accept: str = "") -> Options:
+    """The options, once both places name models that there are: raises InvalidOption and UnknownModel."""
+    options = options_of(request.query_params.multi_items(), form, accept)
+    for name in (options.model, form.get("model")):
+        state.colorizer.catalog.get(name)
+    return options
+
+
+def _accepted(accept: str) -> Format | None:
+    """The one format that an Accept header asks for, when it asks for just one and nothing more."""
+    parts = [part.lower().replace(" ", "").split(";") for part in accept.split(",")]
+    types = {kind for kind, *parameters in parts if not {"q=0", "q=0.0", "q=0.00", "q=0.000"} & set(parameters)}
+    wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
+    return wanted[0] if wanted else None
+
+
+def _check_unread(state: State) -> None:
+    """No photo is begun when there is no room for its answer: raises Overloaded, else takes nothing."""
+    state.unread.take(0)
+
+
+async def _hung_up(stream: Receive) -> None:
+    while (await stream())["type"] != "http.disconnect":
+        pass
+
+
+@uploads.post(
+    "/colorize",
+    summary="Colour a photo",
+    response_class=Response,
+    responses={
+        200: openapi.COLORED,
+        **openapi.problems(
+            _400="Unreadable image or broken body",
+            _404="Unknown model",
+            _408="Upload too slow",
+            _413="Too many bytes or pixels",
+            _415="Not a supported image",
+            _422="Invalid option, or a photo in colour with `if_color=reject`",
+            _500="A fault of the service",
+            _503="Overloaded or stopping; see Retry-After",
+            _504="Not done in time",
+        ),
+    },
+    openapi_extra=openapi.request(openapi.BINARY, "image/*", "application/octet-stream"),
+)
+async def colorize(request: Request) -> Response:
+    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields.
+
+    An option that is empty counts as not given.
+    """
+    started = time.monotonic()
+    state: State = request.app.state.tomau
+    _check_unread(state)
+    _check_query(request, state)
+    with Receiving(state.uploads, state.upload_bytes) as receiving:
+        upload = await receive(request.headers, request.receive, receiving, state.settings)
+        receiving.complete()
+        received = time.monotonic()
+        accept = ",".join(request.headers.getlist("accept"))
+        options = _asked(request, state, upload.fields, accept)
+        answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
+    seconds = {"receive": received - started, **answer.seconds}
+    telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
+    facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
+    headers = {name: value for name, value in facts.items() if value is not None}
+    headers["Server-Timing"] = telemetry.server_timing(seconds)
+    counted = partial(_count, state, answer, len(upload.data), seconds["receive"])
+    return PhotoResponse(answer, headers, counted)
+
+
+class PhotoResponse(Response):
+    """A coloured photo, which is counted once it was sent to a client that was there."""
+
+    def __init__(self, answer: Answer, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
+        super().__init__(answer.data, media_type=answer.media_type, headers=headers)
+        self._counted = counted
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await super().__call__(scope, receive, send)
+        if telemetry.REFUSED not in scope:
+            self._counted()
+
+
+def _count(state: State, answer: Answer, uploaded: int, receive_s: float) -> None:
+    if answer.model is not None:
+        state.metrics.stage("receive", receive_s)
+    state.metrics.photo(answer, uploaded)
+
+
+@uploads.post(
+    "/colorize/batch",
+    summary="Colour several photos",
+    response_class=Response,
+    responses={
+        200: openapi.ZIP,
+        **openapi.problems(
+            _400="Broken body",
+            _404="Unknown model",
+            _408="Upload too slow",
+            _413="Too many photos, or too many bytes together",
+            _415="Not a form",
+            _422="Invalid option, or no photo",
+            _500="A fault of the service",
+            _503="Overloaded or stopping; see Retry-After",
+        ),
+    },
+    openapi_extra=openapi.request({"type": "array", "items": openapi.BINARY, "minItems": 1}),
+)
+async def colorize_batch(request: Request) -> Response:
+    """Send each photo as a multipart field `file`; options, for all of them, as query parameters or form fields.
+
+    A photo that can't be coloured is a problem in the report, and nothing to the others.
+    """
+    state: State = request.app.state.tomau
+    _check_unread(state)
+    _check_query(request, state)
+    with ExitStack() as inside:
+        state.batches.take()
+        inside.callback(state.batches.give_back)
+        leave = left_by_batches(state.settings)
+        receiving = inside.enter_context(Receiving(state.batch_uploads, state.upload_bytes, leave=leave))
+        upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
+        receiving.complete()
+        options = _asked(request, state, upload.fields)
+        # Held, so that a reload in its middle does not take the model away.
+        model = state.colorizer.catalog.get(options.model)
+        colour = partial(_coloured_of_batch, state=state, options=options, model=model)
+        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink, state.metrics.drop)
+        return AlbumResponse(album, inside.pop_all())
+
+
+async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> Answer:
+    await state.workers.line_up()
+    answer = await _coloured(data, state, options, _never, model)
+    state.metrics.photo(answer, len(data))
+    return answer
+
+
+async def _never() -> None:
+    """A batch watches its client itself, and cancels what is inside."""
+    await asyncio.Event().wait()
+
+
+async def _coloured(
+    data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]], model: Model | None = None
+) -> Answer:
+    """A whole photo takes its place, and has the deadline's time from now. One of a batch has its place and model."""
+    received = time.monotonic()
+    deadline = received + state.settings.deadline_s
+    call = partial(_colorize, state, data, options, model, received, deadline)
+    return await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
+
+
+def _colorize(
+    state: State,
+    data: bytes,
+    options: Options,
+    model: Model | None,
+    received: float,
+    deadline: float,
+    cancelled: threading.Event,
+) -> Answer:
+    """In a worker thread. The wait for the thread is a part of the queue's time."""
+    waited = time.monotonic() - received
+    answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
+    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+
+
+@router.get(
+    "/models",
+    summary="The models",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Overloaded; see Retry-After")},
+)
+async def models(state: Shared) -> Models:
+    """Every served model; `default` marks the one that is used when none is named."""
+    catalog = state.colorizer.catalog
+    return Models(
+        models=[
+            ModelInfo(
+                name=model.contract.name,
+                version=model.contract.version,
+                color_space=model.contract.color_space,
+                input_size=model.contract.input_size,
+                sha256=model.sha256,
+                license=model.contract.license,
+                data=model.contract.data,
+                device=model.device,
+                default=model.contract.name == catalog.default,
+            )
+            for model in catalog
+        ]
+    )
+
+
+@router.get("/livez", summary="Is the process up?", responses={200: openapi.WITH_ID})
+async def livez() -> Live:
+    """Answers as long as the event loop runs."""
+    return Live()
+
+
+@router.get(
+    "/readyz",
+    summary="Can it take a photo?",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Stopping, stuck or failing")},
+)
+async def readyz(state: Shared) -> Ready:
+    """Models are loaded, warm and not failing, nothing is stuck, and the service is not about to stop."""
+    if obstacle := state.obstacle():
+        raise Draining(obstacle, retry_after=5)
+    catalog = state.colorizer.catalog
+    default = catalog.get(None)
+    return Ready(device=default.device, models=[model.contract.name for model in catalog])
+
+
+@router.get(
+    "/metrics",
+    summary="Figures for Prometheus",
+    response_class=PlainTextResponse,
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="No memory; see Retry-After")},
+)
+def metrics(request: Request) -> Response:
+    """Counters, histograms and gauges, as Prometheus' text or OpenMetrics. In a thread: writing them takes a while."""
+    state: State = request.app.state.tomau
+    text, media_type = state.metrics.page(request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": media_type})
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> RedirectResponse:
+    """Who opens the bare address in a browser finds the API page."""
+    return RedirectResponse("docs")
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> HTMLResponse:
+    """The OpenAPI page; its assets come from this service, so it needs no network."""
+    page = get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="tomau",
+        swagger_js_url="docs/assets/swagger-ui-bundle.js",
+        swagger_css_url="docs/assets/swagger-ui.css",
+        swagger_favicon_url="docs/assets/favicon-32x32.png",
+    )
+    page.headers["Content-Security-Policy"] = access.page_policy(bytes(page.body).decode())
+    return page

@@ -1,0 +1,208 @@
+"""Receives photos, in memory, counted while they stream: one of a form or a bare body, or several of a form."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from python_multipart.multipart import parse_options_header
+from starlette.types import Message, Receive
+
+from service.errors import (
+    BrokenUpload,
+    ClientGone,
+    UnsupportedType,
+    UploadTooSlow,
+)
+from service.pipeline.colorizer import Options
+from service.runtime.admission import Receiving
+from service.settings import FORM_OVERHEAD, Settings
+from service.web.form import MAX_FIELD_BYTES, Form, Limits, SentPhoto
+
+log = logging.getLogger(__name__)
+
+FORM = b"multipart/form-data"
+PHOTO_OVERHEAD = 1024
+OPTIONS = frozenset(Options.model_fields)
+
+
+@dataclass(slots=True)
+class Upload:
+    """One photo as it came, and the form's other fields."""
+
+    data: bytes
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class BatchUpload:
+    """The photos of a form, in the order they came, and its other fields."""
+
+    photos: list[SentPhoto]
+    fields: dict[str, str]
+
+
+def _photo_limits(settings: Settings, overhead: int = 0) -> Limits:
+    return Limits(1, settings.max_bytes, settings.max_bytes, overhead, is_batch=False)
+
+
+def _batch_limits(settings: Settings) -> Limits:
+    """Whatever a batch has, there is room for a whole photo beside it."""
+    photos = settings.max_batch_photos
+    overhead = FORM_OVERHEAD + PHOTO_OVERHEAD * photos
+    room = settings.max_upload_bytes - settings.max_form_bytes - overhead
+    most = max(0, min(settings.max_batch_bytes, room))
+    return Limits(photos, settings.max_bytes, most, overhead, is_batch=True)
+
+
+def tell_of_cap(settings: Settings) -> None:
+    """Warns when a batch may not have as many bytes as is set."""
+    most = _batch_limits(settings).bytes
+    if most < settings.max_batch_bytes:
+        log.warning(
+            "TOMAU_MAX_BATCH_BYTES=%d: a batch may have %d bytes only, so that TOMAU_MAX_UPLOAD_BYTES=%d has room for a"
+            " photo of TOMAU_MAX_BYTES=%d beside it",
+            *(settings.max_batch_bytes, most, settings.max_upload_bytes, settings.max_bytes),
+        )
+
+
+def left_by_batches(settings: Settings) -> int:
+    """How many of the bytes of all uploads no batch takes, so that single photos find some."""
+    return max(settings.max_form_bytes, settings.max_upload_bytes - _batch_limits(settings).body)
+
+
+class _Body:
+    """The request's body, chunk by chunk, with a least rate, a longest time and a greatest size."""
+
+    def __init__(
+        self,
+        request: Mapping[str, str],
+        receive: Receive,
+        receiving: Receiving,
+        settings: Settings,
+        limits: Limits,
+    ) -> None:
+        if _is_longer(request.get("content-length", "0"), limits.body):
+            raise limits.too_many_bytes()
+        self._receive = receive
+        self._receiving = receiving
+        self._settings = settings
+        self._limits = limits
+        now = time.monotonic()
+        self._ends = now + settings.upload_grace_s if settings.min_upload_rate else math.inf
+        self._ends_at_last = now + settings.max_upload_s
+        self._bytes = 0
+        self._more = True
+
+    def __aiter__(self) -> "_Body":
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._more:
+            raise StopAsyncIteration
+        message = await self._next_message()
+        if message["type"] == "http.disconnect":
+            raise ClientGone("the client hung up in the middle of its upload")
+        chunk: bytes = message.get("body", b"")
+        self._more = message.get("more_body", False)
+        self._bytes += len(chunk)
+        if self._bytes > self._limits.body:
+            raise self._limits.too_many_bytes()
+        self._allow_time_for(len(chunk))
+        self._receiving.grow(len(chunk))
+        return chunk
+
+    async def _next_message(self) -> Message:
+        """What has come in time is taken, however late it is looked at."""
+        try:
+            async with asyncio.timeout(min(self._ends, self._ends_at_last) - time.monotonic()):
+                return await self._receive()
+        except TimeoutError:
+            raise self._too_slow() from None
+
+    def _too_slow(self) -> UploadTooSlow:
+        if self._ends_at_last < self._ends:
+            most = self._settings.max_upload_s
+            return UploadTooSlow(f"after {self._bytes} bytes the upload has taken {most:g} s", limit=most)
+        least, grace = self._settings.min_upload_rate, self._settings.upload_grace_s
+        detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least, {least} bytes a second"
+        return UploadTooSlow(detail, limit=least)
+
+    def _allow_time_for(self, count: int) -> None:
+        """The bytes buy time for the next ones, but what comes faster than it must saves up no more than the grace."""
+        if rate := self._settings.min_upload_rate:
+            self._ends = min(self._ends + count / rate, time.monotonic() + self._settings.upload_grace_s)
+
+
+def _is_longer(length: str, limit: int) -> bool:
+    """Whether a Content-Length is above the limit; what is no number is refused by the protocol.
+
+    A number may have any count of zeros before it, and Python's `int` refuses those of more than 4,300 digits.
+    """
+    if not (length.isascii() and length.isdecimal()):
+        return False
+    digits = length.lstrip("0") or "0"
+    return len(digits) > len(str(limit)) or int(digits) > limit
+
+
+async def _receive_form(body: _Body, boundary: bytes | None, receiving: Receiving, limits: Limits) -> Form:
+    # A boundary ends with no space (RFC 2046, 5.1.1): there may be some behind it.
+    boundary = (boundary or b"").rstrip(b" \t")
+    if not boundary:
+        raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
+    form = Form(boundary, OPTIONS, receiving, limits)
+    async for chunk in body:
+        form.write(chunk)
+    form.close()
+    return form
+
+
+def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
+    """The body's media type, and the boundary of a form. Raises UnsupportedType for one that is compressed."""
+    encoding = request.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedType(f"a body with the Content-Encoding {encoding!r:.80} can't be read; send it as it is")
+    declared = request.get("content-type", "")
+    if len(declared) > MAX_FIELD_BYTES:
+        # Parsing it takes quadratic time.
+        raise BrokenUpload(f"the Content-Type may have {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
+    kind, parameters = parse_options_header(declared)
+    return kind, parameters.get(b"boundary")
+
+
+async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings) -> Upload:
+    """Receives a photo. `request` are the headers, `stream` the ASGI channel.
+
+    Raises TooManyBytes (from Content-Length where there is one), UploadTooSlow, BrokenUpload, MissingFile,
+    InvalidOption, UnsupportedType for a body that is neither a form nor an image, and ClientGone.
+    """
+    kind, boundary = _type(request)
+    is_form = kind == FORM
+    if not is_form and kind and kind != b"application/octet-stream" and not kind.startswith(b"image/"):
+        raise UnsupportedType(
+            "send the photo as multipart/form-data in a field `file`, or as a bare body of a type image/*"
+        )
+    limits = _photo_limits(settings, FORM_OVERHEAD if is_form else 0)
+    body = _Body(request, stream, receiving, settings, limits)
+    if not is_form:
+        return Upload(b"".join([chunk async for chunk in body]))
+    form = await _receive_form(body, boundary, receiving, limits)
+    return Upload(form.photos[0].data, form.fields)
+
+
+async def receive_batch(
+    request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings
+) -> BatchUpload:
+    """Receives several photos. One that is too large comes as its problem, without its bytes.
+
+    Raises TooManyPhotos, TooManyBytes for all of them together, and what `receive` does for a form.
+    """
+    kind, boundary = _type(request)
+    if kind != FORM:
+        raise UnsupportedType("send the photos as multipart/form-data, each in a field `file`")
+    limits = _batch_limits(settings)
+    body = _Body(request, stream, receiving, settings, limits)
+    form = await _receive_form(body, boundary, receiving, limits)
+    return BatchUpload(form.photos, form.fields)

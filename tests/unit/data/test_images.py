@@ -1,0 +1,150 @@
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from model_export.data import batching, filtering, images, sources
+from model_export.evaluation.metrics import mean_chroma
+from model_export.recipe import Augment, Sift
+from tests.conftest import encoded
+from tests.unit.data.test_batching import LAB, write_folder
+from tests.unit.imaging import test_icc_profiles
+
+SPACES = {
+    "adobe": test_icc_profiles.matrix(test_icc_profiles.ADOBE, test_icc_profiles.gamma(2.2)),
+    "p3": test_icc_profiles.matrix(test_icc_profiles.DISPLAY_P3, test_icc_profiles.SRGB_CURVE),
+    "prophoto": test_icc_profiles.matrix(test_icc_profiles.PROPHOTO, test_icc_profiles.PROPHOTO_CURVE),
+}
+
+
+def in_space(rgb: np.ndarray, profile: bytes, format_: str) -> bytes:
+    """The file of a photograph whose colours are said by a profile."""
+    own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    picture = ImageCms.profileToProfile(Image.fromarray(rgb), ImageCms.createProfile("sRGB"), own, outputMode="RGB")
+    assert picture is not None
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 98, "subsampling": 0}}.get(format_, {})
+    return encoded(np.asarray(picture), format_, icc_profile=profile, **options)
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colours_are_those_of_the_profile(astronaut: np.ndarray, space: str, format_: str) -> None:
+    read = images.read(in_space(astronaut, SPACES[space], format_))
+    assert read is not None
+    assert np.abs(read.astype(int) - astronaut).mean() < 3
+    assert mean_chroma(read) == pytest.approx(mean_chroma(astronaut), rel=0.02)
+
+
+def test_learning_sifting_and_measuring_see_the_same_colours(tmp_path: Path, astronaut: np.ndarray) -> None:
+    (entry,) = sources.find([write_folder(tmp_path, {"a.jpg": in_space(astronaut, SPACES["adobe"], "JPEG")})])
+    true = mean_chroma(astronaut)
+    assert mean_chroma(entry.read()) == pytest.approx(true, rel=0.03)
+    assert mean_chroma(filtering._decode(entry)[0]) == pytest.approx(true, rel=0.05)
+
+
+def test_a_file_without_a_profile_is_read_as_it_is(astronaut: np.ndarray) -> None:
+    for format_ in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
+        content = encoded(astronaut, format_)
+        plain = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
+        np.testing.assert_array_equal(images.read(content), plain)
+
+
+def test_a_broken_profile_fails_no_photograph(astronaut: np.ndarray) -> None:
+    content = encoded(astronaut, "PNG", icc_profile=b"no profile at all")
+    np.testing.assert_array_equal(images.read(content), astronaut)
+
+
+def with_alpha(rgb: np.ndarray, mode: str) -> Image.Image:
+    """The left half is transparent, and magenta behind that."""
+    hidden = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
+    hidden[:, : rgb.shape[1] // 2] = 255, 0, 255, 0
+    return Image.fromarray(hidden).convert(mode) if mode != "P" else Image.fromarray(hidden).quantize(64)
+
+
+@pytest.mark.parametrize(
+    ("format_", "mode", "options"),
+    [
+        ("PNG", "RGBA", {}),
+        ("PNG", "P", {}),
+        ("WEBP", "RGBA", {"lossless": True}),
+        ("WEBP", "RGBA", {"quality": 95, "exact": True}),
+    ],
+)
+def test_nothing_hidden_is_learnt(astronaut: np.ndarray, format_: str, mode: str, options: dict[str, object]) -> None:
+    buffer = io.BytesIO()
+    with_alpha(astronaut, mode).save(buffer, format_, **options)
+    read = images.read(buffer.getvalue())
+    assert read is not None
+    assert read.shape == astronaut.shape
+    half = astronaut.shape[1] // 2
+    assert read[:, : half - 8].min() > 250, "white"
+    assert np.abs(read[:, half + 8 :].astype(int) - astronaut[:, half + 8 :]).mean() < 12
+
+
+def test_half_transparent_parts_of_deep_files_are_half_white() -> None:
+    deep = np.zeros((8, 8, 4), np.uint16)
+    deep[..., 2], deep[..., 3] = 0xFFFF, 0x8000
+    _, content = cv2.imencode(".png", deep)
+    read = images.read(content.tobytes())
+    assert read is not None
+    assert read[0, 0].tolist() == [255, 127, 127]
+
+
+def test_an_opaque_alpha_changes_nothing(astronaut: np.ndarray) -> None:
+    opaque = np.dstack([astronaut, np.full(astronaut.shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(images.read(encoded(opaque, "PNG")), astronaut)
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_it_takes(astronaut: np.ndarray) -> None:
+    large = np.asarray(cv2.resize(astronaut, (1600, 1200), interpolation=cv2.INTER_CUBIC), np.uint8)
+    jpeg = encoded(large, "JPEG", quality=95)
+    assert [images.reduction(jpeg, least) for least in (1201, 1200, 601, 600, 300, 151, 150, 10)] == [
+        *(1, 1, 1, 2, 4, 4, 8, 8)
+    ]
+    assert images.reduction(encoded(large, "PNG"), 10) == 1
+    assert images.reduction(b"\xff\xd8 no", 10) == 1
+    small = images.read(jpeg, 4)
+    assert small is not None
+    assert small.shape == (300, 400, 3)
+    whole = cv2.resize(large, (400, 300), interpolation=cv2.INTER_AREA)
+    assert np.abs(small.astype(int) - whole).mean() < 3
+
+
+def test_views_of_a_large_jpeg_are_those_of_the_whole(
+    tmp_path: Path, astronaut: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = np.asarray(cv2.resize(astronaut, (1600, 1600), interpolation=cv2.INTER_CUBIC), np.uint8)
+    entries = sources.find([write_folder(tmp_path, {"a.jpg": encoded(large, "JPEG", quality=95)})])
+    factors: list[int] = []
+    read = images.read
+
+    def spy(content: bytes, factor: int = 1) -> np.ndarray | None:
+        factors.append(factor)
+        return read(content, factor)
+
+    monkeypatch.setattr(images, "read", spy)
+    seen, chroma = next(batching.Stream(entries, 4, LAB, Augment(degrade=0), 1).batches(96, 1))
+    assert factors == [4] * 4, "a crop keeps three quarters: 256 pixels and more"
+    monkeypatch.setattr(images, "reduction", lambda *_: 1)
+    whole, true = next(batching.Stream(entries, 4, LAB, Augment(degrade=0), 1).batches(96, 1))
+    assert np.abs(seen - whole).mean() < 0.01
+    assert np.abs(chroma - true).mean() < 1
+    next(batching.Stream(entries, 1, LAB, Augment(min_crop=0), 1).batches(96, 1))
+    assert factors[-1] == 1
+
+
+def test_a_shards_small_photographs_are_decoded_whole() -> None:
+    """At 128 to 176 pixels: what runs have learnt from stays what it is."""
+    jpeg = encoded(np.zeros((176, 176, 3), np.uint8), "JPEG")
+    assert images.reduction(jpeg, batching.SPARE * 96) == 1
+
+
+def test_a_cut_out_is_judged_by_what_is_seen(tmp_path: Path, astronaut: np.ndarray) -> None:
+    gray = np.dstack([cv2.cvtColor(astronaut, cv2.COLOR_RGB2GRAY)] * 3)
+    buffer = io.BytesIO()
+    with_alpha(gray, "RGBA").save(buffer, "PNG")
+    entries = sources.find([write_folder(tmp_path, {"a.png": buffer.getvalue()})])
+    assert filtering.sift(entries, Sift()) == ["gray"]

@@ -1,0 +1,313 @@
+"""Files of half precision: made, checked and chosen. All on the CPU, with small graphs."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import skimage.data
+from onnx import TensorProto, helper, numpy_helper
+
+from model_export import cli
+from model_export.data import sources
+from model_export.export import fp16
+from service.errors import UnknownModel
+from service.inference import half_precision
+from service.inference.contract import INPUT, OUTPUT, Contract
+from service.inference.executor import EngineError
+from service.inference.half_precision import VariantError, choose
+from service.inference.registry import Catalog, CatalogError
+from service.inference.session import Engine, Gpu
+from service.settings import Settings
+from tests.conftest import contract, tint_model
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]:
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("astronaut", "coffee"):
+        small = cv2.resize(getattr(skimage.data, name)(), (96, 64), interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(folder / f"{name}.png"), small[..., ::-1])
+    return sources.find([folder])
+
+
+def shifted(facts: Contract, there: float, back: str = "Sub") -> bytes:
+    """A graph that loses low bits on its way: lightness is added to a large number, which is then taken off again."""
+    size = facts.input_size
+    graph = helper.make_graph(
+        [
+            helper.make_node("AveragePool", [INPUT], ["small"], kernel_shape=[4, 4], strides=[4, 4]),
+            helper.make_node("Conv", ["small", "weight"], ["chroma/0"]),
+            helper.make_node("Add" if back == "Sub" else "Mul", ["chroma/0", "there"], ["chroma/1"]),
+            helper.make_node(back, ["chroma/1", "there"], [OUTPUT]),
+        ],
+        "shifted",
+        [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", 1, size, size])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", 2, size // 4, size // 4])],
+        [
+            numpy_helper.from_array(np.array([20, 30], np.float32).reshape(2, 1, 1, 1), "weight"),
+            numpy_helper.from_array(np.float32(there), "there"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    helper.set_model_props(model, facts.to_metadata())
+    return model.SerializeToString()
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_the_half_of_a_model_says_and_answers_the_same(tmp_path: Path, photographs: list[sources.Entry]) -> None:
+    path = write(tmp_path / "tint.onnx", tint_model(contract(), (20, 30)))
+    output = tmp_path / "tint.fp16.onnx"
+    found = fp16.convert(path, output, photographs)
+    assert 0 < found.mean <= found.largest < 0.05
+    assert 0 <= found.de00 <= found.worst < 0.1
+    model = onnx.load(output)
+    assert {tensor.data_type for tensor in model.graph.initializer} == {TensorProto.FLOAT16}
+    engine = Engine(output, output.read_bytes(), "cpu")
+    assert engine.contract == contract()
+    ports = (*model.graph.input, *model.graph.output)
+    assert {port.type.tensor_type.elem_type for port in ports} == {TensorProto.FLOAT}
+    assert (tmp_path / "tint.fp16.onnx.sha256").read_text().endswith("  tint.fp16.onnx\n")
+
+
+def test_what_is_emulated_is_rounded_as_numpy_rounds(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+            helper.make_node("Cast", ["h"], ["y"], to=TensorProto.FLOAT),
+        ],
+        "round",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = ort.InferenceSession(fp16.emulated(model), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    x = (random.normal(size=10_000) * 10.0 ** random.uniform(-3, 5, 10_000)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        want = x.astype(np.float16).astype(np.float32)
+    assert np.isinf(want).any()
+    # Below the smallest normal half, numpy's steps are 2^-24.
+    np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=0, atol=2.0**-24)
+
+
+def test_weights_that_are_stored_as_halves_are_not_cast_to_halves(tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(tint_model(contract(), (20, 30)))
+    (weight,) = model.graph.initializer
+    stored = numpy_helper.to_array(weight).astype(np.float16)
+    weight.CopyFrom(numpy_helper.from_array(stored, "weight_half"))
+    model.graph.node.insert(0, helper.make_node("Cast", ["weight_half"], ["weight"], to=TensorProto.FLOAT))
+    nodes = fp16.halve(model).graph.node
+    assert [node.op_type for node in nodes] == ["Cast", "AveragePool", "Conv", "Cast"]
+    assert nodes[2].input[1] == "weight_half"
+
+
+def test_what_comes_from_a_running_sum_stays_float32(tmp_path: Path) -> None:
+    """Sums of up to 100,000: more than a half holds, and steps of 0.5 are less than it tells apart."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["x", "large"], ["steps"]),
+            helper.make_node("CumSum", ["steps", "axis"], ["sums"]),
+            helper.make_node("Slice", ["sums", "one", "end", "axis"], ["late"]),
+            helper.make_node("Slice", ["sums", "zero", "last", "axis"], ["early"]),
+            helper.make_node("Sub", ["late", "early"], ["between"]),
+            helper.make_node("Relu", ["between"], ["y"]),
+        ],
+        "steps",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1001])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1000])],
+        [
+            numpy_helper.from_array(np.float32(100), "large"),
+            *(
+                numpy_helper.from_array(np.array([value], np.int64), name)
+                for name, value in (("axis", 1), ("zero", 0), ("one", 1), ("last", -1), ("end", 2000))
+            ),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    halved = fp16.halve(model)
+    assert {node.name for node in halved.graph.node if node.op_type in ("Mul", "CumSum")} >= {"from_running_sum_1"}
+    x = np.ones((1, 1001), np.float32)
+    x[0, 500:] = 1.005
+    for proto in (halved.SerializeToString(), fp16.emulated(halved)):
+        session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
+        steps = session.run(None, {"x": x})[0][0]
+        np.testing.assert_allclose(steps[[0, 400, 600, 999]], [100, 100, 100.5, 100.5], atol=0.07)
+
+
+def test_a_model_that_needs_more_than_half_precision_is_not_written(
+    tmp_path: Path, photographs: list[sources.Entry]
+) -> None:
+    path = write(tmp_path / "shifted.onnx", shifted(contract(), 30_000))
+    with pytest.raises(fp16.HalfError, match=r"0\.25 and 1\.0 are allowed, so nothing was written"):
+        fp16.convert(path, tmp_path / "shifted.fp16.onnx", photographs)
+    large = write(tmp_path / "large.onnx", shifted(contract(), 60_000, "Div"))
+    with pytest.raises(EngineError, match="finite"):
+        fp16.convert(large, tmp_path / "large.fp16.onnx", photographs)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["large.onnx", "shifted.onnx"]
+
+
+def test_another_name_is_refused(tmp_path: Path, photographs: list[sources.Entry]) -> None:
+    path = write(tmp_path / "tint.onnx", tint_model(contract(), (20, 30)))
+    with pytest.raises(ValueError, match=r"looks for NAME\.fp16\.onnx"):
+        fp16.convert(path, tmp_path / "half.onnx", photographs)
+
+
+def test_the_command_writes_beside_the_model(
+    tmp_path: Path, photographs: list[sources.Entry], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "v1.2.onnx", tint_model(contract(), (20, 30)))
+    cli.main(["half", str(path), "--data", str(Path(photographs[0].file).parent)])
+    assert f"{tmp_path / 'v1.2.fp16.onnx'}: differs by 0.0" in capsys.readouterr().out
+    assert (tmp_path / "v1.2.fp16.onnx").is_file()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "tint.onnx", tint_model(contract(), (20, 30)))
+    write(tmp_path / "tint.fp16.onnx", tint_model(contract(), (20.01, 30)))
+    return tmp_path
+
+
+def load(path: Path) -> Engine:
+    return Engine(path, path.read_bytes(), "cpu")
+
+
+def never(path: Path) -> Engine:
+    raise AssertionError(path)
+
+
+def test_the_half_is_chosen_where_it_answers_the_same(folder: Path) -> None:
+    path, its_half = folder / "tint.onnx", folder / "tint.fp16.onnx"
+    assert choose(path, "auto", load) == choose(path, "fp16", load) == its_half
+    assert choose(path, "fp32", never) == path
+    its_half.unlink()
+    assert choose(path, "auto", never) == path
+    with pytest.raises(VariantError, match=r"tint\.fp16\.onnx: there is no such file"):
+        choose(path, "fp16", never)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (tint_model(contract(), (20, 45)), "differs by"),
+        (tint_model(contract(version="2"), (20, 30)), "version='2'"),
+        (tint_model(contract(), (float("nan"), 30)), "finite"),
+        (tint_model(contract(), (20, 30), metadata={}), "no tomau.contract"),
+        (b"not a model", "can't be loaded"),
+    ],
+)
+def test_a_half_that_is_not_the_same_is_left_alone(
+    folder: Path, content: bytes, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folder / "tint.fp16.onnx", content)
+    with caplog.at_level(logging.WARNING):
+        assert choose(folder / "tint.onnx", "auto", load) == folder / "tint.onnx"
+    assert f"{folder / 'tint.fp16.onnx'} is not used: " in caplog.text
+    assert why in caplog.text
+    with pytest.raises(VariantError, match=why):
+        choose(folder / "tint.onnx", "fp16", load)
+
+
+def test_the_limits_are_of_the_colour_space(tmp_path: Path) -> None:
+    hsv = contract(color_space="hsv")
+    whole, near, far = (
+        load(write(tmp_path / f"{n}.onnx", tint_model(hsv, (0.3, chroma))))
+        for n, chroma in enumerate((0.3, 0.302, 0.4))
+    )
+    half_precision.check(whole, near)
+    with pytest.raises(VariantError, match=r"over 0\.005 or 0\.08"):
+        half_precision.check(whole, far)
+
+
+def settings(folder: Path, **changes: object) -> Settings:
+    return Settings(models=folder, default_model="tint", max_batch=4, **changes)  # type: ignore[arg-type]
+
+
+def test_a_cpu_never_takes_the_half_and_it_is_no_model_of_its_own(folder: Path) -> None:
+    catalog = Catalog(settings(folder, device="cpu", precision="fp16"))
+    assert [model.contract.name for model in catalog] == ["tint"]
+    assert catalog.get(None).sha256 == variants_sha(folder / "tint.onnx")
+    with pytest.raises(UnknownModel):
+        catalog.get("tint.fp16")
+
+
+def variants_sha(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Gpu]]:
+    """A catalogue's engines for GPUs, made on the CPU; returns which file was loaded how."""
+    made: list[tuple[str, Gpu]] = []
+
+    def on_the_cpu(path: Path, data: bytes, device: str, max_batch: int = 1, *, executors: int = 1, gpu: Gpu) -> Engine:
+        assert device == "cuda"
+        made.append((path.name, gpu))
+        return Engine(path, data, "cpu", max_batch, executors=executors)
+
+    monkeypatch.setattr("service.inference.registry.Engine", on_the_cpu)
+    monkeypatch.setattr("service.inference.registry.available", lambda device: device)
+    return made
+
+
+def test_a_gpu_takes_the_half_with_tensor_cores_whatever_is_said_of_tf32(
+    folder: Path, gpus: list[tuple[str, Gpu]]
+) -> None:
+    model = Catalog(settings(folder, device="cuda", tf32=False)).get(None)
+    assert model.sha256 == variants_sha(folder / "tint.fp16.onnx")
+    assert [name for name, _ in gpus] == ["tint.onnx", "tint.fp16.onnx", "tint.fp16.onnx"]
+    assert [gpu.tf32 for _, gpu in gpus] == [False, True, True]
+
+
+def test_several_gpus_have_an_engine_each_and_one_queue(folder: Path, gpus: list[tuple[str, Gpu]]) -> None:
+    catalog = Catalog(
+        settings(
+            folder, device="cuda", gpus="1,0,1", precision="fp32", gpu_arena_mib=512, cuda_options={"prefer_nhwc": "1"}
+        )
+    )
+    want = Gpu(1, arena_bytes=512 << 20, options={"prefer_nhwc": "1"})
+    assert gpus == [("tint.onnx", want), ("tint.onnx", replace(want, id=0))]
+    assert len(catalog.get(None).batcher._free) == 4
+    assert (catalog.workers, catalog.max_photos) == (2 * 4 * 2, 4 * 4 * 2)
+    lightness = np.full((1, 32, 32), 0.5, np.float32)
+    assert catalog.get(None).batcher.predict(lightness).chroma[0, 0, 0] == pytest.approx(10)
+
+
+def test_a_half_with_another_hash_is_refused(folder: Path, gpus: list[tuple[str, Gpu]]) -> None:
+    (folder / "tint.fp16.onnx.sha256").write_text("0" * 64)
+    with pytest.raises(CatalogError, match=r"tint\.fp16\.onnx: its SHA-256"):
+        Catalog(settings(folder, device="cuda"))
+
+
+Parse = Callable[[], Settings]
+
+
+def test_settings_of_a_gpu_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOMAU_GPUS", "0,2")
+    monkeypatch.setenv("TOMAU_CUDA_OPTIONS", '{"prefer_nhwc": "1"}')
+    found = Settings()
+    assert found.gpu_ids == [0, 2]
+    assert found.cuda_options == {"prefer_nhwc": "1"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("GPUS", "all"), ("GPUS", "0,"), ("CUDA_OPTIONS", "prefer_nhwc")])
+def test_a_wrong_setting_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    from service.cli import main
+
+    monkeypatch.setenv(f"TOMAU_{name}", value)
+    with pytest.raises(SystemExit) as caught:
+        main(["settings"])
+    assert name.lower() in str(caught.value).lower()
+    assert str(caught.value).startswith("tomau: ")

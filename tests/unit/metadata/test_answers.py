@@ -1,0 +1,109 @@
+"""The face that an answer tells is where its pixels are, whatever format the photo came in."""
+
+import io
+from pathlib import Path
+
+import pillow_heif
+import pytest
+from PIL import Image, PngImagePlugin
+
+from service.formats import heif_reader
+from service.inference.registry import Catalog
+from service.metadata import transfer
+from service.pipeline.colorizer import Colorizer, Options
+from service.settings import Settings
+from tests.samples.packets import every, packet
+from tests.unit.metadata.test_regions import (
+    AREAS,
+    FACE,
+    ORIENTATIONS,
+    RECTANGLE,
+    SIZE,
+    area_of,
+    microsoft,
+    regions,
+)
+
+
+@pytest.fixture(scope="module")
+def colorizer(models: Path) -> Colorizer:
+    chosen = Settings(models=models, device="cpu")
+    return Colorizer(Catalog(chosen), chosen)
+
+
+def photo_with_a_face() -> Image.Image:
+    photo = Image.new("L", SIZE, 40)
+    photo.paste(230, FACE)
+    return photo
+
+
+def upload(orientation: int, format_: str, told_by: str) -> bytes:
+    """A photo with a bright face, and with its orientation in EXIF or XMP."""
+    block = Image.Exif()
+    block[0x112] = orientation
+    attributes = f'tiff:Orientation="{orientation}"'
+    said = packet(regions(AREAS["attributes"]), microsoft(RECTANGLE), attributes=attributes if told_by == "XMP" else "")
+    buffer = io.BytesIO()
+    options = {"exif": block} if told_by == "EXIF" else {}
+    if format_ == "PNG":
+        texts = PngImagePlugin.PngInfo()
+        texts.add_itxt("XML:com.adobe.xmp", said.decode())
+        options["pnginfo"] = texts
+    else:
+        options["xmp"] = said
+    photo_with_a_face().convert("RGB").save(buffer, format_, quality=95, **options)
+    return buffer.getvalue()
+
+
+def bright(data: bytes) -> tuple[int, int, int, int]:
+    """The edges of what is bright in a picture."""
+    found = Image.open(io.BytesIO(data)).convert("L").point(lambda level: 255 * (level > 135)).getbbox()
+    assert found is not None
+    return found
+
+
+def told(data: bytes) -> tuple[float, float, float, float]:
+    """The edges of the face that an answer tells, pixels."""
+    width, height = Image.open(io.BytesIO(data)).size
+    said = transfer.read(data, "jpeg").xmp
+    assert said is not None
+    x, y, w, h = area_of(said)
+    corner = [float(value) for value in every(said, "MPReg:Rectangle")[0].split(",")]
+    assert corner == pytest.approx([x - w / 2, y - h / 2, w, h], abs=1e-5)
+    return (x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height
+
+
+@ORIENTATIONS
+@pytest.mark.parametrize(
+    ("format_", "told_by"), [("JPEG", "EXIF"), ("JPEG", "XMP"), ("PNG", "EXIF"), ("PNG", "XMP"), ("WEBP", "EXIF")]
+)
+def test_a_face_of_an_answer_is_where_its_pixels_are(
+    colorizer: Colorizer, orientation: int, format_: str, told_by: str
+) -> None:
+    for side in (None, 80):
+        answer = colorizer.colorize(upload(orientation, format_, told_by), Options(format="jpeg", max_side=side)).data
+        assert told(answer) == pytest.approx(bright(answer), abs=1.5)
+
+
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("source", ["heic", "avif"])
+def test_a_face_of_a_heif(colorizer: Colorizer, orientation: int, source: str) -> None:
+    said = packet(regions(AREAS["attributes"]), microsoft(RECTANGLE))
+    photo, buffer = photo_with_a_face().convert("RGB"), io.BytesIO()
+    block = Image.Exif()
+    block[0x112] = orientation
+    if source == "heic":
+        pillow_heif.from_pillow(photo).save(buffer, xmp=said, exif=block.tobytes(), quality=95)
+    else:
+        photo.save(buffer, "AVIF", xmp=said, exif=block, quality=95)
+    assert heif_reader.read(buffer.getvalue()).orientation == orientation
+    answer = colorizer.colorize(buffer.getvalue(), Options(format="jpeg")).data
+    assert told(answer) == pytest.approx(bright(answer), abs=1.5)
+
+
+def test_a_heif_that_crops_its_picture() -> None:
+    buffer = io.BytesIO()
+    block = Image.Exif()
+    block[0x112] = 6
+    pillow_heif.from_pillow(photo_with_a_face()).save(buffer, exif=block.tobytes())
+    assert heif_reader.read(buffer.getvalue().replace(b"irot", b"clap")).orientation == 0

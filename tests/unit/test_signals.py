@@ -1,0 +1,124 @@
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from model_export import cli
+from model_export.signals import SIGNALS, Stop, at_once, exit_code
+
+
+@pytest.fixture(autouse=True)
+def foreground() -> Iterator[None]:
+    """A shell starts what is in the background with SIGINT ignored; here, and in children, it is as in a terminal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_first_signal_is_kept_and_a_second_ends(number: int) -> None:
+    with at_once():
+        before = signal.getsignal(number)
+        with Stop() as stop:
+            stop.raise_if_signalled()
+            send(number)
+            assert stop.number == number
+            with pytest.raises(KeyboardInterrupt) as raised:
+                send(number)
+        assert exit_code(raised.value) == 128 + number
+        assert signal.getsignal(number) is before
+        with pytest.raises(KeyboardInterrupt):
+            stop.raise_if_signalled()
+
+
+def test_handlers_are_what_they_were() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with at_once(), Stop():
+        assert before != [signal.getsignal(number) for number in SIGNALS]
+    assert before == [signal.getsignal(number) for number in SIGNALS]
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with at_once(), Stop() as stop:
+            send(signal.SIGINT)
+            assert stop.number is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_command_that_is_interrupted_says_so_in_a_line(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the middle of the sift."""
+    monkeypatch.setattr(cli, "_half", lambda _: send(number))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["half", "m.onnx", "--data", "d"])
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err == "stopping: no file is written; another Ctrl-C ends at once\ninterrupted\n"
+
+
+# A library's call that returns for no signal: a lock that is taken twice. No handler of Python's runs meanwhile, nor
+# does one end the program that runs just before the call.
+CHILD = """
+import ctypes
+from model_export import stopping
+from model_export.stopping import Stop, at_once
+
+stopping._raise = lambda number, frame: None
+
+def compute():
+    lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)
+    library.pthread_mutex_lock(lock)
+    print("computing", flush=True)
+    library.pthread_mutex_lock(lock)
+
+with at_once("stopping: nothing is kept"):
+    {body}
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="another C library's locks begin otherwise")
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        ("compute()", "stopping: nothing is kept"),
+        ("with Stop(lambda: 'finishing this step'): compute()", "finishing this step"),
+    ],
+)
+def test_what_is_left_is_said_at_once_and_a_second_signal_ends_a_librarys_call(
+    number: int, body: str, left: str
+) -> None:
+    command = [sys.executable, "-c", CHILD.format(body=body)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout
+        assert child.stderr
+        try:
+            assert child.stdout.readline() == "computing\n"
+            child.send_signal(number)
+            assert child.stderr.readline() == f"{left}; another Ctrl-C ends at once\n"
+            assert child.poll() is None
+            child.send_signal(number)
+            assert child.stderr.readline() == "ending at once\n"
+            assert child.wait(60) == 128 + number
+        finally:
+            child.kill()
+
+
+def test_what_is_inside_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with at_once("outer"):
+        with Stop(lambda: "inner"):
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+    assert capsys.readouterr().err == "outer; another Ctrl-C ends at once\n"

@@ -1,0 +1,261 @@
+import asyncio
+import base64
+import hashlib
+import hmac
+import logging
+import re
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import ValidationError
+
+from service.errors import InvalidKey, MissingKey
+from service.settings import Settings, table
+from service.web import access
+from service.web.access import AccessError, KeyGuard
+from service.web.app import create_app
+
+ONE = "first-key-0123456789"
+TWO = "second-key-0123456789"
+MALFORMED = ["short", f"{ONE} and words", "schlüssel-0123456789", "x" * 257]
+
+
+def keys_of(**settings: object) -> frozenset[bytes]:
+    return access.key_digests(Settings(**settings))
+
+
+def digests(*keys: str) -> frozenset[bytes]:
+    return frozenset(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+def test_keys_come_from_the_variable_and_from_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"# who calls\n\n{TWO}  # the archive\r\n   {TWO}3\n")
+    assert keys_of() == frozenset()
+    assert keys_of(api_keys=f"{ONE}, {TWO},") == digests(ONE, TWO)
+    assert keys_of(api_keys_file=file) == digests(TWO, f"{TWO}3")
+    assert keys_of(api_keys=ONE, api_keys_file=file) == digests(ONE, TWO, f"{TWO}3")
+
+
+@pytest.mark.parametrize("text", ["", " , ", *MALFORMED])
+def test_a_bad_variable_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(AccessError, match=r"^TOMAU_API_KEYS: ") as refusal:
+        keys_of(api_keys=text)
+    assert text.strip(" ,") == "" or text not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n# nothing\n", b"\xff\xfe\x00", *(key.encode() for key in MALFORMED), None]
+)
+def test_a_bad_file_is_refused_by_its_name(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(AccessError, match=rf"^TOMAU_API_KEYS_FILE: {re.escape(str(file))}: ") as refusal:
+        keys_of(api_keys_file=file)
+    assert not content or not content.strip() or content.decode("utf-8", "replace") not in str(refusal.value)
+
+
+def test_a_folder_is_no_file_of_keys(tmp_path: Path) -> None:
+    with pytest.raises(AccessError, match="directory"):
+        keys_of(api_keys_file=tmp_path)
+
+
+def test_keys_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(api_keys=ONE)
+    assert ONE not in table(settings) + repr(settings) + str(settings) + settings.model_dump_json()
+    assert "| `TOMAU_API_KEYS` | `**********` |" in table(settings)
+    monkeypatch.setenv("TOMAU_API_KEYS", ONE)
+    with pytest.raises(ValidationError) as refusal:
+        Settings(port=-1)
+    assert ONE not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(b"authorization", b"Bearer KEY")],
+        [(b"authorization", b"bearer   KEY ")],
+        [(b"x-api-key", b" KEY ")],
+        [(b"authorization", b"Bearer KEY"), (b"x-api-key", b"KEY")],
+        [(b"authorization", b"Basic c29tZTpwcm94eQ=="), (b"x-api-key", b"KEY")],
+    ],
+)
+def test_a_known_key_opens(headers: list[tuple[bytes, bytes]]) -> None:
+    guard = KeyGuard(None, digests(ONE, TWO))  # type: ignore[arg-type]
+    for key in (ONE, TWO):
+        guard.check([(name, value.replace(b"KEY", key.encode())) for name, value in headers])
+        with pytest.raises(InvalidKey):
+            guard.check([(name, value.replace(b"KEY", key.encode() + b"x")) for name, value in headers])
+
+
+@pytest.mark.parametrize(
+    ("headers", "refusal"),
+    [
+        ([], MissingKey),
+        ([(b"authorization", b"Bearer")], MissingKey),
+        ([(b"authorization", b"Bearer ")], MissingKey),
+        ([(b"authorization", f"Basic {ONE}".encode())], MissingKey),
+        ([(b"authorization", ONE.encode())], MissingKey),
+        ([(b"x-api-key", b"")], MissingKey),
+        ([(b"cookie", f"key={ONE}".encode())], MissingKey),
+        ([(b"x-api-key", b"\xff\x00")], InvalidKey),
+        ([(b"x-api-key", ONE[:-1].encode())], InvalidKey),
+        ([(b"x-api-key", ONE.upper().encode())], InvalidKey),
+        ([(b"x-api-key", f"{ONE},{TWO}".encode())], InvalidKey),
+        ([(b"x-api-key", next(iter(digests(ONE))))], InvalidKey),
+        ([(b"x-api-key", ONE.encode()), (b"authorization", f"Bearer {TWO}".encode())], InvalidKey),
+        ([(b"x-api-key", ONE.encode()), (b"x-api-key", TWO.encode())], InvalidKey),
+    ],
+)
+def test_anything_else_does_not(headers: list[tuple[bytes, bytes]], refusal: type[Exception]) -> None:
+    with pytest.raises(refusal) as raised:
+        KeyGuard(None, digests(ONE, TWO)).check(headers)  # type: ignore[arg-type]
+    assert ONE not in str(raised.value)
+
+
+@pytest.mark.parametrize("key", [ONE, TWO, "unknown", "x" * 100_000])
+def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    compared = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), other))
+        return one == other
+
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    known = digests(ONE, TWO, f"{TWO}3")
+    try:
+        KeyGuard(None, known).check([(b"x-api-key", key.encode())])  # type: ignore[arg-type]
+    except InvalidKey:
+        assert key not in (ONE, TWO)
+    assert sorted(compared) == sorted((32, digest) for digest in known)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["https://example.org", "http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:3000", "app://tomau"],
+)
+def test_an_origin(origin: str) -> None:
+    assert access.cors_origins(Settings(cors_origins=f"{origin}, https://other.example")) == [
+        origin,
+        "https://other.example",
+    ]
+
+
+def test_origins_are_off_by_default_and_can_be_all() -> None:
+    assert access.cors_origins(Settings()) == []
+    assert access.cors_origins(Settings(cors_origins="*")) == ["*"]
+
+
+@pytest.mark.parametrize(
+    "origins",
+    [
+        "",
+        ",",
+        "example.org",
+        "localhost:3000",
+        "https://",
+        "https://example.org/",
+        "https://example.org/app",
+        "https://example.org?x",
+        "https://me@example.org",
+        "https://Example.org",
+        "https://example.org:443",
+        "http://example.org:80",
+        "http://example.org:port",
+        "https://*.example.org",
+        "https://example.org http://other.example",
+        "http://[::1",
+        "null",
+        "*,https://example.org",
+    ],
+)
+def test_what_no_browser_sends_is_no_origin(origins: str) -> None:
+    with pytest.raises(AccessError, match=r"^TOMAU_CORS_ORIGINS: "):
+        access.cors_origins(Settings(cors_origins=origins))
+
+
+@pytest.mark.parametrize(
+    ("host", "beyond"),
+    [
+        ("127.0.0.1", False),
+        ("127.1.2.3", False),
+        ("::1", False),
+        ("localhost", False),
+        ("0.0.0.0", True),
+        ("::", True),
+        ("192.168.1.7", True),
+        ("photos.example.org", True),
+        ("", True),
+    ],
+)
+def test_a_service_that_others_reach_warns_without_a_key(
+    host: str, beyond: bool, models: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert access.is_beyond_loopback(host) == beyond
+    settings = {"models": models, "device": "cpu", "host": host}
+    with caplog.at_level(logging.WARNING, "service.web.app"):
+        create_app(Settings(**settings))
+        assert ("TOMAU_API_KEYS" in caplog.text) == beyond
+        caplog.clear()
+        create_app(Settings(api_keys=ONE, **settings))
+        assert "TOMAU_API_KEYS" not in caplog.text
+
+
+def test_what_an_answer_says_itself_goes_first() -> None:
+    own = [(b"content-security-policy", b"default-src 'self'"), (b"cache-control", b"max-age=60")]
+    added = access.missing_headers(own)
+    assert {name for name, _ in added} == {name for name, _ in access.SAFE_HEADERS}
+    assert dict(access.missing_headers([]))[b"cache-control"] == b"no-store"
+    assert dict(access.missing_headers([(b"etag", b'"1"')]))[b"cache-control"] == b"no-cache"
+
+
+def test_a_page_runs_its_own_scripts_alone() -> None:
+    page = bytes(get_swagger_ui_html(openapi_url="openapi.json", title="tomau").body).decode()
+    script = page[page.index("<script>") + len("<script>") : page.rindex("</script>")]
+    expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = dict(part.strip().split(" ", 1) for part in access.page_policy(page).split(";"))
+    assert policy["script-src"] == f"'self' 'sha256-{expected}'"
+    assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
+    assert "unsafe" not in str(policy)
+
+
+def test_the_api_document_says_how_to_send_a_key_when_one_is_needed(models: Path) -> None:
+    plain = create_app(Settings(models=models, device="cpu")).openapi()
+    assert "security" not in plain
+    assert "securitySchemes" not in plain["components"]
+    app = create_app(Settings(models=models, device="cpu", api_keys=ONE))
+    guarded = app.openapi()
+    assert app.openapi() == guarded
+    assert {scheme["type"] for scheme in guarded["components"]["securitySchemes"].values()} == {"http", "apiKey"}
+    assert guarded["security"] == [{name: []} for name in guarded["components"]["securitySchemes"]]
+    for path, operations in guarded["paths"].items():
+        for operation in operations.values():
+            assert (operation.get("security") == []) == (path in ("/livez", "/readyz"))
+            assert ("401" in operation["responses"]) == (path not in ("/livez", "/readyz"))
+            assert "431" in operation["responses"]
+            assert "503" in operation["responses"] or path == "/livez"
+            for status, answer in operation["responses"].items():
+                assert answer["description"]
+                assert "X-Request-ID" in answer["headers"], (path, status)
+
+
+def test_a_fault_is_answered_with_every_header_that_a_page_needs(models: Path) -> None:
+    app = create_app(Settings(models=models, device="cpu", cors_origins="https://example.org", api_keys=ONE))
+
+    async def broken() -> None:
+        raise RuntimeError("out of luck")
+
+    app.add_api_route("/broken", broken)
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tomau") as client:
+            return await client.get("/broken", headers={"Origin": "https://example.org", "X-API-Key": ONE})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"

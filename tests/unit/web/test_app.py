@@ -1,0 +1,299 @@
+import asyncio
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+
+from service.errors import ClientGone, DeadlineExceeded
+from service.imaging.color import Floats
+from service.inference.executor import Batch, Plain
+from service.observability.telemetry import request_id
+from service.pipeline.colorizer import Answer, Options
+from service.runtime.thread_pool import is_any_apart
+from service.settings import Settings
+from service.web import app
+from service.web.reload import Reloader
+from service.web.routes import State, _colorize
+from service.web.server import Server
+from tests.conftest import encoded
+from tests.waiting import WAIT_S, eventually, until
+
+
+class Ended(BaseException):
+    pass
+
+
+def test_a_service_whose_workers_are_all_stuck_ends_itself(
+    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    codes = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(app, "WATCH_S", 0.02)
+    door = threading.Event()
+    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.4, stuck_s=4)
+    state: State = app.create_app(settings).state.tomau
+
+    async def gone() -> None:
+        await asyncio.sleep(2)
+
+    async def scene() -> None:
+        jobs = []
+        for name in "ab":
+            request_id.set(name)
+            job = state.workers.run(lambda _: door.wait(WAIT_S), deadline=float("inf"), gone=gone)
+            jobs.append(asyncio.create_task(job))
+        await eventually(lambda: state.workers.busy == 2)
+        await eventually(lambda: state.obstacle() == "no worker has finished its photo in time")
+        assert app._end(state) is None
+        with pytest.raises(Ended):
+            await asyncio.wait_for(app._watch(state), WAIT_S)
+        door.set()
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        assert all(outcome is True or isinstance(outcome, ClientGone) for outcome in outcomes)
+
+    with caplog.at_level(logging.CRITICAL):
+        asyncio.run(scene())
+    assert codes == [app.EXIT_STUCK]
+    assert "all 2 workers are stuck for 4 s: the process ends, with the requests a, b inside" in caplog.text
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes that the process would have ended with; it is watched closely."""
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr(app, "WATCH_S", 0.02)
+    monkeypatch.setattr(app, "PROBE_S", 0.02)
+    # As on a GPU, there are far more workers than executors.
+    monkeypatch.setattr(Settings, "cores", 2)
+    return codes
+
+
+async def colour(state: State, photos: list[bytes], deadline_s: float = 10) -> list[type | None]:
+    """The errors that photos sent together end with."""
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    def one(photo: bytes) -> Awaitable[Answer]:
+        ends = time.monotonic() + deadline_s
+        call = partial(_colorize, state, photo, Options(), None, time.monotonic(), ends)
+        return state.workers.run(call, deadline=ends, gone=never)
+
+    outcomes = await asyncio.gather(*map(one, photos), return_exceptions=True)
+    return [type(outcome) if isinstance(outcome, BaseException) else None for outcome in outcomes]
+
+
+def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
+    models: Path,
+    jpeg: bytes,
+    ended: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = Settings(models=models, device="cpu", workers=6, deadline_s=0.4, stuck_s=2)
+    state: State = app.create_app(settings).state.tomau
+    runs = state.colorizer.catalog.get(None).batcher.runs
+    door = threading.Event()
+    predict = Plain.predict
+
+    def hang(self: Plain, lightness: Batch) -> Floats:
+        door.wait()
+        return predict(self, lightness)
+
+    monkeypatch.setattr(Plain, "predict", hang)
+
+    async def scene() -> None:
+        watch = asyncio.create_task(app._watch(state))
+        while runs.busy < 2:
+            assert await colour(state, [jpeg] * 6, settings.deadline_s) == [DeadlineExceeded] * 6
+        await eventually(lambda: state.obstacle() == "no run of the model compact has ended in time")
+        await eventually(lambda: state.workers.busy == 2)
+        assert state.workers.stuck_for() == 0, "four have left"
+        with pytest.raises(Ended):
+            await watch
+        door.set()
+        await eventually(lambda: not state.workers.busy)
+        assert state.obstacle() is None
+
+    with caplog.at_level(logging.CRITICAL):
+        asyncio.run(scene())
+    assert ended == [app.EXIT_STUCK]
+    assert "all runs of the model compact are stuck for 2 s" in caplog.text
+
+
+class Device:
+    """Fails every run while it is broken, and always those of white photos; counts the black ones."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_broken = False
+        self.blacks = 0
+        predict = Plain.predict
+
+        def perhaps(plain: Plain, lightness: Batch) -> Floats:
+            self.blacks += not np.any(lightness)
+            if self.is_broken or np.mean(lightness) > 0.9:
+                raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+            return predict(plain, lightness)
+
+        monkeypatch.setattr(Plain, "predict", perhaps)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    return Device(monkeypatch)
+
+
+@asynccontextmanager
+async def serving(models: Path, stuck_s: float) -> AsyncIterator[State]:
+    """A service that is watched and probed, as it is while it serves."""
+    served = app.create_app(Settings(models=models, device="cpu", workers=6, deadline_s=1, stuck_s=stuck_s))
+    with suppress(Ended):  # at once, when it ends in the midst of a probe
+        async with app._lifespan(served):
+            yield served.state.tomau
+
+
+def test_a_service_whose_model_fails_on_every_photo_ends_itself(
+    models: Path, device: Device, ended: list[int], jpeg: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene() -> None:
+        async with serving(models, stuck_s=2) as state:
+            assert await colour(state, [jpeg]) == [None]
+            device.is_broken = True
+            assert await colour(state, [jpeg] * 6) == [RuntimeError] * 6
+            await eventually(lambda: state.obstacle() == "the model compact fails on a black photo, too")
+            assert not ended
+            await eventually(lambda: bool(ended))
+
+    with caplog.at_level(logging.ERROR):
+        asyncio.run(scene())
+    assert ended[0] == app.EXIT_FAILING
+    assert "fails on a black photo, too: CUDA failure 700" in caplog.text
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_failure_that_passes_makes_it_ready_again_without_a_photo(models: Path, device: Device, jpeg: bytes) -> None:
+    async def scene() -> None:
+        async with serving(models, stuck_s=60) as state:
+            device.is_broken = True
+            assert await colour(state, [jpeg]) == [RuntimeError]
+            await eventually(lambda: state.obstacle() is not None)
+            device.is_broken = False
+            await eventually(lambda: state.obstacle() is None)
+
+    asyncio.run(scene())
+
+
+@pytest.mark.usefixtures("ended")
+def test_a_photo_that_fails_again_and_again_does_not_make_it_unready(models: Path, device: Device) -> None:
+    white = encoded(np.full((40, 40), 255, np.uint8), "PNG")
+
+    async def scene() -> None:
+        async with serving(models, stuck_s=60) as state:
+            warmed = device.blacks
+            while device.blacks < warmed + 5:
+                assert await colour(state, [white] * 3) == [RuntimeError] * 3
+                assert state.obstacle() is None
+            await eventually(lambda: not state.colorizer.catalog.get(None).batcher.suspects)
+
+    asyncio.run(scene())
+
+
+def test_the_end_does_not_wait_for_a_reload_nor_breaks_it_off(
+    models: Path, ended: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, door = threading.Event(), threading.Event()
+    done = []
+
+    def slow(_: Reloader) -> None:
+        begun.set()
+        done.append(door.wait(30))
+
+    monkeypatch.setattr(Reloader, "reload", slow)
+    served = app.create_app(Settings(models=models, device="cpu"))
+
+    async def scene() -> None:
+        async with app._lifespan(served):
+            served.state.tomau.reloader.request()
+            await eventually(begun.is_set)
+
+    with pytest.raises(Ended):
+        asyncio.run(scene())
+    assert (ended, done) == ([0], [])
+    door.set()
+    until(lambda: not is_any_apart())
+    ended.clear()
+
+    async def nothing_to_wait_for() -> None:
+        async with app._lifespan(served):
+            pass
+
+    asyncio.run(nothing_to_wait_for())
+    assert not ended
+
+
+@pytest.mark.parametrize(("batches", "seconds"), [(0, 7), (1, 60)])
+def test_a_batch_has_longer_to_finish_than_a_photo(
+    models: Path, monkeypatch: pytest.MonkeyPatch, batches: int, seconds: int
+) -> None:
+    settings = Settings(models=models, device="cpu", deadline_s=2, drain_batch_s=60)
+    served = app.create_app(settings)
+    state: State = served.state.tomau
+    server = Server(served, settings)
+    given = []
+
+    async def shutdown(self: uvicorn.Server, sockets: object = None) -> None:
+        given.append(self.config.timeout_graceful_shutdown)
+
+    monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
+    state.batches.take(batches)
+    asyncio.run(server.shutdown())
+    assert given == [seconds]
+
+
+def test_threads_come_by_the_lock_while_it_serves_and_only_then(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(models=models, device="cpu")
+    server = Server(app.create_app(settings), settings)
+    before, meanwhile = sys.getswitchinterval(), []
+
+    def serve(*_: object) -> None:
+        meanwhile.append(sys.getswitchinterval())
+        raise SystemExit(3)
+
+    monkeypatch.setattr(uvicorn.Server, "run", serve)
+    with pytest.raises(SystemExit):
+        server.run()
+    assert meanwhile[0] < before / 10
+    assert sys.getswitchinterval() == before
+
+
+def test_a_connection_is_kept_longer_than_by_the_usual_proxies(models: Path) -> None:
+    settings = Settings(models=models, device="cpu")
+    assert Server(app.create_app(settings), settings).config.timeout_keep_alive == 75
+
+
+def test_a_sigterm_before_it_serves_ends_it_at_once(models: Path) -> None:
+    settings = Settings(models=models, device="cpu", drain_delay_s=5)
+    server = Server(app.create_app(settings), settings)
+    server.handle_exit(signal.SIGTERM, None)
+    assert server.should_exit

@@ -51,7 +51,7 @@ def _serve(_: argparse.Namespace) -> None:
         signal.signal(signal.SIGTERM, end)
     import logging
 
-    from service.observability.telemetry import set_up_logging
+    from service.observability.logging import set_up_logging
     from service.settings import Settings, unknown_variables
     from service.web.app import create_app
     from service.web.server import Server, allow_files
@@ -99,7 +99,8 @@ def _health(_: argparse.Namespace) -> None:
 def _colorize(args: argparse.Namespace) -> None:
     from service.inference.registry import Catalog
     from service.pipeline import directory
-    from service.pipeline.colorizer import Colorizer, Options
+    from service.pipeline.colorizer import Colorizer
+    from service.pipeline.options import Options
     from service.settings import Settings
 
     for stream in (sys.stdout, sys.stderr):
@@ -156,9 +157,9 @@ def _settings(args: argparse.Namespace) -> None:
 
 
 def _formats(_: argparse.Namespace) -> None:
-    from service.formats import registry
+    from service.formats import support_table
 
-    print(registry.table(), end="")
+    print(support_table.table(), end="")
 
 
 def _errors(_: argparse.Namespace) -> None:
@@ -240,7 +241,7 @@ def _reason(error: Exception) -> str | None:
     from service.inference.registry import CatalogError
     from service.observability.tracing import TracingError
     from service.pipeline.directory import OutputError
-    from service.web.access import AccessError
+    from service.web.auth import AccessError
 
     if isinstance(error, ValidationError):
         return _faults(error)

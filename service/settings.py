@@ -15,13 +15,14 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from service.runtime.cpu import cpu_quota
+
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 # What a form may have beside its photos: boundaries, part headers, options.
 FORM_OVERHEAD = 64 * 1024
 SHIPPED_MODELS = Path(__file__).parent / "models"
-CGROUPS = Path("/sys/fs/cgroup")
 # Empty, they are a mistake that would let everyone call.
 KEYS = frozenset({"api_keys", "api_keys_file"})
 # What only one of the devices has a use for.
@@ -38,24 +39,6 @@ OF_A_GPU = (
 OF_A_CPU = ("spread_model_mib",)
 # In .env for docker-compose.yml, which passes all of it on.
 OF_COMPOSE = frozenset({"TARGET"})
-
-
-def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
-    """Processors' worth of time that this process's container may take, as it sees it itself; None without a limit."""
-    try:
-        quota, period = (cgroups / "cpu.max").read_text("ascii").split()
-    except (OSError, ValueError):
-        try:  # version 1 of control groups
-            quota, period = (
-                (cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period")
-            )
-        except OSError:
-            return None
-    try:
-        found = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # no limit is the word `max`
-        return None
-    return found if found > 0 else None
 
 
 class Environment(EnvSettingsSource):

@@ -8,9 +8,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from service.formats import tiff_reader
+from service.formats.registry import Source
 from service.imaging import icc_profiles
 from service.imaging.color import Bytes
-from service.imaging.photo import Source
 from service.metadata import reader
 
 JPEG, PNG, WEBP, TIFF = b"\xff\xd8", b"\x89PNG", b"RIFF", (b"II*\0", b"MM\0*", b"II+\0")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import UnidentifiedImageError
 
 from service.errors import Problem, TooManyPixels, UnreadableImage, UnsupportedType
-from service.imaging.photo import Source
+from service.formats.registry import Source
 
 ANIMATED = "the file is animated; single, still photos can be coloured"
 # What libjpeg, OpenCV and Pillow say when it is not the file's fault.

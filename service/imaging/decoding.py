@@ -11,10 +11,11 @@ from PIL import Image
 from service.errors import UnreadableImage
 from service.formats import containers, jpeg_structure, png_structure
 from service.formats.decoding_limits import Limits, library_call
+from service.formats.registry import Source
 from service.imaging import icc_profiles, identification
 from service.imaging.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.imaging.decoders import bmp, jpeg, tiff
-from service.imaging.photo import Photo, Pixels, Source, Tone
+from service.imaging.photo import Photo, Pixels, Tone
 from service.imaging.tone import tone_of_rgb
 from service.metadata.exif import is_excessive
 

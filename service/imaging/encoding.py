@@ -8,54 +8,20 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from service.errors import InvalidOption
+from service.formats.registry import Format
 from service.imaging.color import Bytes
-from service.imaging.photo import FORMATS, Format, Photo, Pixels, Planes, Source
+from service.imaging.photo import Photo, Pixels, Planes
 
-SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 32_768}
-# What 16 bits a channel fit into, and transparency.
-DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
-ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
-# AVIF's encoder takes seconds for what JPEG's does in a tenth of one: an upload alone does not ask for it.
-SLOW_FORMATS: tuple[Format, ...] = ("avif",)
 QUALITY = 92
 LEAST_QUALITY = 85
 # From 0 to 10. At 8, noise takes three times as long as at 9.
 AVIF_SPEED = 9
-# Pixels of an answer, of formats whose encoders take up to 0.3 s a megapixel: within the deadline on slow cores too.
-PIXEL_LIMITS: dict[Format, int] = {"webp": 40_000_000, "avif": 40_000_000}
 TIFF_LZW = 5
-
-
-def default_format(source: Source, *, has_alpha: bool, pixels: int = 0) -> Format:
-    """What an upload is answered in when nothing is asked for: its own format where that is not slow nor too small for
-    so many pixels, else JPEG, or PNG where it has alpha.
-    """
-    if source in FORMATS and source not in SLOW_FORMATS and pixels <= PIXEL_LIMITS.get(source, pixels):
-        return source
-    return "png" if has_alpha else "jpeg"
 
 
 def default_quality(photo: Photo) -> int:
     """The source's own quality, at least 85, so that luma comes back as it was; 92 where it has none."""
     return QUALITY if photo.quality is None else max(LEAST_QUALITY, photo.quality)
-
-
-def check_size(height: int, width: int, format_: Format) -> None:
-    """Raises InvalidOption when a format can't hold a photo of that size."""
-    if max(height, width) > SIDE_LIMITS[format_]:
-        raise InvalidOption(
-            f"a side of {max(height, width)} pixels does not fit into {format_}",
-            field="format",
-            limit=SIDE_LIMITS[format_],
-        )
-    most = PIXEL_LIMITS.get(format_)
-    if most is not None and height * width > most:
-        raise InvalidOption(
-            f"{width} x {height} pixels take too long to encode as {format_}: at most {most:,}, see `max_side`",
-            field="format",
-            limit=most,
-        )
 
 
 def encode_planes(planes: Planes, quality: int) -> bytes:

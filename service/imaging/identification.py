@@ -18,8 +18,8 @@ from service.formats import (
 )
 from service.formats.containers import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
 from service.formats.decoding_limits import ANIMATED, MAX_SCANNED_PIXELS, Limits, check_size, library_call
+from service.formats.registry import Source
 from service.imaging import icc_profiles
-from service.imaging.photo import Source
 from service.metadata.exif import is_excessive
 
 # Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.

@@ -1,26 +1,11 @@
 """What a photo is inside the service."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from service.imaging.color import Bytes, Levels
 
-# What answers are given in, and what may be uploaded.
-Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
-Source = Literal["jpeg", "png", "webp", "tiff", "avif", "heic", "bmp", "gif"]
 Tone = Literal["gray", "toned", "color"]
-
-FORMATS: tuple[Format, ...] = get_args(Format)
-MEDIA_TYPES: dict[Source, str] = {source: f"image/{source}" for source in get_args(Source)}
-# Of the names of files: what they are given by their media type, and all that they are known by.
-SUFFIXES = {media_type: f".{source}" for source, media_type in MEDIA_TYPES.items()} | {"image/jpeg": ".jpg"}
-PHOTO_SUFFIXES = {suffix: media_type for media_type, suffix in SUFFIXES.items()} | {
-    ".jpeg": "image/jpeg",
-    ".jpe": "image/jpeg",
-    ".jfif": "image/jpeg",
-    ".tif": "image/tiff",
-    ".heif": "image/heic",
-}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 
+from service.formats.registry import ALPHA_FORMATS, DEEP_FORMATS, Format
 from service.imaging.color import Levels, like, white
-from service.imaging.encoding import ALPHA_FORMATS, DEEP_FORMATS
-from service.imaging.photo import Format, Photo, Pixels
+from service.imaging.photo import Photo, Pixels
 
 
 def fit(photo: Photo, format_: Format, max_side: int | None) -> Photo:

@@ -15,7 +15,8 @@ from queue import Empty, SimpleQueue
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.imaging.color import Floats
 from service.inference.executor import Predictor
-from service.inference.health import Stints, Suspects
+from service.inference.health import Suspects
+from service.runtime.busy import Stints
 
 
 @dataclass(frozen=True, slots=True)

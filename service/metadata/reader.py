@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import Literal
 
 from service.formats import containers, heif_reader, tiff_reader, tiff_writer
-from service.imaging.photo import Source
+from service.formats.registry import Source
 from service.metadata import exif, iptc
 
 log = logging.getLogger(__name__)

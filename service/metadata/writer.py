@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 
 from service.formats import containers, tiff_reader, tiff_writer
-from service.imaging.photo import Format
+from service.formats.registry import Format
 from service.metadata import exif, iptc, xmp
 from service.metadata.reader import (
     APP1,

@@ -10,17 +10,18 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
-from service.formats import decoding_cost
+from service.formats import decoding_cost, registry
 from service.formats.decoding_limits import Limits
+from service.formats.registry import FORMATS, MEDIA_TYPES, Format, Source
 from service.imaging import color, decoding, encoding, identification, resizing
 from service.imaging.color import Bytes, Floats
-from service.imaging.photo import FORMATS, MEDIA_TYPES, Format, Photo, Pixels, Planes, Source, Tone
+from service.imaging.photo import Photo, Pixels, Planes, Tone
 from service.inference.registry import Catalog, Model
 from service.metadata import transfer
 from service.metadata.transfer import Metadata
+from service.pipeline.options import Options
 from service.runtime.core_scheduler import Cores
 from service.settings import Settings
 
@@ -30,49 +31,6 @@ log = logging.getLogger(__name__)
 STAGES = ("decode", "queue", "infer", "merge", "encode")
 # Photos beside it may be done then.
 RETRY_AFTER_S = 5
-
-
-class Options(BaseModel):
-    """What a caller may ask for."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    model: str | None = Field(
-        None, description="a name from `GET /models`; by default the one marked there", examples=["compact"]
-    )
-    format: Format | None = Field(
-        None,
-        description="format of the answer; by default what `Accept` alone asks for, else that of the upload where it is"
-        " one of these and not AVIF, which is slow, else JPEG (PNG for a photo with alpha)",
-        examples=["png"],
-    )
-    quality: int | None = Field(
-        None,
-        ge=1,
-        le=100,
-        description="of a JPEG, WebP or AVIF answer; by default a JPEG's own, at least 85, else 92",
-        examples=[90],
-    )
-    strength: float = Field(
-        1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own", examples=[1.3]
-    )
-    max_side: int | None = Field(
-        None, ge=1, description="shrinks the answer to this longer side, pixels", examples=[1600]
-    )
-    if_color: Literal["recolor", "keep", "reject"] | None = Field(
-        None,
-        description="what becomes of a photo that is in colour already: `recolor` colours it anew, `keep` answers it as"
-        " it came, `reject` is a 422; photos in one tone, as sepia, count as black-and-white. When given, the header"
-        " `X-Tomau-Input` says what the photo was; by default nobody looks, which is quicker, and all are coloured",
-    )
-    metadata: Literal["keep", "strip"] = Field(
-        "keep",
-        description="`keep` carries captions, dates, places and the like over; `strip` drops them. That the colours are"
-        " synthetic is noted either way",
-    )
-    merge: Literal["luma", "literal"] = Field(
-        "luma", description="`luma` keeps the photo's luma exactly; `literal` converts L*ab or HSV to RGB"
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +157,7 @@ class Colorizer:
             upright = photo.size
             format_ = _format(upload, photo)
             photo = resizing.fit(photo, format_, options.max_side)
-            encoding.check_size(*photo.size, format_)
+            registry.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
         chroma = self._predict(model, lightness, way) * options.strength
         with self._cores.to_go_on():
@@ -235,7 +193,7 @@ class Colorizer:
             format_ = _format(upload, photo)
             pixels = resizing.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape
-            encoding.check_size(height, width, format_)
+            registry.check_size(height, width, format_)
         with way.stage("encode"):
             said = _for_answer(upload, photo.size, (height, width), None)
             encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), said)
@@ -285,7 +243,7 @@ def _format(upload: _Upload, photo: Photo) -> Format:
     """The answer's."""
     options = upload.options
     pixels = min(photo.luma.size, (options.max_side or max(photo.size)) ** 2)
-    default = encoding.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
+    default = registry.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
     return options.format or default
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from service.errors import Problem
-from service.imaging.encoding import default_format
+from service.formats.registry import FORMATS, MEDIA_TYPES, PHOTO_SUFFIXES, SUFFIXES, default_format
 from service.imaging.identification import source_of
-from service.imaging.photo import FORMATS, MEDIA_TYPES, PHOTO_SUFFIXES, SUFFIXES
 from service.inference.executor import EngineError
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.pipeline.output_folder import Answers, Record, digest
 
 log = logging.getLogger(__name__)

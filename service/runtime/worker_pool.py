@@ -15,10 +15,10 @@ from functools import partial
 from typing import Any, TypeVar
 
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.inference.health import Stints
-from service.observability.telemetry import request_id
 from service.runtime.admission import Places
+from service.runtime.busy import Stints
 from service.runtime.freeze_watchdog import run_named
+from service.runtime.request_context import request_id
 from service.runtime.thread_pool import Threads
 
 T = TypeVar("T")

@@ -12,9 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.errors import ClientGone, InternalError, Problem
-from service.imaging.photo import SUFFIXES
-from service.observability.telemetry import request_id
+from service.formats.registry import SUFFIXES
 from service.pipeline.colorizer import Answer
+from service.runtime.request_context import request_id
 from service.web.form import SentPhoto
 from service.web.zip_stream import Archive, unique_stems
 

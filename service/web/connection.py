@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import ClientGone, HeadTooLarge, InvalidRequest, Problem, UploadTooSlow
-from service.observability.telemetry import REFUSED
-from service.web import access
+from service.observability.middleware import REFUSED
+from service.web import security_headers
 from service.web.overload import Full
-from service.web.routes import State
+from service.web.state import State
 from service.web.transport import Counted, is_reset, was_reset, without_chunks
 
 if sys.platform == "linux":
@@ -358,7 +358,7 @@ class Protocol(HttpToolsProtocol):
         request_id = uuid.uuid4().hex
         log.info("refused [%s]: %s", request_id, problem)
         body = json.dumps(problem.body(request_id)).encode()
-        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in access.missing_headers([]))
+        safe = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in security_headers.missing_headers([]))
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\n"

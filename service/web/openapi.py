@@ -1,60 +1,12 @@
 """What the OpenAPI document says of requests and answers beyond what FastAPI finds out by itself."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field
-
-from service.imaging.photo import MEDIA_TYPES
-from service.pipeline.colorizer import Options
-
-
-class ProblemDocument(BaseModel):
-    """An RFC 9457 problem."""
-
-    type: str = Field(examples=["urn:tomau:problem:invalid_option"])
-    title: str = Field(examples=["An option is invalid"])
-    status: int = Field(examples=[422])
-    code: str = Field(description="stable; what a program should look at", examples=["invalid_option"])
-    detail: str = Field(examples=["strength: Input should be less than or equal to 2"])
-    instance: str = Field(description="the request, by the id that the service's log has")
-    field: str | None = Field(None, description="what the problem is about", examples=["strength"])
-    limit: float | None = Field(None, description="the limit that was passed", examples=[2])
-
-
-class ModelInfo(BaseModel):
-    """A served model."""
-
-    name: str
-    version: str
-    color_space: Literal["lab", "hsv"]
-    input_size: int = Field(description="side of the square model input, pixels")
-    sha256: str = Field(description="of the ONNX file")
-    license: str
-    data: str = Field(description="what it was trained on")
-    device: Literal["cpu", "cuda"]
-    default: bool
-
-
-class Models(BaseModel):
-    """The catalogue."""
-
-    models: list[ModelInfo]
-
-
-class Ready(BaseModel):
-    """The service is ready."""
-
-    status: Literal["ready"] = "ready"
-    device: Literal["cpu", "cuda"] = Field(description="the device really in use")
-    models: list[str]
-
-
-class Live(BaseModel):
-    """The process is up."""
-
-    status: Literal["alive"] = "alive"
-
+from service.formats.registry import MEDIA_TYPES
+from service.pipeline.options import Options
+from service.web.auth import OPEN_PATHS
+from service.web.schemas import ProblemDocument
 
 PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
 BINARY = {"type": "string", "format": "binary"}
@@ -145,3 +97,27 @@ def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
     rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default", "title")}
     default = schema.get("default")
     return rest | (kinds[0] if kinds else {}) | ({} if default is None else {"default": default})
+
+
+def with_keys(schema: dict[str, Any], problem: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
+    """An OpenAPI document that says how to send a key, and which calls need one.
+
+    problem, headers: content and headers of every problem.
+    """
+    schema["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
+    }
+    schema["security"] = [{"bearer": []}, {"header": []}]
+    refusal = {
+        "description": "No API key, or not a known one",
+        "headers": {**headers, "WWW-Authenticate": {"schema": {"type": "string"}}},
+        "content": problem,
+    }
+    for path, operations in schema["paths"].items():
+        for operation in operations.values():
+            if path in OPEN_PATHS:
+                operation["security"] = []
+            else:
+                operation["responses"]["401"] = refusal
+    return schema

@@ -8,10 +8,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Overloaded
 from service.observability.metrics import Metrics
-from service.observability.telemetry import Telemetry
+from service.observability.middleware import Telemetry
 from service.runtime.admission import RETRY_AFTER_S
 from service.settings import Settings
-from service.web import access
+from service.web import cors, security_headers
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ class Full:
         self._app = app
         self._limit = settings.max_connections
         self._told_at = -math.inf
-        refusing = Telemetry(access.cors(access.Preflights, self._refuse, settings), metrics)
-        self._refusing = access.SafeHeaders(access.cors(access.Readable, refusing, settings))
+        refusing = Telemetry(cors.cors(cors.Preflights, self._refuse, settings), metrics)
+        self._refusing = security_headers.SafeHeaders(cors.cors(cors.Readable, refusing, settings))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""

@@ -3,7 +3,6 @@
 import asyncio
 import threading
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -14,22 +13,19 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from pydantic import ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Draining, InvalidOption
-from service.imaging.photo import FORMATS, MEDIA_TYPES, Format
+from service.errors import Draining
 from service.inference.registry import Model
-from service.observability import telemetry
-from service.observability.metrics import Metrics
-from service.pipeline.colorizer import Answer, Colorizer, Options
-from service.runtime.admission import Places, Receiving
-from service.runtime.worker_pool import Workers
-from service.settings import Settings
-from service.web import access, openapi
-from service.web.batch import Album, AlbumResponse, Turns
-from service.web.openapi import Live, ModelInfo, Models, Ready
-from service.web.reload import Reloader
+from service.observability import middleware
+from service.pipeline.colorizer import Answer
+from service.pipeline.options import Options
+from service.runtime.admission import Receiving
+from service.web import openapi, security_headers
+from service.web.batch import Album, AlbumResponse
+from service.web.options import check_query, requested_options
+from service.web.schemas import Live, ModelInfo, Models, Ready
+from service.web.state import State
 from service.web.upload import left_by_batches, receive, receive_batch
 
 
@@ -63,41 +59,6 @@ uploads = APIRouter(responses=HEAD_TOO_LARGE, route_class=UploadRoute)
 router = APIRouter(responses=HEAD_TOO_LARGE)
 
 
-class State:
-    """What the routes share; made by `create_app`."""
-
-    def __init__(self, settings: Settings, colorizer: Colorizer, metrics: Metrics) -> None:
-        catalog = colorizer.catalog
-        self.settings = settings
-        self.colorizer = colorizer
-        self.metrics = metrics
-        self.reloader = Reloader(colorizer, settings, metrics)
-        self.uploads = Places("uploads", settings.max_uploads)
-        self.batch_uploads = Places("uploads of batches", settings.max_batch_uploads)
-        self.upload_bytes = Places("bytes being uploaded", settings.max_upload_bytes)
-        self.unread = Places("bytes of answers not read yet", settings.max_unread_bytes)
-        self.connections = Places("connections", settings.max_connections)
-        self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
-        self.batches = Places("batches", settings.max_uploads)
-        self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
-        self.draining = False
-        catalog.watch(metrics.batch)
-        metrics.watch(self)
-
-    def obstacle(self) -> str | None:
-        """Why it is not ready to take a photo, if it is not."""
-        if self.draining:
-            return "the service is about to stop"
-        if self.workers.stuck_for() > self.settings.deadline_s:
-            return "no worker has finished its photo in time"
-        for model in self.colorizer.catalog:
-            if model.batcher.runs.stuck_for() > self.settings.deadline_s:
-                return f"no run of the model {model.contract.name} has ended in time"
-            if model.batcher.suspects.failing_for():
-                return f"the model {model.contract.name} fails on a black photo, too"
-        return None
-
-
 async def _state(request: Request) -> State:
     # Were it not async, FastAPI would hop to a thread of its own for it.
     state: State = request.app.state.tomau
@@ -105,55 +66,6 @@ async def _state(request: Request) -> State:
 
 
 Shared = Annotated[State, Depends(_state)]
-
-
-def options_of(query: list[tuple[str, str]], form: Mapping[str, str], accept: str) -> Options:
-    """Return the options of a request; the query wins over the form.
-
-    An option without a value counts as not given, as in forms of HTML. A name that is no option is refused in a query
-    whether it has a value or not. Raises InvalidOption naming the first bad one.
-    """
-    query = [(name, value) for name, value in query if value or name not in Options.model_fields]
-    times = Counter(name for name, _ in query)
-    for name, count in times.items():
-        if count > 1:
-            raise InvalidOption("the option is given twice", field=name[:80])
-    try:
-        # What the query overrules must be right, too.
-        Options.model_validate(form)
-        options = Options.model_validate({**form, **dict(query)})
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0])[:80]
-        if first["type"] == "extra_forbidden":
-            known = ", ".join(Options.model_fields)
-            raise InvalidOption(f"there is no option {name!r}; there are {known}", field=name) from None
-        context = first.get("ctx", {})
-        limit = next((context[key] for key in ("ge", "le") if key in context), None)
-        raise InvalidOption(f"{name}: {first['msg']}", field=name, limit=limit) from None
-    return options if options.format else options.model_copy(update={"format": _accepted(accept)})
-
-
-def _check_query(request: Request, state: State) -> None:
-    """What is wrong whatever the form says is refused before the body comes: raises InvalidOption and UnknownModel."""
-    if request.scope["query_string"]:
-        _asked(request, state, {})
-
-
-def _asked(request: Request, state: State, form: Mapping[str, str], accept: str = "") -> Options:
-    """The options, once both places name models that there are: raises InvalidOption and UnknownModel."""
-    options = options_of(request.query_params.multi_items(), form, accept)
-    for name in (options.model, form.get("model")):
-        state.colorizer.catalog.get(name)
-    return options
-
-
-def _accepted(accept: str) -> Format | None:
-    """The one format that an Accept header asks for, when it asks for just one and nothing more."""
-    parts = [part.lower().replace(" ", "").split(";") for part in accept.split(",")]
-    types = {kind for kind, *parameters in parts if not {"q=0", "q=0.0", "q=0.00", "q=0.000"} & set(parameters)}
-    wanted = [format_ for format_ in FORMATS if types == {MEDIA_TYPES[format_]}]
-    return wanted[0] if wanted else None
 
 
 def _check_unread(state: State) -> None:
@@ -194,19 +106,19 @@ async def colorize(request: Request) -> Response:
     started = time.monotonic()
     state: State = request.app.state.tomau
     _check_unread(state)
-    _check_query(request, state)
+    check_query(request, state)
     with Receiving(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         received = time.monotonic()
         accept = ",".join(request.headers.getlist("accept"))
-        options = _asked(request, state, upload.fields, accept)
+        options = requested_options(request, state, upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
-    telemetry.note(request.scope, seconds, {"receive": started, **answer.begun})
+    middleware.note(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
-    headers["Server-Timing"] = telemetry.server_timing(seconds)
+    headers["Server-Timing"] = middleware.server_timing(seconds)
     counted = partial(_count, state, answer, len(upload.data), seconds["receive"])
     return PhotoResponse(answer, headers, counted)
 
@@ -221,7 +133,7 @@ class PhotoResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         await super().__call__(scope, receive, send)
-        if telemetry.REFUSED not in scope:
+        if middleware.REFUSED not in scope:
             self._counted()
 
 
@@ -257,7 +169,7 @@ async def colorize_batch(request: Request) -> Response:
     """
     state: State = request.app.state.tomau
     _check_unread(state)
-    _check_query(request, state)
+    check_query(request, state)
     with ExitStack() as inside:
         state.batches.take()
         inside.callback(state.batches.give_back)
@@ -265,7 +177,7 @@ async def colorize_batch(request: Request) -> Response:
         receiving = inside.enter_context(Receiving(state.batch_uploads, state.upload_bytes, leave=leave))
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
-        options = _asked(request, state, upload.fields)
+        options = requested_options(request, state, upload.fields)
         # Held, so that a reload in its middle does not take the model away.
         model = state.colorizer.catalog.get(options.model)
         colour = partial(_coloured_of_batch, state=state, options=options, model=model)
@@ -385,5 +297,5 @@ async def docs() -> HTMLResponse:
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon-32x32.png",
     )
-    page.headers["Content-Security-Policy"] = access.page_policy(bytes(page.body).decode())
+    page.headers["Content-Security-Policy"] = security_headers.page_policy(bytes(page.body).decode())
     return page

@@ -11,13 +11,13 @@ from typing import cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.observability.telemetry import LAST_DRAIN_S
+from service.observability.middleware import LAST_DRAIN_S
 from service.runtime.freeze_watchdog import Watchdog
 from service.settings import Settings
 from service.web.connection import SPARE_FILES, Protocol
 from service.web.overload import Full
 from service.web.reload import has_terminal
-from service.web.routes import State
+from service.web.state import State
 
 if sys.platform != "win32":
     import resource

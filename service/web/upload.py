@@ -16,7 +16,7 @@ from service.errors import (
     UnsupportedType,
     UploadTooSlow,
 )
-from service.pipeline.colorizer import Options
+from service.pipeline.options import Options
 from service.runtime.admission import Receiving
 from service.settings import FORM_OVERHEAD, Settings
 from service.web.form import MAX_FIELD_BYTES, Form, Limits, SentPhoto

@@ -5,7 +5,7 @@ import unicodedata
 import zipfile
 from collections.abc import Iterable
 
-from service.imaging.photo import PHOTO_SUFFIXES
+from service.formats.registry import PHOTO_SUFFIXES
 
 # What Windows takes in no file name; `/` and `\` part paths, `:` names a stream of a file.
 FORBIDDEN = frozenset('/\\:*?"<>|')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from service import cli
-from service.pipeline.colorizer import Options
+from service.pipeline.options import Options
 from service.pipeline.output_folder import record_of
 from tests.conftest import decoded, encoded, luma
 

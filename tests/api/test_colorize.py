@@ -6,7 +6,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.pipeline.colorizer import Options
+from service.pipeline.options import Options
 from tests.conftest import Server, decoded, encoded, luma
 
 

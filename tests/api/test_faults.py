@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from service.settings import Settings
-from service.web.app import EXIT_STUCK, WATCH_S
+from service.web.watchdog import EXIT_STUCK, WATCH_S
 from tests.api.test_problems import is_problem
 from tests.conftest import (
     ANSWERS_ANOTHER_SHAPE,

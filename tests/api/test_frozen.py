@@ -30,7 +30,7 @@ service.runtime.freeze_watchdog.LEAST_S = {limit}
 service.cli.main(["serve"])
 """
 IN_A_WORKER = """
-from service.colorizer import Colorizer
+from service.pipeline.colorizer import Colorizer
 colorize = Colorizer.colorize
 def perhaps(self, data, *arguments, **options):
     if data.startswith(b"freeze"):
@@ -40,13 +40,13 @@ def perhaps(self, data, *arguments, **options):
 Colorizer.colorize = perhaps
 """
 IN_THE_EVENT_LOOP = """
-from service import routes
+from service.web import routes
 def perhaps(request, *_):
     freeze(600 if "freeze" in request.headers else 0)
-routes._check_query = perhaps
+routes.check_query = perhaps
 """
 IN_A_RELOAD = """
-from service.reload import Reloader
+from service.web.reload import Reloader
 load = Reloader._load
 def slow(self):
     freeze({seconds})

@@ -23,11 +23,11 @@ import pytest
 
 from service.inference.batcher import Batcher
 from service.inference.registry import Catalog
-from service.pipeline.colorizer import Options
+from service.pipeline.options import Options
 from service.settings import Settings
 from service.web.app import create_app
 from service.web.reload import MOST_LOADS, Reloader
-from service.web.routes import State
+from service.web.state import State
 from tests.api.test_metrics import scrape, settled, total
 from tests.conftest import Serve, Server, contract, free_port, tint_model
 from tests.waiting import WAIT_S, eventually, until

@@ -13,7 +13,8 @@ import numpy as np
 import skimage.data
 
 from service.inference.registry import Catalog
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.conftest import encoded
 

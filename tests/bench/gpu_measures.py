@@ -23,7 +23,8 @@ from service.inference.executor import Bound, Device, Place, Plain, host_memory
 from service.inference.half_precision import half_of
 from service.inference.registry import EXECUTORS_A_GPU, Catalog
 from service.inference.session import Engine, Gpu, Loader, buckets
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.runtime import memory
 from service.settings import Settings
 from tests.bench import model, tree

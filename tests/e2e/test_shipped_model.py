@@ -12,7 +12,8 @@ from sklearn.datasets import load_sample_images
 from model_export.evaluation import metrics
 from service.imaging import color
 from service.inference.registry import Catalog
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import SHIPPED_MODELS, Settings
 from tests.conftest import decoded, encoded, luma
 

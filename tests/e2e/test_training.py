@@ -197,7 +197,9 @@ def test_a_run_can_be_repeated_however_often_it_checks_itself(tmp_path: Path, sh
 # A signal to the program itself, at its third step or while it writes a checkpoint.
 INTERRUPTED = """
 import os, signal, sys
-from model_export import checkpoint, cli, train
+from model_export import cli
+from model_export.run import train
+from model_export.weights import checkpoint
 
 def signalled(where, made):
     def call(*arguments):
@@ -348,7 +350,9 @@ def test_an_export_that_is_off_fails_and_writes_nothing(
     script = f"""
 import sys
 from pathlib import Path
-from model_export import checkpoint, data, export, sources
+from model_export.data import batching, sources
+from model_export.export import export
+from model_export.weights import checkpoint
 from model_export.networks import compact
 from model_export.recipe import Recipe
 import keras, numpy as np

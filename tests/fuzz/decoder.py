@@ -18,8 +18,8 @@ from tests.fuzz.run import run
 with atheris.instrument_imports(include=["service"]):
     from service.errors import Problem
     from service.formats import decoding_limits
+    from service.formats.registry import FORMATS
     from service.imaging import decoding, encoding, identification, resizing
-    from service.imaging.photo import FORMATS
     from service.metadata import transfer
 
 LIMITS = decoding_limits.Limits(max_pixels=1_000_000, max_side=5000)

@@ -13,7 +13,7 @@ with atheris.instrument_imports(include=["service", "python_multipart"]):
     from service.errors import Problem
     from service.runtime.admission import Places, Receiving
     from service.settings import Settings
-    from service.web.routes import options_of
+    from service.web.options import options_of
     from service.web.upload import Upload, receive, receive_batch
 
 SETTINGS = Settings(max_bytes=300, max_batch_bytes=2000, max_batch_photos=3)

@@ -8,7 +8,8 @@ from typing import Any
 
 from service.errors import Problem
 from service.inference.registry import Catalog
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.suites.worker import serve
 

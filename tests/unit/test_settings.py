@@ -7,8 +7,10 @@ import pytest
 from pydantic import ValidationError
 
 from service import settings
-from service.settings import KEYS, OF_A_GPU, Settings, cpu_quota, tell_of_device, unknown_variables
-from service.web.access import AccessError, key_digests
+from service.runtime import cpu
+from service.runtime.cpu import cpu_quota
+from service.settings import KEYS, OF_A_GPU, Settings, tell_of_device, unknown_variables
+from service.web.auth import AccessError, key_digests
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,7 @@ def test_cores_are_whole_and_never_more_than_there_are(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
     monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(settings, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
     assert Settings().cores == expected
 
 

@@ -71,10 +71,10 @@ def test_a_command_that_is_interrupted_says_so_in_a_line(
 # does one end the program that runs just before the call.
 CHILD = """
 import ctypes
-from model_export import stopping
-from model_export.stopping import Stop, at_once
+from model_export import signals
+from model_export.signals import Stop, at_once
 
-stopping._raise = lambda number, frame: None
+signals._raise = lambda number, frame: None
 
 def compute():
     lock, library = ctypes.create_string_buffer(256), ctypes.CDLL(None)

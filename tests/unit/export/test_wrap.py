@@ -19,7 +19,8 @@ from model_export.export.wrap import MismatchError
 from service.imaging.color import split
 from service.inference.registry import Catalog
 from service.inference.session import Engine
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.conftest import Serve, decoded
 

@@ -14,7 +14,8 @@ from service.formats.decoding_limits import library_call
 from service.imaging import decoding, icc_profiles
 from service.imaging.decoders import bmp, jpeg, tiff
 from service.inference.registry import Catalog
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from service.web.app import create_app
 from tests.conftest import encoded

@@ -13,8 +13,8 @@ from PIL import ExifTags, Image, ImageOps
 from service.errors import Problem
 from service.formats import heif_reader, heif_still
 from service.formats.decoding_limits import Limits
+from service.formats.registry import Format
 from service.imaging import decoding
-from service.imaging.photo import Format
 from service.metadata import exif, transfer
 from service.metadata.transfer import Metadata
 from tests.unit.metadata.test_tiff import encoded_avif, loaded, opened, pixels, written

@@ -307,8 +307,8 @@ BOMBS |= {
 
 CHILD = """
 import json, pathlib, sys, time
-from service.problems import Problem
-from tests.unit.test_bombs import ORDINARY, taken
+from service.errors import Problem
+from tests.unit.imaging.test_bombs import ORDINARY, taken
 
 def peak():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidOption
+from service.formats import registry
+from service.formats.registry import Format
 from service.imaging import color, encoding
-from service.imaging.photo import Format, Pixels, Planes
+from service.imaging.photo import Pixels, Planes
 from tests.conftest import decoded, encoded, luma
 from tests.unit.imaging.test_decoding import decode
 
@@ -57,16 +59,16 @@ def test_pixels_of_every_format(astronaut: np.ndarray, format_: str, with_alpha:
 
 @pytest.mark.parametrize("format_", ["webp", "avif"])
 def test_what_would_take_too_long_is_refused_or_no_default(format_: Format) -> None:
-    encoding.check_size(5000, 8000, format_)
+    registry.check_size(5000, 8000, format_)
     with pytest.raises(InvalidOption) as caught:
-        encoding.check_size(5001, 8000, format_)
+        registry.check_size(5001, 8000, format_)
     assert (caught.value.field, caught.value.limit) == ("format", 40_000_000)
-    assert encoding.default_format("webp", has_alpha=False, pixels=40_000_000) == "webp"
-    assert encoding.default_format("webp", has_alpha=True, pixels=40_000_001) == "png"
+    assert registry.default_format("webp", has_alpha=False, pixels=40_000_000) == "webp"
+    assert registry.default_format("webp", has_alpha=True, pixels=40_000_001) == "png"
 
 
 def test_a_webp_has_room_for_16383_pixels() -> None:
-    encoding.check_size(1, 16_383, "webp")
+    registry.check_size(1, 16_383, "webp")
     with pytest.raises(InvalidOption) as caught:
-        encoding.check_size(1, 16_384, "webp")
+        registry.check_size(1, 16_384, "webp")
     assert (caught.value.field, caught.value.limit) == ("format", 16_383)

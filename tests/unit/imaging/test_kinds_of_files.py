@@ -14,9 +14,10 @@ import tifffile
 from PIL import Image, ImageOps
 
 from service.errors import Problem, TooManyPixels, UnreadableImage, UnsupportedType
-from service.formats import decoding_limits
+from service.formats import decoding_limits, registry
+from service.formats.registry import FORMATS, Format
 from service.imaging import color, decoding, encoding, identification, resizing
-from service.imaging.photo import FORMATS, Format, Photo, Pixels
+from service.imaging.photo import Photo, Pixels
 from service.metadata import transfer
 from tests.conftest import encoded
 
@@ -444,7 +445,7 @@ def test_cmyk_with_and_without_adobes_marker(picture: np.ndarray) -> None:
     ],
 )
 def test_what_an_upload_is_answered_in(source: str, with_alpha: bool, answer: str) -> None:
-    assert encoding.default_format(source, has_alpha=with_alpha) == answer  # type: ignore[arg-type]
+    assert registry.default_format(source, has_alpha=with_alpha) == answer  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
+from service.formats.registry import Format
 from service.imaging import decoding, resizing
-from service.imaging.photo import Format, Photo, Pixels
+from service.imaging.photo import Photo, Pixels
 from tests.conftest import encoded
 from tests.unit.imaging.test_decoding import LIMITS, decode
 

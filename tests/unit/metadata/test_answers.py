@@ -10,7 +10,8 @@ from PIL import Image, PngImagePlugin
 from service.formats import heif_reader
 from service.inference.registry import Catalog
 from service.metadata import transfer
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.samples.packets import every, packet
 from tests.unit.metadata.test_regions import (

@@ -17,8 +17,9 @@ from PIL import Image
 
 from service.formats import containers, decoding_limits, heif_reader, tiff_writer
 from service.formats.geometry import Reshape
+from service.formats.registry import Format
 from service.imaging import decoding, encoding
-from service.imaging.photo import Format, Pixels
+from service.imaging.photo import Pixels
 from service.metadata import exif, iptc, transfer, xmp
 from service.metadata.reader import FREE_BYTES
 from service.metadata.transfer import Metadata

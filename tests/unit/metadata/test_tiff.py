@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, IptcImagePlugin
 
 from service.formats import tiff_writer
 from service.formats.geometry import Reshape
-from service.imaging.photo import Format, Source
+from service.formats.registry import Format, Source
 from service.metadata import exif, iptc, transfer, xmp
 from service.metadata.transfer import Comment, Density, Metadata
 from tests.unit.metadata.test_transfer import (

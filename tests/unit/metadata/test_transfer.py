@@ -13,8 +13,9 @@ from PIL import ExifTags, Image
 
 from service.formats import containers, decoding_limits, tiff_writer
 from service.formats.geometry import Reshape
+from service.formats.registry import Format
 from service.imaging import decoding, encoding
-from service.imaging.photo import Format, Pixels
+from service.imaging.photo import Pixels
 from service.metadata import exif, reader, transfer, xmp
 from service.metadata.transfer import Comment, Density, Metadata
 from tests.conftest import encoded

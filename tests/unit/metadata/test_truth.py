@@ -12,13 +12,15 @@ from PIL import Image
 
 from service.formats import containers
 from service.formats.geometry import Reshape
+from service.formats.registry import Format
 from service.imaging import encoding
-from service.imaging.photo import Format, Pixels
+from service.imaging.photo import Pixels
 from service.inference.registry import Catalog
 from service.metadata import exif, iptc, transfer, xmp
 from service.metadata.reader import COPIES
 from service.metadata.transfer import Comment, Metadata
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.conftest import encoded
 from tests.samples.packets import every, full_name, names, packet

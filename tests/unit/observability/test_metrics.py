@@ -14,7 +14,7 @@ from service.errors import DeadlineExceeded, InvalidRequest
 from service.observability.metrics import ALL, METHODS, OTHER, REASONS, STAGES, Metrics, table
 from service.settings import Settings
 from service.web.app import create_app
-from service.web.routes import State
+from service.web.state import State
 
 ROOT = Path(__file__).parents[3]
 METRICS = Metrics()

@@ -10,8 +10,9 @@ from datetime import datetime
 import pytest
 
 from service.errors import NotFound, Overloaded, Problem
+from service.observability.logging import set_up_logging
 from service.observability.metrics import Metrics
-from service.observability.telemetry import Telemetry, note, set_up_logging
+from service.observability.middleware import Telemetry, note
 from service.observability.tracing import parse_traceparent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -13,11 +13,12 @@ import pytest
 from PIL import Image
 
 from service.errors import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel, UnsupportedType
+from service.formats.registry import FORMATS
 from service.imaging import color, decoding
-from service.imaging.photo import FORMATS
 from service.inference.executor import Plain
 from service.inference.registry import Catalog
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.conftest import decoded, encoded, luma
 from tests.waiting import WAIT_S, until

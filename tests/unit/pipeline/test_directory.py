@@ -10,7 +10,8 @@ from PIL import Image
 from service.inference.executor import EngineError
 from service.inference.registry import Catalog
 from service.pipeline import directory
-from service.pipeline.colorizer import Answer, Colorizer, Options
+from service.pipeline.colorizer import Answer, Colorizer
+from service.pipeline.options import Options
 from service.pipeline.output_folder import RECORD, record_of
 from service.settings import Settings
 from tests.conftest import encoded

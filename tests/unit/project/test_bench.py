@@ -17,7 +17,8 @@ from model_export.export.fp16 import emulated, halve
 from service.inference import half_precision
 from service.inference.registry import Catalog
 from service.inference.session import Engine
-from service.pipeline.colorizer import Colorizer, Options
+from service.pipeline.colorizer import Colorizer
+from service.pipeline.options import Options
 from service.settings import Settings
 from tests.bench import (
     check,

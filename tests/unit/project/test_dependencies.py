@@ -29,7 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 from service import settings
-from service.web import access, batch, connection, routes, server
+from service.web import batch, connection, cors, routes, server
 
 ROOT = Path(__file__).parents[3]
 # Our class, the library's, and what ours overrides or calls there.
@@ -51,8 +51,8 @@ OVERRIDDEN: list[tuple[type, type, set[str]]] = [
         },
     ),
     (server.Server, UvicornServer, {"run", "serve", "startup", "shutdown", "handle_exit"}),
-    (access.Readable, CORSMiddleware, {"__call__"}),
-    (access.Preflights, CORSMiddleware, {"simple_response"}),
+    (cors.Readable, CORSMiddleware, {"__call__"}),
+    (cors.Preflights, CORSMiddleware, {"simple_response"}),
     (batch.AlbumResponse, Response, {"__call__"}),
     (routes.UploadRoute, APIRoute, {"get_route_handler"}),
     (settings.Environment, EnvSettingsSource, {"prepare_field_value"}),

@@ -11,11 +11,11 @@ import yaml
 
 from service import errors
 from service.observability import metrics
-from service.observability.telemetry import LAST_DRAIN_S
+from service.observability.middleware import LAST_DRAIN_S
 from service.observability.tracing import EXPORT_S
 from service.runtime import memory
 from service.settings import SHIPPED_MODELS, Settings, environment
-from service.web.app import LAST_PHOTOS_S
+from service.web.watchdog import LAST_PHOTOS_S
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"

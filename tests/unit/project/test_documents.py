@@ -8,9 +8,9 @@ import pytest
 
 from service import errors
 from service.errors import ClientGone, Problem
-from service.formats import registry
-from service.imaging.photo import Source
-from service.pipeline.colorizer import Options
+from service.formats import support_table
+from service.formats.registry import Source
+from service.pipeline.options import Options
 from service.settings import SHIPPED_MODELS, Settings, table
 
 ROOT = Path(__file__).parents[3]
@@ -32,9 +32,9 @@ def test_the_errors_page_is_the_problems() -> None:
 
 def test_the_formats_page_is_the_formats() -> None:
     page = (ROOT / "docs" / "formats.md").read_text("utf-8")
-    for table_of_page in registry.table().split("\n\n"):
+    for table_of_page in support_table.table().split("\n\n"):
         assert f"\n\n{table_of_page.strip()}\n" in page
-    assert set(registry.UPLOADS) == set(get_args(Source))
+    assert set(support_table.UPLOADS) == set(get_args(Source))
 
 
 def test_every_problem_says_what_it_means_and_what_to_do() -> None:

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from service.inference.health import Stints
 from service.runtime import freeze_watchdog
+from service.runtime.busy import Stints
 from service.runtime.freeze_watchdog import LEAST_S, LOAD_S, Watchdog, await_named, run_named
 from tests.waiting import eventually
 

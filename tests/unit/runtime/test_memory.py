@@ -15,7 +15,7 @@ from service.runtime import memory
 FAULTS = """
 import resource, sys, threading
 import numpy as np
-from service import memory
+from service.runtime import memory
 
 def planes():
     return [np.ones((2000, 1500), np.uint8) for _ in range(3)]

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from service.errors import InvalidKey, MissingKey
 from service.settings import Settings, table
-from service.web import access
-from service.web.access import AccessError, KeyGuard
+from service.web import auth, cors, security_headers
 from service.web.app import create_app
+from service.web.auth import AccessError, KeyGuard
 
 ONE = "first-key-0123456789"
 TWO = "second-key-0123456789"
@@ -23,7 +23,7 @@ MALFORMED = ["short", f"{ONE} and words", "schlüssel-0123456789", "x" * 257]
 
 
 def keys_of(**settings: object) -> frozenset[bytes]:
-    return access.key_digests(Settings(**settings))
+    return auth.key_digests(Settings(**settings))
 
 
 def digests(*keys: str) -> frozenset[bytes]:
@@ -138,15 +138,15 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch,
     ["https://example.org", "http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:3000", "app://tomau"],
 )
 def test_an_origin(origin: str) -> None:
-    assert access.cors_origins(Settings(cors_origins=f"{origin}, https://other.example")) == [
+    assert cors.cors_origins(Settings(cors_origins=f"{origin}, https://other.example")) == [
         origin,
         "https://other.example",
     ]
 
 
 def test_origins_are_off_by_default_and_can_be_all() -> None:
-    assert access.cors_origins(Settings()) == []
-    assert access.cors_origins(Settings(cors_origins="*")) == ["*"]
+    assert cors.cors_origins(Settings()) == []
+    assert cors.cors_origins(Settings(cors_origins="*")) == ["*"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_origins_are_off_by_default_and_can_be_all() -> None:
 )
 def test_what_no_browser_sends_is_no_origin(origins: str) -> None:
     with pytest.raises(AccessError, match=r"^TOMAU_CORS_ORIGINS: "):
-        access.cors_origins(Settings(cors_origins=origins))
+        cors.cors_origins(Settings(cors_origins=origins))
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_what_no_browser_sends_is_no_origin(origins: str) -> None:
 def test_a_service_that_others_reach_warns_without_a_key(
     host: str, beyond: bool, models: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert access.is_beyond_loopback(host) == beyond
+    assert auth.is_beyond_loopback(host) == beyond
     settings = {"models": models, "device": "cpu", "host": host}
     with caplog.at_level(logging.WARNING, "service.web.app"):
         create_app(Settings(**settings))
@@ -206,17 +206,17 @@ def test_a_service_that_others_reach_warns_without_a_key(
 
 def test_what_an_answer_says_itself_goes_first() -> None:
     own = [(b"content-security-policy", b"default-src 'self'"), (b"cache-control", b"max-age=60")]
-    added = access.missing_headers(own)
-    assert {name for name, _ in added} == {name for name, _ in access.SAFE_HEADERS}
-    assert dict(access.missing_headers([]))[b"cache-control"] == b"no-store"
-    assert dict(access.missing_headers([(b"etag", b'"1"')]))[b"cache-control"] == b"no-cache"
+    added = security_headers.missing_headers(own)
+    assert {name for name, _ in added} == {name for name, _ in security_headers.SAFE_HEADERS}
+    assert dict(security_headers.missing_headers([]))[b"cache-control"] == b"no-store"
+    assert dict(security_headers.missing_headers([(b"etag", b'"1"')]))[b"cache-control"] == b"no-cache"
 
 
 def test_a_page_runs_its_own_scripts_alone() -> None:
     page = bytes(get_swagger_ui_html(openapi_url="openapi.json", title="tomau").body).decode()
     script = page[page.index("<script>") + len("<script>") : page.rindex("</script>")]
     expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = dict(part.strip().split(" ", 1) for part in access.page_policy(page).split(";"))
+    policy = dict(part.strip().split(" ", 1) for part in security_headers.page_policy(page).split(";"))
     assert policy["script-src"] == f"'self' 'sha256-{expected}'"
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert "unsafe" not in str(policy)

@@ -17,14 +17,16 @@ import uvicorn
 from service.errors import ClientGone, DeadlineExceeded
 from service.imaging.color import Floats
 from service.inference.executor import Batch, Plain
-from service.observability.telemetry import request_id
-from service.pipeline.colorizer import Answer, Options
+from service.pipeline.colorizer import Answer
+from service.pipeline.options import Options
+from service.runtime.request_context import request_id
 from service.runtime.thread_pool import is_any_apart
 from service.settings import Settings
-from service.web import app
+from service.web import app, watchdog
 from service.web.reload import Reloader
-from service.web.routes import State, _colorize
+from service.web.routes import _colorize
 from service.web.server import Server
+from service.web.state import State
 from tests.conftest import encoded
 from tests.waiting import WAIT_S, eventually, until
 
@@ -43,7 +45,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
         raise Ended
 
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(app, "WATCH_S", 0.02)
+    monkeypatch.setattr(watchdog, "WATCH_S", 0.02)
     door = threading.Event()
     settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.4, stuck_s=4)
     state: State = app.create_app(settings).state.tomau
@@ -59,16 +61,16 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
             jobs.append(asyncio.create_task(job))
         await eventually(lambda: state.workers.busy == 2)
         await eventually(lambda: state.obstacle() == "no worker has finished its photo in time")
-        assert app._end(state) is None
+        assert watchdog._end(state) is None
         with pytest.raises(Ended):
-            await asyncio.wait_for(app._watch(state), WAIT_S)
+            await asyncio.wait_for(watchdog._watch(state), WAIT_S)
         door.set()
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         assert all(outcome is True or isinstance(outcome, ClientGone) for outcome in outcomes)
 
     with caplog.at_level(logging.CRITICAL):
         asyncio.run(scene())
-    assert codes == [app.EXIT_STUCK]
+    assert codes == [watchdog.EXIT_STUCK]
     assert "all 2 workers are stuck for 4 s: the process ends, with the requests a, b inside" in caplog.text
 
 
@@ -82,8 +84,8 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         raise Ended
 
     monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(app, "WATCH_S", 0.02)
-    monkeypatch.setattr(app, "PROBE_S", 0.02)
+    monkeypatch.setattr(watchdog, "WATCH_S", 0.02)
+    monkeypatch.setattr(watchdog, "PROBE_S", 0.02)
     # As on a GPU, there are far more workers than executors.
     monkeypatch.setattr(Settings, "cores", 2)
     return codes
@@ -124,7 +126,7 @@ def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
     monkeypatch.setattr(Plain, "predict", hang)
 
     async def scene() -> None:
-        watch = asyncio.create_task(app._watch(state))
+        watch = asyncio.create_task(watchdog._watch(state))
         while runs.busy < 2:
             assert await colour(state, [jpeg] * 6, settings.deadline_s) == [DeadlineExceeded] * 6
         await eventually(lambda: state.obstacle() == "no run of the model compact has ended in time")
@@ -138,7 +140,7 @@ def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
 
     with caplog.at_level(logging.CRITICAL):
         asyncio.run(scene())
-    assert ended == [app.EXIT_STUCK]
+    assert ended == [watchdog.EXIT_STUCK]
     assert "all runs of the model compact are stuck for 2 s" in caplog.text
 
 
@@ -187,7 +189,7 @@ def test_a_service_whose_model_fails_on_every_photo_ends_itself(
 
     with caplog.at_level(logging.ERROR):
         asyncio.run(scene())
-    assert ended[0] == app.EXIT_FAILING
+    assert ended[0] == watchdog.EXIT_FAILING
     assert "fails on a black photo, too: CUDA failure 700" in caplog.text
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ClientGone
 from service.observability.metrics import Metrics
-from service.observability.telemetry import REFUSED
+from service.observability.middleware import REFUSED
 from service.runtime.admission import Places
 from service.settings import Settings
 from service.web import connection as connection_module

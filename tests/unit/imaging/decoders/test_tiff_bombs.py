@@ -239,21 +239,23 @@ def _reports(process: subprocess.Popen[str], file: Path) -> list[object]:
 
 CHILD = """
 import json, pathlib, sys, time
-from service import decoding, header, metadata, refusals
-from service.problems import Problem
+from service.errors import Problem
+from service.formats import decoding_limits
+from service.imaging import decoding, identification
+from service.metadata import transfer
 
 def peak():
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
-limits = refusals.Limits(100_000_000, 65_500)
+limits = decoding_limits.Limits(100_000_000, 65_500)
 for line in sys.stdin:
     data = pathlib.Path(line.strip()).read_bytes()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, started = peak(), time.process_time()
     try:
-        said = metadata.read(data, "tiff")
-        decoding.decode(data, header.source_of(data), limits, icc=said.icc, look=True)
+        said = transfer.read(data, "tiff")
+        decoding.decode(data, identification.source_of(data), limits, icc=said.icc, look=True)
         outcome = "ok"
     except Problem as problem:
         outcome = problem.code

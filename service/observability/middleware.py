@@ -7,11 +7,8 @@ import re
 import time
 import uuid
 from collections.abc import Mapping
-from contextvars import ContextVar
-from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,12 +16,10 @@ from service.errors import ClientGone, Draining, InternalError, OutOfMemory, Pro
 from service.observability.metrics import Metrics
 from service.observability.tracing import RequestSpan, Tracer, parse_traceparent
 from service.runtime.freeze_watchdog import await_named
+from service.runtime.request_context import request_id, trace_id
 
 log = logging.getLogger(__name__)
 
-NO_REQUEST = "-"
-request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
-trace_id: ContextVar[str | None] = ContextVar("trace_id", default=None)
 
 ID_HEADER = b"x-request-id"
 TRACE_HEADER = b"traceparent"
@@ -34,8 +29,6 @@ EXCHANGE = "tomau.exchange"
 REFUSED = "tomau.refused"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
-# They log pieces of what a client sent: tags of a photo, bytes of a form.
-LIBRARIES_THAT_QUOTE = ("PIL", "python_multipart")
 
 # Asked every few seconds by machines: where all is well, no line of the log's.
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
@@ -48,53 +41,6 @@ DRAIN_BYTES = 64 << 20
 DRAIN_S = 10.0
 # And when the service stops.
 LAST_DRAIN_S = 1.0
-
-
-class _IdFilter(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        request, trace = request_id.get(), trace_id.get()
-        record.request_id, record.trace_id = request, trace
-        record.ids = f"{request} {trace}" if trace else request
-        return True
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line. A record's `access` has the members of a request's line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts = vars(record)
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            "request_id": None if facts.get("request_id") == NO_REQUEST else facts.get("request_id"),
-            "trace_id": facts.get("trace_id"),
-            **facts.get("access", {}),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def set_up_logging(level: str, format_: Literal["text", "json"] = "text") -> None:
-    """Everything goes to standard error, one record a line (a traceback takes more of text), with its request's id."""
-    handler = logging.StreamHandler()
-    handler.addFilter(_IdFilter())
-    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(ids)s] %(message)s")
-    handler.setFormatter(_JsonFormatter() if format_ == "json" else text)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)
-    _look_up_no_more_than_is_written()
-    for library in LIBRARIES_THAT_QUOTE:
-        logging.getLogger(library).setLevel(logging.ERROR)
-
-
-def _look_up_no_more_than_is_written() -> None:
-    """As Python's guide to logging says under 'Optimization': a record asks for what neither format writes."""
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
-    logging._srcfile = None
 
 
 def server_timing(seconds: Mapping[str, float]) -> str:

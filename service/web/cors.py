@@ -1,0 +1,87 @@
+"""CORS: the origins whose pages may call, and the two middleware layers that answer for them."""
+
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.settings import Settings
+from service.web.auth import AccessError
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+# What a page of an allowed origin may send and read beyond what every page may.
+CORS_METHODS = ("GET", "POST")
+
+
+CORS_HEADERS = ("Authorization", "Traceparent", "X-API-Key", "X-Request-ID")
+
+
+CORS_EXPOSED = ("Retry-After", "Server-Timing", "X-Request-ID", "X-Tomau-Device", "X-Tomau-Input", "X-Tomau-Model")
+
+
+def cors_origins(settings: Settings) -> list[str]:
+    """The origins whose pages may call, as browsers write them, or `*` alone. Raises AccessError."""
+    if settings.cors_origins is None:
+        return []
+    origins = [origin for origin in map(str.strip, settings.cors_origins.split(",")) if origin]
+    if not origins:
+        raise AccessError("TOMAU_CORS_ORIGINS: there is no origin in it; unset it to allow none")
+    if origins == ["*"]:
+        return origins
+    for origin in origins:
+        if origin != _as_browsers_write(origin):
+            raise AccessError(
+                f"TOMAU_CORS_ORIGINS: {origin!r} is not an origin as browsers send it: scheme://host or"
+                " scheme://host:port in lower case, without a path or a default port; or `*` alone for all"
+            )
+    return origins
+
+
+def _as_browsers_write(origin: str) -> str | None:
+    try:
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError:
+        return None
+    if not parts.scheme or not parts.hostname or not re.fullmatch(r"[\w.:-]+", parts.hostname, re.ASCII):
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    suffix = "" if port in (None, DEFAULT_PORTS.get(parts.scheme)) else f":{port}"
+    return f"{parts.scheme}://{host}{suffix}"
+
+
+class Readable(CORSMiddleware):
+    """Lets pages of the allowed origins read every answer of the layers inside; preflights are for `Preflights`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "http":
+            await self.simple_response(scope, receive, send, request_headers=Headers(scope=scope))
+        else:
+            await self.app(scope, receive, send)
+
+
+class Preflights(CORSMiddleware):
+    """Answers preflights, which never have a key, and nothing else."""
+
+    async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:  # noqa: ARG002
+        """Passes the request on."""
+        await self.app(scope, receive, send)
+
+
+def cors(layer: type[CORSMiddleware], app: ASGIApp, settings: Settings) -> ASGIApp:
+    """The app in one of the two layers above; alone when no origin is allowed. Raises AccessError."""
+    origins = cors_origins(settings)
+    if not origins:
+        return app
+    return layer(
+        app,
+        allow_origins=origins,
+        allow_methods=CORS_METHODS,
+        allow_headers=CORS_HEADERS,
+        expose_headers=CORS_EXPOSED,
+    )

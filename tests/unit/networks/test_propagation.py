@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from model_export.recipe import Recipe
 from tests.conftest import contract
-from tests.unit.run.test_learning import BINS, saved_run, tiny
+from tests.training import BINS, saved_run, tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 SIDE = 16

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_export.recipe import Compact, Recipe
-from tests.unit.run.test_learning import BINS
+from tests.training import BINS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 WITH = Compact(widths=(4, 6, 8, 10, 12), context=8, backbone="efficientnet-lite0")

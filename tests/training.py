@@ -1,0 +1,27 @@
+"""Chroma bins, recipes and saved runs that the tests of training share."""
+
+from pathlib import Path
+
+import numpy as np
+
+from model_export.recipe import Recipe
+
+BINS = np.array([[a, b] for a in range(-60, 61, 10) for b in range(-60, 61, 10)], np.float32)
+
+
+def tiny(**network: object) -> Recipe:
+    settings = {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8} | network
+    return Recipe.model_validate({"name": "tiny", "network": settings, "validate_on": 2})
+
+
+def saved_run(folder: Path, seed: int, **network: object) -> Path:
+    import keras
+
+    from model_export.networks import compact
+    from model_export.weights import checkpoint
+
+    keras.utils.set_random_seed(seed)
+    folder.mkdir()
+    checkpoint.save_setup(folder, checkpoint.Setup(tiny(**network), BINS[:5], ["a", "b"]))
+    checkpoint.save_weights(folder / checkpoint.BEST, compact.build(tiny(**network), BINS[:5]))
+    return folder

@@ -52,14 +52,14 @@ def _serve(_: argparse.Namespace) -> None:
     import logging
 
     from service.observability.logging import set_up_logging
-    from service.settings import Settings, unknown_variables
+    from service.settings import Settings, renamed_variables, unknown_variables
     from service.web.app import create_app
     from service.web.server import Server, allow_files
 
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
-    for told in unknown_variables(os.environ):
-        logging.getLogger(__name__).warning(told)
+    for warning in (*renamed_variables(os.environ), *unknown_variables(os.environ)):
+        logging.getLogger(__name__).warning(warning)
     allow_files(settings.max_connections)
     app = create_app(settings)
     _check_address(settings.host, settings.port)
@@ -223,11 +223,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _faults(error: "ValidationError") -> str:
-    """Each bad setting or option, by the name that the user gave it."""
-    is_setting = error.title == "Settings"
-    names = [str(fault["loc"][0]) for fault in error.errors()]
-    shown = [f"TOMAU_{name.upper()}" if is_setting else name for name in names]
-    return "; ".join(f"{name}: {fault['msg']}" for name, fault in zip(shown, error.errors(), strict=True))
+    """Return a line that names each invalid setting by its variable, or each invalid option."""
+    from service.settings import FORMER_NAMES, variable
+
+    def shown(name: str) -> str:
+        if error.title != "Settings":
+            return name
+        former = FORMER_NAMES.get(name)
+        return f"{variable(name)} (formerly {variable(former)})" if former else variable(name)
+
+    return "; ".join(f"{shown(str(fault['loc'][0]))}: {fault['msg']}" for fault in error.errors())
 
 
 def _reason(error: Exception) -> str | None:

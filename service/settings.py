@@ -6,7 +6,7 @@ import logging
 import math
 import os
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +16,10 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from service.runtime.cpu import cpu_quota
+from service.runtime.memory import MIB
 
 log = logging.getLogger(__name__)
 
-MIB = 1 << 20
 # What a form may have beside its photos: boundaries, part headers, options.
 FORM_OVERHEAD = 64 * 1024
 SHIPPED_MODELS = Path(__file__).parent / "models"
@@ -28,7 +28,7 @@ KEYS = frozenset({"api_keys", "api_keys_file"})
 # What only one of the devices has a use for.
 OF_A_GPU = (
     "gpus",
-    "max_batch",
+    "inference_batch_size",
     "precision",
     "tf32",
     "cuda_graphs",
@@ -37,12 +37,25 @@ OF_A_GPU = (
     "tensorrt_options",
 )
 OF_A_CPU = ("spread_model_mib",)
+# Settings that were renamed, and their former names. The former names work until version 0.3.0.
+FORMER_NAMES = {"inference_batch_size": "max_batch"}
 # In .env for docker-compose.yml, which passes all of it on.
 OF_COMPOSE = frozenset({"TARGET"})
 
 
 class Environment(EnvSettingsSource):
-    """An empty variable is none, but for keys: compose passes on so what is not set."""
+    """The environment variables, in which an empty one counts as not set, except for keys.
+
+    Compose passes a variable that is not set as an empty one. A renamed setting is also read from its former name.
+    """
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Return the raw value of a field, its key, and whether the value is complex."""
+        value, key, is_complex = super().get_field_value(field, field_name)
+        former = FORMER_NAMES.get(field_name)
+        if not value and former:
+            value = self.env_vars.get(variable(former).lower())
+        return value, key, is_complex
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
         """The value of a field; None where there is none."""
@@ -84,7 +97,9 @@ class Settings(BaseSettings):
     gpus: str = Field(
         "0", pattern=r"^\d+(,\d+)*$", description="numbers of the GPUs to use, as `0,1`; they share one queue"
     )
-    max_batch: int = Field(32, ge=1, description="largest batch on a GPU")
+    inference_batch_size: int = Field(
+        32, ge=1, description="GPU only. Most photos that one run of a model takes; memory grows with it"
+    )
     precision: Literal["auto", "fp32", "fp16"] = Field(
         "auto",
         description="on a GPU: fp16 takes NAME.fp16.onnx and refuses to start when it is missing or differs; auto does"
@@ -102,7 +117,7 @@ class Settings(BaseSettings):
         None, description="uses ONNX Runtime's TensorRT provider with these options, as JSON; untested"
     )
     workers: int | None = Field(
-        None, ge=1, description="threads that colour photos; by default cores, or 2 x max_batch for each GPU"
+        None, ge=1, description="threads that colour photos; by default cores, or 2 x inference_batch_size for each GPU"
     )
 
     max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
@@ -117,7 +132,8 @@ class Settings(BaseSettings):
     max_photos: int | None = Field(
         None,
         ge=1,
-        description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x max_batch for each GPU",
+        description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x inference_batch_size for each"
+        " GPU",
     )
     spread_model_mib: int = Field(
         64,
@@ -219,10 +235,15 @@ class Settings(BaseSettings):
         return min(cores, math.ceil(cpu_quota() or cores))
 
 
+def variable(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"TOMAU_{name.upper()}"
+
+
 def tell_of_device(settings: Settings, device: Literal["cpu", "cuda"]) -> None:
     """Warn of variables that are set and have no effect on the device in use."""
     used, other, in_vain = ("the CPU", "a GPU", OF_A_GPU) if device == "cpu" else ("a GPU", "a CPU", OF_A_CPU)
-    names = ", ".join(f"TOMAU_{name.upper()}" for name in in_vain if name in settings.model_fields_set)
+    names = ", ".join(variable(name) for name in in_vain if name in settings.model_fields_set)
     if names:
         log.warning(
             "%s: no effect, as the models run on %s (TOMAU_DEVICE=%s); only %s has a use for that",
@@ -230,13 +251,28 @@ def tell_of_device(settings: Settings, device: Literal["cpu", "cuda"]) -> None:
         )
 
 
+def renamed_variables(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable that is set by its former name."""
+    given = {name.upper() for name, value in environ.items() if value}
+    warnings = []
+    for name, former in FORMER_NAMES.items():
+        if variable(former) not in given:
+            continue
+        if variable(name) in given:
+            warnings.append(f"{variable(former)} is ignored: it was renamed {variable(name)}, which is set, too")
+        else:
+            warnings.append(f"{variable(former)} was renamed {variable(name)}; the old name works until version 0.3.0")
+    return warnings
+
+
 def unknown_variables(names: Iterable[str]) -> list[str]:
-    """What to tell of variables that look like settings and are none."""
+    """Return a warning for each variable whose name starts as those of settings do, but is not one of them."""
     known = [name.upper() for name in Settings.model_fields]
+    former = [name.upper() for name in FORMER_NAMES.values()]
     told = []
     for name in sorted(names):
         prefix, _, rest = name.upper().partition("_")
-        if prefix == "TOMAU" and rest not in known and rest not in OF_COMPOSE:
+        if prefix == "TOMAU" and rest not in [*known, *former, *OF_COMPOSE]:
             likely = difflib.get_close_matches(rest, known, 1)
             told.append(f"{name} is no setting" + "".join(f": is TOMAU_{one} meant?" for one in likely))
     return told
@@ -248,7 +284,7 @@ def table(settings: Settings) -> str:
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
         shown = "" if value is None else f"`{value}`"
-        lines.append(f"| `TOMAU_{name.upper()}` | {shown} | {field.description} |")
+        lines.append(f"| `{variable(name)}` | {shown} | {field.description} |")
     return "\n".join(lines) + "\n"
 
 
@@ -259,5 +295,5 @@ def environment(settings: Settings) -> str:
         value = getattr(settings, name)
         shown = "" if value is None else json.dumps(value) if isinstance(value, bool | dict) else str(value)
         lines += [f"# {line}" for line in textwrap.wrap(field.description or "", 116, break_on_hyphens=False)]
-        lines.append(f"#TOMAU_{name.upper()}={shown}")
+        lines.append(f"#{variable(name)}={shown}")
     return "\n".join(lines) + "\n"

@@ -16,7 +16,8 @@ from service.inference.batcher import Batcher
 from service.inference.contract import Contract
 from service.inference.executor import Device, EngineError
 from service.inference.session import Engine, Gpu, available
-from service.settings import MIB, Settings
+from service.runtime.memory import MIB
+from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def _verified(path: Path) -> tuple[bytes, str]:
 
 def _a_gpus_photos(settings: Settings, batches: int) -> int:
     """So many full batches for each GPU."""
-    return batches * settings.max_batch * len(settings.gpu_ids)
+    return batches * settings.inference_batch_size * len(settings.gpu_ids)
 
 
 def _max_photos(settings: Settings, device: Device) -> int:
@@ -157,7 +158,7 @@ class Catalog:
             spread = min(settings.cores, MOST_SPREAD) if is_spread else 1
             return [Engine(path, data, "cpu", executors=settings.cores, spread=spread)]
         return [
-            Engine(path, data, "cuda", settings.max_batch, executors=EXECUTORS_A_GPU, gpu=_fit(gpu, path))
+            Engine(path, data, "cuda", settings.inference_batch_size, executors=EXECUTORS_A_GPU, gpu=_fit(gpu, path))
             for gpu in _gpus(settings)
         ]
 

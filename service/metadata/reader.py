@@ -21,10 +21,9 @@ from service.metadata import exif, iptc
 
 log = logging.getLogger(__name__)
 
-MIB = 1 << 20
-MAX_BLOCK = 4 * MIB
+MAX_BLOCK = 4 * 1024 * 1024
 # Packets of an image editor that lists every ancestor of a picture; they are read element by element.
-MAX_XMP = 2 * MIB
+MAX_XMP = 2 * 1024 * 1024
 MAX_COMMENTS = 1000
 # Metadata may have as many bytes as the whole file and these: what is compressed, or used twice, is not enlarged.
 FREE_BYTES = 64 * 1024

@@ -66,7 +66,7 @@ class Plan:
             models=folder,
             default_model=model.NAME,
             device=self.device,
-            max_batch=self.max_batch,
+            inference_batch_size=self.max_batch,
             cuda_graphs=self.graphs,
             cuda_options=self.options,
         )

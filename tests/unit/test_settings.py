@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from service import settings
-from service.runtime import cpu
+from service.cli import main
 from service.runtime.cpu import cpu_quota
-from service.settings import KEYS, OF_A_GPU, Settings, tell_of_device, unknown_variables
+from service.settings import KEYS, OF_A_GPU, Settings, renamed_variables, tell_of_device, unknown_variables
 from service.web.auth import AccessError, key_digests
 
 
@@ -38,7 +38,7 @@ def test_cores_are_whole_and_never_more_than_there_are(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, expected: int
 ) -> None:
     monkeypatch.setattr(settings.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(cpu, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(settings, "cpu_quota", lambda: quota)
     assert Settings().cores == expected
 
 
@@ -87,6 +87,38 @@ def test_a_variable_that_is_no_setting_is_told(name: str, told: list[str]) -> No
     assert unknown_variables(["PATH", name]) == told
 
 
+RENAMED = "TOMAU_MAX_BATCH was renamed TOMAU_INFERENCE_BATCH_SIZE; the old name works until version 0.3.0"
+IGNORED = "TOMAU_MAX_BATCH is ignored: it was renamed TOMAU_INFERENCE_BATCH_SIZE, which is set, too"
+
+
+@pytest.mark.parametrize(
+    ("given", "batch_size", "warnings"),
+    [
+        ({"TOMAU_MAX_BATCH": "8"}, 8, [RENAMED]),
+        ({"tomau_max_batch": "8"}, 8, [RENAMED]),
+        ({"TOMAU_MAX_BATCH": "8", "TOMAU_INFERENCE_BATCH_SIZE": "4"}, 4, [IGNORED]),
+        ({"TOMAU_MAX_BATCH": "8", "TOMAU_INFERENCE_BATCH_SIZE": ""}, 8, [RENAMED]),
+        ({"TOMAU_MAX_BATCH": "", "TOMAU_INFERENCE_BATCH_SIZE": "4"}, 4, []),
+        ({"TOMAU_MAX_BATCH": ""}, 32, []),
+        ({"TOMAU_INFERENCE_BATCH_SIZE": "4"}, 4, []),
+    ],
+)
+def test_a_renamed_setting_keeps_its_former_name(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], batch_size: int, warnings: list[str]
+) -> None:
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert Settings().inference_batch_size == batch_size
+    assert renamed_variables(given) == warnings
+    assert unknown_variables(given) == []
+
+
+def test_an_invalid_value_is_reported_under_both_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOMAU_MAX_BATCH", "none")
+    with pytest.raises(SystemExit, match=r"tomau: TOMAU_INFERENCE_BATCH_SIZE \(formerly TOMAU_MAX_BATCH\): Input"):
+        main(["settings"])
+
+
 @pytest.mark.parametrize("level", ["INFO", "Info", "info"])
 def test_levels_are_taken_in_any_case(monkeypatch: pytest.MonkeyPatch, level: str) -> None:
     monkeypatch.setenv("TOMAU_LOG_LEVEL", level)
@@ -112,7 +144,7 @@ def test_an_empty_variable_is_none_except_keys(monkeypatch: pytest.MonkeyPatch) 
 
 GPU_ONLY = {
     "TOMAU_GPUS": "0,1",
-    "TOMAU_MAX_BATCH": "8",
+    "TOMAU_INFERENCE_BATCH_SIZE": "8",
     "TOMAU_PRECISION": "fp16",
     "TOMAU_TF32": "0",
     "TOMAU_CUDA_GRAPHS": "1",

@@ -230,7 +230,7 @@ def test_the_limits_are_of_the_colour_space(tmp_path: Path) -> None:
 
 
 def settings(folder: Path, **changes: object) -> Settings:
-    return Settings(models=folder, default_model="tint", max_batch=4, **changes)  # type: ignore[arg-type]
+    return Settings(models=folder, default_model="tint", inference_batch_size=4, **changes)  # type: ignore[arg-type]
 
 
 def test_a_cpu_never_takes_the_half_and_it_is_no_model_of_its_own(folder: Path) -> None:

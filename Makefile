@@ -53,6 +53,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/vulture
+	$(BIN)/codespell --quiet-level 3
+	$(BIN)/python -m tests.prose
 
 train: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo 'say where the photographs are: make train DATA="shard.tar folder"'; exit 2; }
@@ -107,6 +111,7 @@ $(VENV)/.serve: requirements/serve-$(TARGET).lock pyproject.toml | $(BIN)/pip
 $(VENV)/.dev: requirements/dev.lock pyproject.toml | $(BIN)/pip
 	$(INSTALL) --no-deps --require-hashes -r requirements/dev.lock
 	$(INSTALL) --no-deps --editable .
+	$(BIN)/pip check
 	touch $@ $(VENV)/.serve
 
 $(VENV)/.bench: requirements/bench.lock pyproject.toml | $(BIN)/pip

@@ -28,8 +28,7 @@ L = TypeVar("L", bound=Levels)
 
 COLOR_SPACES: tuple[ColorSpace, ...] = ("lab", "hsv")
 
-# ITU-R BT.601: weights of R, G and B in luma, and the excursions of the colour differences.
-LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)
+# ITU-R BT.601: the excursions of the colour differences, and their shares in green.
 CB_EXCURSION = 1.772
 CR_EXCURSION = 1.402
 GREEN_OF_CB = 0.114 * CB_EXCURSION / 0.587

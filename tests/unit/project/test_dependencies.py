@@ -166,3 +166,29 @@ def test_the_lowest_versions_are_tried() -> None:
     for requirement in map(Requirement, named):
         low = bound(requirement, ">=")
         assert min(versions[requirement.name]).release[: len(low)] == low, requirement
+
+
+LOCKED_EXTRAS = {
+    "dev": ("cpu", "export", "dev"),
+    "bench": ("cpu", "bench"),
+    "fuzz": ("cpu", "export", "dev", "fuzz"),
+    "audit": ("cpu", "export", "dev", "audit"),
+    "serve-cpu": ("cpu",),
+    "serve-gpu": ("gpu",),
+    "lowest": ("cpu", "export", "dev"),
+}
+
+
+@pytest.mark.parametrize("lock", LOCKED_EXTRAS)
+def test_lock_files_are_up_to_date(lock: str) -> None:
+    """Each named requirement is locked, in a version that it allows. `make lock` mends it."""
+    versions = locked(f"{lock}.lock")
+    extras = PROJECT["optional-dependencies"]
+    named = [*PROJECT["dependencies"], *(one for extra in LOCKED_EXTRAS[lock] for one in extras[extra])]
+    for requirement in map(Requirement, named):
+        assert requirement.name in versions, requirement
+        assert all(requirement.specifier.contains(version) for version in versions[requirement.name]), requirement
+
+
+def test_every_lock_file_is_checked() -> None:
+    assert {path.stem for path in (ROOT / "requirements").glob("*.lock")} == {*LOCKED_EXTRAS, "build"}

@@ -22,7 +22,7 @@ LIMIT_S = 4.0
 WAIT_S = 60
 # PyDLL keeps the lock while the function runs.
 START = """
-import ctypes, service.frozen, service.cli
+import ctypes, service.runtime.freeze_watchdog, service.cli
 def freeze(seconds):
     ctypes.PyDLL(None).sleep(seconds)
 service.runtime.freeze_watchdog.LEAST_S = {limit}

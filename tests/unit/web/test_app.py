@@ -63,7 +63,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
         await eventually(lambda: state.obstacle() == "no worker has finished its photo in time")
         assert watchdog._end(state) is None
         with pytest.raises(Ended):
-            await asyncio.wait_for(watchdog._watch(state), WAIT_S)
+            await asyncio.wait_for(watchdog.watch(state), WAIT_S)
         door.set()
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         assert all(outcome is True or isinstance(outcome, ClientGone) for outcome in outcomes)
@@ -126,7 +126,7 @@ def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
     monkeypatch.setattr(Plain, "predict", hang)
 
     async def scene() -> None:
-        watch = asyncio.create_task(watchdog._watch(state))
+        watch = asyncio.create_task(watchdog.watch(state))
         while runs.busy < 2:
             assert await colour(state, [jpeg] * 6, settings.deadline_s) == [DeadlineExceeded] * 6
         await eventually(lambda: state.obstacle() == "no run of the model compact has ended in time")

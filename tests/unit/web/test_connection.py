@@ -83,11 +83,11 @@ def play(
         service = Service(app, Settings(**settings))
         listener = socket.create_server(("127.0.0.1", 0))
         service.address = listener.getsockname()
-        await service.web.server.startup(sockets=[listener])
+        await service.server.startup(sockets=[listener])
         try:
             await asyncio.wait_for(scene(service), WAIT_S)
         finally:
-            for one in service.web.server.servers:
+            for one in service.server.servers:
                 one.close()
             for connection in list(service.server.server_state.connections):
                 connection.transport.abort()

@@ -54,13 +54,13 @@ def _serve(_: argparse.Namespace) -> None:
     from service.observability.logging import set_up_logging
     from service.settings import Settings, renamed_variables, unknown_variables
     from service.web.app import create_app
-    from service.web.server import Server, allow_files
+    from service.web.server import Server, raise_file_limit
 
     settings = Settings()
     set_up_logging(settings.log_level, settings.log_format)
     for warning in (*renamed_variables(os.environ), *unknown_variables(os.environ)):
         logging.getLogger(__name__).warning(warning)
-    allow_files(settings.max_connections)
+    raise_file_limit(settings.max_connections)
     app = create_app(settings)
     _check_address(settings.host, settings.port)
     server = Server(app, settings)

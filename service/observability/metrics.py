@@ -164,7 +164,7 @@ class Watched(Protocol):
     connections: Places
     workers: "Workers"
 
-    def obstacle(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why the service is not ready, if it is not."""
 
 
@@ -281,7 +281,7 @@ class _Watch(Collector):
         """The gauges, as they are now."""
         state = self._state
         workers = state.workers
-        yield _gauge(READY, state.obstacle() is None)
+        yield _gauge(READY, state.not_ready_reason() is None)
         yield _gauge(INSIDE, workers.places.taken)
         yield _gauge(PLACES, workers.places.limit)
         yield _gauge(WAITING, workers.waiting)

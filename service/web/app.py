@@ -26,7 +26,7 @@ from service.web.openapi import PROBLEM, REQUEST_ID
 from service.web.routes import HeadAsGet, router, uploads
 from service.web.state import State
 from service.web.upload import tell_of_cap
-from service.web.watchdog import end_last_photos, probe, watch
+from service.web.watchdog import probe, wait_for_workers, watch
 
 log = logging.getLogger(__name__)
 
@@ -57,14 +57,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.workers.stop()
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.stop)
-    await end_last_photos(state)
+    await wait_for_workers(state)
     if is_any_apart():
         # A reload, most likely. Python's own end would break it off in the midst of a C call, and crash.
         log.info("the process ends without waiting for what it still loads or tries")
         os._exit(0)
 
 
-def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
     """What every request passes, from the outside in: safe headers, CORS, telemetry, preflights, keys, HEAD.
 
     Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
@@ -72,17 +72,17 @@ def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Trac
     """
     app.add_middleware(HeadAsGet)
     keys = auth.key_digests(settings)
-    cors.cors_origins(settings)  # Layers are made at the first request only.
+    cors.allowed_origins(settings)  # Layers are made at the first request only.
     if keys:
-        app.add_middleware(auth.KeyGuard, digests=keys)
+        app.add_middleware(auth.ApiKeyMiddleware, digests=keys)
         document = app.openapi
         app.openapi = lambda: openapi.with_keys(document(), PROBLEM, REQUEST_ID)  # type: ignore[method-assign]
     elif auth.is_beyond_loopback(settings.host):
         log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
-    app.add_middleware(partial(cors.cors, cors.Preflights), settings)
+    app.add_middleware(partial(cors.with_cors, cors.CorsPreflights), settings)
     app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
-    app.add_middleware(partial(cors.cors, cors.Readable), settings)
-    app.add_middleware(security_headers.SafeHeaders)
+    app.add_middleware(partial(cors.with_cors, cors.CorsResponses), settings)
+    app.add_middleware(security_headers.SecurityHeadersMiddleware)
 
 
 def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> FastAPI:
@@ -110,7 +110,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     metrics = Metrics(
         path for route in (*uploads.routes, *router.routes, *app.routes) if (path := getattr(route, "path", None))
     )
-    _add_layers(app, settings, metrics, tracer)
+    _add_middleware(app, settings, metrics, tracer)
     colorizer = Colorizer(catalog or Catalog(settings), settings)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer, metrics)

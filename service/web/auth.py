@@ -12,7 +12,7 @@ from service.errors import InvalidKey, MissingKey
 from service.settings import Settings
 
 # Who watches over the service has no key, and a probe tells nothing worth one.
-OPEN_PATHS = frozenset({"/livez", "/readyz"})
+KEYLESS_PATHS = frozenset({"/livez", "/readyz"})
 # What fits into `Authorization: Bearer` (RFC 6750), long enough not to be guessed.
 VALID_KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 
@@ -33,7 +33,7 @@ def key_digests(settings: Settings) -> frozenset[bytes]:
     """
     digests: set[bytes] = set()
     if settings.api_keys is not None:
-        digests |= _checked("TOMAU_API_KEYS", settings.api_keys.get_secret_value().split(","))
+        digests |= _valid_digests("TOMAU_API_KEYS", settings.api_keys.get_secret_value().split(","))
     if settings.api_keys_file is not None:
         source = f"TOMAU_API_KEYS_FILE: {settings.api_keys_file}"
         try:
@@ -42,11 +42,11 @@ def key_digests(settings: Settings) -> frozenset[bytes]:
             raise AccessError(f"{source}: {error.strerror}") from None
         except UnicodeDecodeError:
             raise AccessError(f"{source}: not a text in UTF-8") from None
-        digests |= _checked(source, (line.partition("#")[0] for line in text.splitlines()))
+        digests |= _valid_digests(source, (line.partition("#")[0] for line in text.splitlines()))
     return frozenset(digests)
 
 
-def _checked(source: str, keys: Iterable[str]) -> set[bytes]:
+def _valid_digests(source: str, keys: Iterable[str]) -> set[bytes]:
     given = [key for key in map(str.strip, keys) if key]
     if not given:
         raise AccessError(f"{source}: there is no key in it; unset it to let everyone call")
@@ -64,7 +64,7 @@ def is_beyond_loopback(host: str) -> bool:
         return host != "localhost"
 
 
-class KeyGuard:
+class ApiKeyMiddleware:
     """Asks for a key before anything else of a request is looked at. Raises MissingKey or InvalidKey."""
 
     def __init__(self, app: ASGIApp, digests: frozenset[bytes]) -> None:
@@ -73,7 +73,7 @@ class KeyGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in KEYLESS_PATHS:
             self.check(scope["headers"])
         await self.app(scope, receive, send)
 

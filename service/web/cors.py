@@ -23,7 +23,7 @@ CORS_HEADERS = ("Authorization", "Traceparent", "X-API-Key", "X-Request-ID")
 CORS_EXPOSED = ("Retry-After", "Server-Timing", "X-Request-ID", "X-Tomau-Device", "X-Tomau-Input", "X-Tomau-Model")
 
 
-def cors_origins(settings: Settings) -> list[str]:
+def allowed_origins(settings: Settings) -> list[str]:
     """The origins whose pages may call, as browsers write them, or `*` alone. Raises AccessError."""
     if settings.cors_origins is None:
         return []
@@ -33,7 +33,7 @@ def cors_origins(settings: Settings) -> list[str]:
     if origins == ["*"]:
         return origins
     for origin in origins:
-        if origin != _as_browsers_write(origin):
+        if origin != _as_browsers_send(origin):
             raise AccessError(
                 f"TOMAU_CORS_ORIGINS: {origin!r} is not an origin as browsers send it: scheme://host or"
                 " scheme://host:port in lower case, without a path or a default port; or `*` alone for all"
@@ -41,7 +41,7 @@ def cors_origins(settings: Settings) -> list[str]:
     return origins
 
 
-def _as_browsers_write(origin: str) -> str | None:
+def _as_browsers_send(origin: str) -> str | None:
     try:
         parts = urlsplit(origin)
         port = parts.port
@@ -54,8 +54,8 @@ def _as_browsers_write(origin: str) -> str | None:
     return f"{parts.scheme}://{host}{suffix}"
 
 
-class Readable(CORSMiddleware):
-    """Lets pages of the allowed origins read every answer of the layers inside; preflights are for `Preflights`."""
+class CorsResponses(CORSMiddleware):
+    """Lets pages of the allowed origins read every answer of the layers inside; preflights are for `CorsPreflights`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -65,7 +65,7 @@ class Readable(CORSMiddleware):
             await self.app(scope, receive, send)
 
 
-class Preflights(CORSMiddleware):
+class CorsPreflights(CORSMiddleware):
     """Answers preflights, which never have a key, and nothing else."""
 
     async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:  # noqa: ARG002
@@ -73,9 +73,9 @@ class Preflights(CORSMiddleware):
         await self.app(scope, receive, send)
 
 
-def cors(layer: type[CORSMiddleware], app: ASGIApp, settings: Settings) -> ASGIApp:
+def with_cors(layer: type[CORSMiddleware], app: ASGIApp, settings: Settings) -> ASGIApp:
     """The app in one of the two layers above; alone when no origin is allowed. Raises AccessError."""
-    origins = cors_origins(settings)
+    origins = allowed_origins(settings)
     if not origins:
         return app
     return layer(

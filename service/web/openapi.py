@@ -5,7 +5,7 @@ from typing import Any
 
 from service.formats.registry import MEDIA_TYPES
 from service.pipeline.options import Options
-from service.web.auth import OPEN_PATHS
+from service.web.auth import KEYLESS_PATHS
 from service.web.schemas import ProblemDocument
 
 PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_schema()}}
@@ -116,7 +116,7 @@ def with_keys(schema: dict[str, Any], problem: Mapping[str, Any], headers: Mappi
     }
     for path, operations in schema["paths"].items():
         for operation in operations.values():
-            if path in OPEN_PATHS:
+            if path in KEYLESS_PATHS:
                 operation["security"] = []
             else:
                 operation["responses"]["401"] = refusal

@@ -16,31 +16,33 @@ from service.web import cors, security_headers
 log = logging.getLogger(__name__)
 
 # How often it is told that there are too many.
-TELL_AGAIN_S = 60.0
+WARNING_INTERVAL_S = 60.0
 # With too many connections, too, as long as there is a file left for one.
-ALWAYS_ANSWERED = frozenset({"/livez", "/readyz", "/metrics"})
+ALWAYS_SERVED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
-class Full:
+class ConnectionLimitApp:
     """The service for connections that are too many: it only tells how it fares."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
         self._limit = settings.max_connections
-        self._told_at = -math.inf
-        refusing = Telemetry(cors.cors(cors.Preflights, self._refuse, settings), metrics)
-        self._refusing = security_headers.SafeHeaders(cors.cors(cors.Readable, refusing, settings))
+        self._warned_at = -math.inf
+        refusing = Telemetry(cors.with_cors(cors.CorsPreflights, self._refuse, settings), metrics)
+        self._refusing = security_headers.SecurityHeadersMiddleware(
+            cors.with_cors(cors.CorsResponses, refusing, settings)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        app = self._app if scope["path"] in ALWAYS_ANSWERED else self._refusing
+        app = self._app if scope["path"] in ALWAYS_SERVED_PATHS else self._refusing
         await app(scope, receive, send)
 
-    def tell(self) -> None:
+    def warn(self) -> None:
         """Logs that there are too many, once in a while: most of them never send a request that would be logged."""
         now = time.monotonic()
-        if now - self._told_at >= TELL_AGAIN_S:
-            self._told_at = now
+        if now - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = now
             log.warning(
                 "more connections at once than TOMAU_MAX_CONNECTIONS=%d: silent ones are closed, or new ones refused",
                 self._limit,

@@ -19,7 +19,7 @@ from service.settings import Settings
 log = logging.getLogger(__name__)
 
 # That hang, and the memory of whose models is lost.
-MOST_LOADS = 3
+MAX_LOADS = 3
 
 
 def has_terminal() -> bool:
@@ -44,18 +44,18 @@ class Reloader:
         self._colorizer = colorizer
         self._settings = settings
         self._metrics = metrics
-        self._is_wanted = False
+        self._is_requested = False
         self._task: asyncio.Task[None] | None = None
         # Those under way, and when they began; of the event loop's thread only.
         self._loads: dict[asyncio.Future[bool], float] = {}
         self._numbers = itertools.count(1)
         self._swap = threading.Lock()
-        self._served = 0  # the number of the load that made what serves now
-        self.began: Callable[[], None] = lambda: None  # called whenever a load begins
+        self._served_number = 0  # the number of the load that made what serves now
+        self.on_load: Callable[[], None] = lambda: None  # called whenever a load begins
 
     def request(self) -> None:
         """Has the models read again, from the event loop; what is asked for while that is being done, is done after."""
-        self._is_wanted = True
+        self._is_requested = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         else:
@@ -73,26 +73,26 @@ class Reloader:
         return sum(now - began >= self._settings.stuck_s for began in list(self._loads.values()))
 
     async def _run(self) -> None:
-        while self._is_wanted:
-            await self._wait_for_room()
-            self._is_wanted = False
+        while self._is_requested:
+            await self._wait_for_free_load()
+            self._is_requested = False
             load = asyncio.ensure_future(apart(self.reload))
             self._loads[load] = time.monotonic()
-            load.add_done_callback(self._ended)
-            self.began()
+            load.add_done_callback(self._on_load_end)
+            self.on_load()
             limit = self._settings.stuck_s
             await asyncio.wait([load], timeout=limit)
             if not load.done():
                 log.error("a load of the models has not ended in %g s: the old ones serve, SIGHUP loads anew", limit)
 
-    def _ended(self, load: asyncio.Future[bool]) -> None:
+    def _on_load_end(self, load: asyncio.Future[bool]) -> None:
         del self._loads[load]
         if not load.cancelled() and (error := load.exception()):
             log.error("the models were not reloaded: %s", error)
             self._metrics.reload(success=False)
 
-    async def _wait_for_room(self) -> None:
-        if len(self._loads) >= MOST_LOADS:
+    async def _wait_for_free_load(self) -> None:
+        if len(self._loads) >= MAX_LOADS:
             log.error("%d loads of the models have not ended: no other begins until one does", len(self._loads))
             await asyncio.wait(self._loads, return_when=asyncio.FIRST_COMPLETED)
 
@@ -106,19 +106,19 @@ class Reloader:
         except Exception:
             log.exception("the models were not reloaded, and nothing has changed")
         else:
-            if self._take_over(catalog, number):
+            if self._serve(catalog, number):
                 self._metrics.reload(success=True)
                 return True
             log.error("the models were not reloaded, and nothing has changed: a later load has ended before")
         self._metrics.reload(success=False)
         return False
 
-    def _take_over(self, catalog: Catalog, number: int) -> bool:
+    def _serve(self, catalog: Catalog, number: int) -> bool:
         """Has a catalogue serve, unless that of a later load does."""
         with self._swap:
-            if number < self._served:
+            if number < self._served_number:
                 return False
-            self._served = number
+            self._served_number = number
             self._colorizer.catalog = catalog
         names = ", ".join(f"{model.contract.name} {model.contract.version} {model.sha256:.12}" for model in catalog)
         log.info("the models were reloaded (%d of them new): %s", len(catalog.fresh), names)

@@ -261,8 +261,8 @@ async def livez() -> Live:
 )
 async def readyz(state: Shared) -> Ready:
     """Models are loaded, warm and not failing, nothing is stuck, and the service is not about to stop."""
-    if obstacle := state.obstacle():
-        raise Draining(obstacle, retry_after=5)
+    if reason := state.not_ready_reason():
+        raise Draining(reason, retry_after=5)
     catalog = state.colorizer.catalog
     default = catalog.get(None)
     return Ready(device=default.device, models=[model.contract.name for model in catalog])
@@ -297,5 +297,5 @@ async def docs() -> HTMLResponse:
         swagger_css_url="docs/assets/swagger-ui.css",
         swagger_favicon_url="docs/assets/favicon-32x32.png",
     )
-    page.headers["Content-Security-Policy"] = security_headers.page_policy(bytes(page.body).decode())
+    page.headers["Content-Security-Policy"] = security_headers.page_content_policy(bytes(page.body).decode())
     return page

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # On every answer. Cross-Origin-Resource-Policy is about what a page embeds unasked; CORS goes its own way.
-SAFE_HEADERS = (
+SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -22,10 +22,10 @@ POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'non
 NO_STORE = (b"cache-control", b"no-store")
 
 
-ASK_AGAIN = (b"cache-control", b"no-cache")
+REVALIDATE = (b"cache-control", b"no-cache")
 
 
-class SafeHeaders:
+class SecurityHeadersMiddleware:
     """The outermost layer: gives every answer its security headers; its own Content-Security-Policy goes first."""
 
     def __init__(self, app: ASGIApp) -> None:
@@ -48,11 +48,11 @@ class SafeHeaders:
 def missing_headers(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """What an answer's headers lack. Only files, which have an ETag, may be kept, and are asked about each time."""
     names = {name for name, _ in headers}
-    wanted = (*SAFE_HEADERS, POLICY, ASK_AGAIN if b"etag" in names else NO_STORE)
+    wanted = (*SECURITY_HEADERS, POLICY, REVALIDATE if b"etag" in names else NO_STORE)
     return [header for header in wanted if header[0] not in names]
 
 
-def page_policy(html: str) -> str:
+def page_content_policy(html: str) -> str:
     """The Content-Security-Policy of a page: what it loads comes from here, and its own inline scripts alone run."""
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]

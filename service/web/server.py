@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from service.observability.middleware import LAST_DRAIN_S
 from service.runtime.freeze_watchdog import Watchdog
 from service.settings import Settings
-from service.web.connection import SPARE_FILES, Protocol
-from service.web.overload import Full
+from service.web.connection import SPARE_FILES, LimitedProtocol
+from service.web.overload import ConnectionLimitApp
 from service.web.reload import has_terminal
 from service.web.state import State
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 100e-6
 
 
-def allow_files(connections: int) -> None:
+def raise_file_limit(connections: int) -> None:
     """Raises the process's limit of open files, of which each connection is one; the usual 1,024 are too few.
 
     When the system allows no more, the connections that find none are reset: then there is a warning.
@@ -57,14 +57,14 @@ class Server(uvicorn.Server):
         self._state: State = app.state.tomau
         limits = {
             "state": self._state,
-            "full": Full(app, settings, self._state.metrics),
-            "silent": {},
+            "limit_app": ConnectionLimitApp(app, settings, self._state.metrics),
+            "idle": {},
         }
         config = uvicorn.Config(
             app,
             host=settings.host,
             port=settings.port,
-            http=type("LimitedProtocol", (Protocol,), limits),
+            http=type("LimitedProtocol", (LimitedProtocol,), limits),
             ws="none",
             log_config=None,
             access_log=False,
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._watchdog = Watchdog(settings.stuck_s, self._state.reloader.loading_for)
-        self._state.reloader.began = self._watchdog.arm
+        self._state.reloader.on_load = self._watchdog.arm
         self._delay = settings.drain_delay_s
         self._batch_s = settings.drain_batch_s
 
@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
         if hasattr(signal, "SIGHUP"):
             # Whoever had the signal ignored, as nohup does, wants it to outlive its terminal.
             ends_with_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up, ends_with_terminal)
+            self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup, ends_with_terminal)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
@@ -116,7 +116,7 @@ class Server(uvicorn.Server):
         if self.server_state.tasks and not self.force_exit:
             await asyncio.wait(self.server_state.tasks, timeout=2 * LAST_DRAIN_S)
 
-    def _hang_up(self, ends_with_terminal: bool) -> None:
+    def _on_sighup(self, ends_with_terminal: bool) -> None:
         """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
         if ends_with_terminal and not has_terminal():
             self.handle_exit(signal.SIGTERM, None)
@@ -131,9 +131,9 @@ class Server(uvicorn.Server):
             return
         self._state.draining = True
         log.info("SIGTERM: not ready any more, taking requests for another %g s", self._delay)
-        self._loop.call_soon_threadsafe(self._let_go)
+        self._loop.call_soon_threadsafe(self._disable_keep_alive)
         self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, super().handle_exit, sig, None)
 
-    def _let_go(self) -> None:
+    def _disable_keep_alive(self) -> None:
         for connection in self.server_state.connections:
-            cast("Protocol", connection).let_go()
+            cast("LimitedProtocol", connection).disable_keep_alive()

@@ -30,7 +30,7 @@ class State:
         catalog.watch(metrics.batch)
         metrics.watch(self)
 
-    def obstacle(self) -> str | None:
+    def not_ready_reason(self) -> str | None:
         """Why it is not ready to take a photo, if it is not."""
         if self.draining:
             return "the service is about to stop"

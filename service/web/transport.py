@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
-class Counted:
+class CountingTransport:
     """A transport that counts what is written to it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
@@ -25,7 +25,7 @@ class Counted:
         return getattr(self._transport, name)
 
 
-def without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
+def without_chunked_encoding(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
     """HTTP/1.0 has none (RFC 9112, 6.1): an answer of unknown length ends with its connection."""
 
     async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,7 +55,7 @@ def is_reset(transport: asyncio.Transport) -> bool:
     return bool(poll.poll(0))
 
 
-async def was_reset(transport: asyncio.Transport, seconds: float, pause: float) -> bool:
+async def wait_for_reset(transport: asyncio.Transport, seconds: float, pause: float) -> bool:
     """Wait so many seconds at most for a reset. Return whether it came; it is looked for after each pause."""
     ends = time.monotonic() + seconds
     while not transport.is_closing() and not is_reset(transport):

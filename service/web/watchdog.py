@@ -28,10 +28,10 @@ PROBE_S = 2.0
 
 
 # For photos that nobody waits for any more, when the process is to end.
-LAST_PHOTOS_S = 5.0
+LAST_WORKERS_S = 5.0
 
 
-def _end(state: State) -> tuple[int, str] | None:
+def _exit_reason(state: State) -> tuple[int, str] | None:
     """The code and the reason to end with, when only a new process helps."""
     limit = state.settings.stuck_s
     if state.workers.stuck_for() > limit:
@@ -49,14 +49,14 @@ async def watch(state: State) -> None:
     """Ends the process when only a new one helps: a thread inside a C call can't be stopped, for one."""
     while True:
         await asyncio.sleep(WATCH_S)
-        if end := _end(state):
-            code, reason = end
-            log.critical("%s: the process ends%s", reason, _requests_inside(state))
+        if found := _exit_reason(state):
+            code, reason = found
+            log.critical("%s: the process ends%s", reason, _requests_in_progress(state))
             freeze_watchdog.dump_tracebacks()
             os._exit(code)
 
 
-def _requests_inside(state: State) -> str:
+def _requests_in_progress(state: State) -> str:
     """Return the end of a log line: the requests that may have caused the end of the process."""
     requests = ", ".join(sorted(state.workers.requests))
     return f", with the requests {requests} inside" if requests else ""
@@ -72,13 +72,13 @@ async def probe(state: State) -> None:
                     await apart(partial(model.batcher.suspects.probe, model.black))
 
 
-async def end_last_photos(state: State) -> None:
+async def wait_for_workers(state: State) -> None:
     """Ends the process when a worker does not come back: Python would wait for it for ever."""
-    ends = time.monotonic() + LAST_PHOTOS_S
+    ends = time.monotonic() + LAST_WORKERS_S
     while state.workers.busy:
         if time.monotonic() > ends:
             stuck = "%d workers are stuck: the process ends without them%s"
-            log.critical(stuck, state.workers.busy, _requests_inside(state))
+            log.critical(stuck, state.workers.busy, _requests_in_progress(state))
             freeze_watchdog.dump_tracebacks()
             os._exit(EXIT_STUCK)
         await asyncio.sleep(0.05)

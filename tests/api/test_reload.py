@@ -26,7 +26,7 @@ from service.inference.registry import Catalog
 from service.pipeline.options import Options
 from service.settings import Settings
 from service.web.app import create_app
-from service.web.reload import MOST_LOADS, Reloader
+from service.web.reload import MAX_LOADS, Reloader
 from service.web.state import State
 from tests.api.test_metrics import scrape, settled, total
 from tests.conftest import Serve, Server, contract, free_port, tint_model
@@ -365,7 +365,7 @@ def test_a_load_that_does_not_end_keeps_no_later_one_from_it(
     impatient: State, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     loads, state, began = Loads(monkeypatch, impatient, folder), impatient, []
-    state.reloader.began = lambda: began.append(True)
+    state.reloader.on_load = lambda: began.append(True)
 
     async def scene() -> None:
         assert state.reloader.loading_for() is None
@@ -397,18 +397,18 @@ def test_only_so_many_loads_hang_at_once(
     loads, state = Loads(monkeypatch, impatient, folder), impatient
 
     async def scene() -> None:
-        for count in range(1, MOST_LOADS + 1):
+        for count in range(1, MAX_LOADS + 1):
             state.reloader.request()
             await loads.begun(count)
         state.reloader.request()
         await eventually(lambda: "no other begins until one does" in caplog.text)
-        assert len(loads.doors) == figure(state, "tomau_reloads_overdue") == MOST_LOADS
+        assert len(loads.doors) == figure(state, "tomau_reloads_overdue") == MAX_LOADS
         loads.doors[0].set()
-        await loads.begun(MOST_LOADS + 1)
+        await loads.begun(MAX_LOADS + 1)
         for door in loads.doors:
             door.set()
         await eventually(lambda: state.reloader.loading_for() is None)
-        assert served(state) == str(MOST_LOADS + 2)
+        assert served(state) == str(MAX_LOADS + 2)
 
     asyncio.run(scene())
 

@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[3]
 # Our class, the library's, and what ours overrides or calls there.
 OVERRIDDEN: list[tuple[type, type, set[str]]] = [
     (
-        connection.Protocol,
+        connection.LimitedProtocol,
         HttpToolsProtocol,
         {
             *("connection_made", "connection_lost", "data_received", "eof_received", "pause_writing", "resume_writing"),
@@ -51,8 +51,8 @@ OVERRIDDEN: list[tuple[type, type, set[str]]] = [
         },
     ),
     (server.Server, UvicornServer, {"run", "serve", "startup", "shutdown", "handle_exit"}),
-    (cors.Readable, CORSMiddleware, {"__call__"}),
-    (cors.Preflights, CORSMiddleware, {"simple_response"}),
+    (cors.CorsResponses, CORSMiddleware, {"__call__"}),
+    (cors.CorsPreflights, CORSMiddleware, {"simple_response"}),
     (batch.AlbumResponse, Response, {"__call__"}),
     (routes.UploadRoute, APIRoute, {"get_route_handler"}),
     (settings.Environment, EnvSettingsSource, {"prepare_field_value"}),

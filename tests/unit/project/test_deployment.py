@@ -15,7 +15,7 @@ from service.observability.middleware import LAST_DRAIN_S
 from service.observability.tracing import EXPORT_S
 from service.runtime import memory
 from service.settings import SHIPPED_MODELS, Settings, environment
-from service.web.watchdog import LAST_PHOTOS_S
+from service.web.watchdog import LAST_WORKERS_S
 
 ROOT = Path(__file__).parents[3]
 DOCKER = ROOT / "docker"
@@ -88,7 +88,7 @@ def test_a_service_that_is_stuck_is_told_before_it_ends() -> None:
 
 def test_times_fit_the_services() -> None:
     default = Settings()
-    last = 2 * LAST_DRAIN_S + EXPORT_S + LAST_PHOTOS_S
+    last = 2 * LAST_DRAIN_S + EXPORT_S + LAST_WORKERS_S
     assert last == 12, "as .env.example and the pages have it"
     longest = default.drain_delay_s + max(default.deadline_s + 5, default.drain_batch_s) + last
     assert float(VARIABLES["COLORIZE_STOP_GRACE"].removesuffix("s")) > longest

@@ -15,7 +15,7 @@ from service.errors import InvalidKey, MissingKey
 from service.settings import Settings, table
 from service.web import auth, cors, security_headers
 from service.web.app import create_app
-from service.web.auth import AccessError, KeyGuard
+from service.web.auth import AccessError, ApiKeyMiddleware
 
 ONE = "first-key-0123456789"
 TWO = "second-key-0123456789"
@@ -84,7 +84,7 @@ def test_keys_are_shown_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_known_key_opens(headers: list[tuple[bytes, bytes]]) -> None:
-    guard = KeyGuard(None, digests(ONE, TWO))  # type: ignore[arg-type]
+    guard = ApiKeyMiddleware(None, digests(ONE, TWO))  # type: ignore[arg-type]
     for key in (ONE, TWO):
         guard.check([(name, value.replace(b"KEY", key.encode())) for name, value in headers])
         with pytest.raises(InvalidKey):
@@ -112,7 +112,7 @@ def test_a_known_key_opens(headers: list[tuple[bytes, bytes]]) -> None:
 )
 def test_anything_else_does_not(headers: list[tuple[bytes, bytes]], refusal: type[Exception]) -> None:
     with pytest.raises(refusal) as raised:
-        KeyGuard(None, digests(ONE, TWO)).check(headers)  # type: ignore[arg-type]
+        ApiKeyMiddleware(None, digests(ONE, TWO)).check(headers)  # type: ignore[arg-type]
     assert ONE not in str(raised.value)
 
 
@@ -127,7 +127,7 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(hmac, "compare_digest", compare)
     known = digests(ONE, TWO, f"{TWO}3")
     try:
-        KeyGuard(None, known).check([(b"x-api-key", key.encode())])  # type: ignore[arg-type]
+        ApiKeyMiddleware(None, known).check([(b"x-api-key", key.encode())])  # type: ignore[arg-type]
     except InvalidKey:
         assert key not in (ONE, TWO)
     assert sorted(compared) == sorted((32, digest) for digest in known)
@@ -138,15 +138,15 @@ def test_every_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch,
     ["https://example.org", "http://localhost:3000", "http://127.0.0.1:8080", "http://[::1]:3000", "app://tomau"],
 )
 def test_an_origin(origin: str) -> None:
-    assert cors.cors_origins(Settings(cors_origins=f"{origin}, https://other.example")) == [
+    assert cors.allowed_origins(Settings(cors_origins=f"{origin}, https://other.example")) == [
         origin,
         "https://other.example",
     ]
 
 
 def test_origins_are_off_by_default_and_can_be_all() -> None:
-    assert cors.cors_origins(Settings()) == []
-    assert cors.cors_origins(Settings(cors_origins="*")) == ["*"]
+    assert cors.allowed_origins(Settings()) == []
+    assert cors.allowed_origins(Settings(cors_origins="*")) == ["*"]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_origins_are_off_by_default_and_can_be_all() -> None:
 )
 def test_what_no_browser_sends_is_no_origin(origins: str) -> None:
     with pytest.raises(AccessError, match=r"^TOMAU_CORS_ORIGINS: "):
-        cors.cors_origins(Settings(cors_origins=origins))
+        cors.allowed_origins(Settings(cors_origins=origins))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_service_that_others_reach_warns_without_a_key(
 def test_what_an_answer_says_itself_goes_first() -> None:
     own = [(b"content-security-policy", b"default-src 'self'"), (b"cache-control", b"max-age=60")]
     added = security_headers.missing_headers(own)
-    assert {name for name, _ in added} == {name for name, _ in security_headers.SAFE_HEADERS}
+    assert {name for name, _ in added} == {name for name, _ in security_headers.SECURITY_HEADERS}
     assert dict(security_headers.missing_headers([]))[b"cache-control"] == b"no-store"
     assert dict(security_headers.missing_headers([(b"etag", b'"1"')]))[b"cache-control"] == b"no-cache"
 
@@ -216,7 +216,7 @@ def test_a_page_runs_its_own_scripts_alone() -> None:
     page = bytes(get_swagger_ui_html(openapi_url="openapi.json", title="tomau").body).decode()
     script = page[page.index("<script>") + len("<script>") : page.rindex("</script>")]
     expected = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = dict(part.strip().split(" ", 1) for part in security_headers.page_policy(page).split(";"))
+    policy = dict(part.strip().split(" ", 1) for part in security_headers.page_content_policy(page).split(";"))
     assert policy["script-src"] == f"'self' 'sha256-{expected}'"
     assert policy["default-src"] == policy["base-uri"] == policy["frame-ancestors"] == "'none'"
     assert "unsafe" not in str(policy)

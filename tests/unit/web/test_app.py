@@ -60,8 +60,8 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
             job = state.workers.run(lambda _: door.wait(WAIT_S), deadline=float("inf"), gone=gone)
             jobs.append(asyncio.create_task(job))
         await eventually(lambda: state.workers.busy == 2)
-        await eventually(lambda: state.obstacle() == "no worker has finished its photo in time")
-        assert watchdog._end(state) is None
+        await eventually(lambda: state.not_ready_reason() == "no worker has finished its photo in time")
+        assert watchdog._exit_reason(state) is None
         with pytest.raises(Ended):
             await asyncio.wait_for(watchdog.watch(state), WAIT_S)
         door.set()
@@ -129,14 +129,14 @@ def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
         watch = asyncio.create_task(watchdog.watch(state))
         while runs.busy < 2:
             assert await colour(state, [jpeg] * 6, settings.deadline_s) == [DeadlineExceeded] * 6
-        await eventually(lambda: state.obstacle() == "no run of the model compact has ended in time")
+        await eventually(lambda: state.not_ready_reason() == "no run of the model compact has ended in time")
         await eventually(lambda: state.workers.busy == 2)
         assert state.workers.stuck_for() == 0, "four have left"
         with pytest.raises(Ended):
             await watch
         door.set()
         await eventually(lambda: not state.workers.busy)
-        assert state.obstacle() is None
+        assert state.not_ready_reason() is None
 
     with caplog.at_level(logging.CRITICAL):
         asyncio.run(scene())
@@ -183,7 +183,7 @@ def test_a_service_whose_model_fails_on_every_photo_ends_itself(
             assert await colour(state, [jpeg]) == [None]
             device.is_broken = True
             assert await colour(state, [jpeg] * 6) == [RuntimeError] * 6
-            await eventually(lambda: state.obstacle() == "the model compact fails on a black photo, too")
+            await eventually(lambda: state.not_ready_reason() == "the model compact fails on a black photo, too")
             assert not ended
             await eventually(lambda: bool(ended))
 
@@ -199,9 +199,9 @@ def test_a_failure_that_passes_makes_it_ready_again_without_a_photo(models: Path
         async with serving(models, stuck_s=60) as state:
             device.is_broken = True
             assert await colour(state, [jpeg]) == [RuntimeError]
-            await eventually(lambda: state.obstacle() is not None)
+            await eventually(lambda: state.not_ready_reason() is not None)
             device.is_broken = False
-            await eventually(lambda: state.obstacle() is None)
+            await eventually(lambda: state.not_ready_reason() is None)
 
     asyncio.run(scene())
 
@@ -215,7 +215,7 @@ def test_a_photo_that_fails_again_and_again_does_not_make_it_unready(models: Pat
             warmed = device.blacks
             while device.blacks < warmed + 5:
                 assert await colour(state, [white] * 3) == [RuntimeError] * 3
-                assert state.obstacle() is None
+                assert state.not_ready_reason() is None
             await eventually(lambda: not state.colorizer.catalog.get(None).batcher.suspects)
 
     asyncio.run(scene())

@@ -22,8 +22,8 @@ from service.observability.middleware import REFUSED
 from service.runtime.admission import Places
 from service.settings import Settings
 from service.web import connection as connection_module
-from service.web.connection import MAX_HEAD_BYTES, Protocol
-from service.web.overload import Full
+from service.web.connection import MAX_HEADER_BYTES, LimitedProtocol
+from service.web.overload import ConnectionLimitApp
 from tests.waiting import WAIT_S, eventually
 
 BIG = 32 << 20
@@ -45,8 +45,8 @@ class Service:
             connections=Places("connections", settings.max_connections),
             draining=False,
         )
-        limits = {"state": self.state, "full": Full(app, settings, self.state.metrics), "silent": {}}
-        protocol = type("Limited", (Protocol,), limits)
+        limits = {"state": self.state, "limit_app": ConnectionLimitApp(app, settings, self.state.metrics), "idle": {}}
+        protocol = type("Limited", (LimitedProtocol,), limits)
         options = {"ws": "none", "lifespan": "off", "log_config": None, "access_log": False}
         config = uvicorn.Config(app, http=protocol, timeout_keep_alive=settings.keep_alive_s, **options)
         config.load()
@@ -276,12 +276,12 @@ def test_what_is_taken_buys_time_though_as_much_waits_again(monkeypatch: pytest.
         monkeypatch.setattr(connection, "transport", transport)
         for written, ends in ((1 << 30, False), (2 << 30, False), (2 << 30, True)):
             transport.written = written
-            connection._patience_ends = 0.0
-            connection._look_at_reading()
+            connection._read_deadline = 0.0
+            connection._check_reading()
             assert bool(ended) is ends
         monkeypatch.undo()
 
-    monkeypatch.setattr(connection_module, "_in_the_kernel", lambda _: 0)
+    monkeypatch.setattr(connection_module, "_kernel_unread_bytes", lambda _: 0)
     play(scene, hello, min_read_rate=1)
 
 
@@ -308,7 +308,7 @@ def test_a_head_that_is_too_large_is_refused(complete: bool) -> None:
     async def scene(service: Service) -> None:
         client = await service.connect()
         await send(client, b"GET / HTTP/1.1\r\nHost: x\r\nCookie: ")
-        await send(client, b"x" * (MAX_HEAD_BYTES + 1))
+        await send(client, b"x" * (MAX_HEADER_BYTES + 1))
         if complete:
             await send(client, b"\r\n\r\n")
         with contextlib.suppress(ConnectionError):
@@ -317,7 +317,7 @@ def test_a_head_that_is_too_large_is_refused(complete: bool) -> None:
         found = await whole(client)
         assert found.startswith(b"HTTP/1.1 431 ")
         problem = json.loads(found.split(b"\r\n\r\n")[1])
-        assert (problem["code"], problem["limit"]) == ("head_too_large", MAX_HEAD_BYTES)
+        assert (problem["code"], problem["limit"]) == ("head_too_large", MAX_HEADER_BYTES)
 
     play(scene, hello)
 
@@ -347,9 +347,9 @@ def test_a_head_may_have_just_as_much_as_it_may(kind: str, cut: int) -> None:
     async def scene(service: Service) -> None:
         client = await service.connect()
         for _ in range(2):  # with what came before forgotten
-            await send(client, sized(MAX_HEAD_BYTES, kind))
+            await send(client, sized(MAX_HEADER_BYTES, kind))
             await until(client, b"hello")
-        for total in (MAX_HEAD_BYTES + 1, 195 * 1024):
+        for total in (MAX_HEADER_BYTES + 1, 195 * 1024):
             client = await service.connect()
             await send(client, GET)
             await until(client, b"hello")
@@ -404,7 +404,7 @@ def test_bytes_that_are_barely_a_body_take_no_longer() -> None:
         nonlocal calls
         client = await service.connect()
         start = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        around = MAX_HEAD_BYTES - len(start) - len(b"1000000;\r\n")
+        around = MAX_HEADER_BYTES - len(start) - len(b"1000000;\r\n")
         await send(client, start + b"1000000;" + b"x" * around + b"\r\n")
         await eventually(lambda: service.connections == 1)
         (connection,) = service.server.server_state.connections
@@ -554,7 +554,7 @@ def test_a_connection_too_many_takes_the_place_of_a_silent_one(
         await send(kept, GET)
         await until(kept, b"hello")
         await eventually(lambda: service.connections == 2)
-        monkeypatch.setattr(connection_module, "SILENT_S", -1.0)
+        monkeypatch.setattr(connection_module, "MIN_IDLE_S", -1.0)
         for gone in (mute, kept):
             client = await service.connect()
             await send(client, GET)
@@ -566,7 +566,7 @@ def test_a_connection_too_many_takes_the_place_of_a_silent_one(
             await service.connect()
             await eventually(lambda: service.connections == 2)
 
-    monkeypatch.setattr(connection_module, "SILENT_S", 1000.0)
+    monkeypatch.setattr(connection_module, "MIN_IDLE_S", 1000.0)
     with caplog.at_level(logging.WARNING):
         play(scene, hello, max_connections=2)
     assert caplog.text.count("more connections at once than TOMAU_MAX_CONNECTIONS=2") == 1
@@ -592,7 +592,7 @@ def test_one_too_many_takes_but_the_place_of_another_one_too_many(monkeypatch: p
         go_on.set()
         await until(busy, b"hello")
 
-    monkeypatch.setattr(connection_module, "SILENT_S", -1.0)
+    monkeypatch.setattr(connection_module, "MIN_IDLE_S", -1.0)
     play(scene, slow, max_connections=1)
 
 
@@ -609,9 +609,9 @@ def test_connections_too_many_leave_files_for_others(monkeypatch: pytest.MonkeyP
         assert service.connections == 1
         assert not is_closed(first)
 
-    monkeypatch.setattr(connection_module, "SILENT_S", 1000.0)
+    monkeypatch.setattr(connection_module, "MIN_IDLE_S", 1000.0)
     monkeypatch.setattr(connection_module, "SPARE_FILES", 4)
-    monkeypatch.setattr(connection_module, "FULL_HEAD_S", 1.0)
+    monkeypatch.setattr(connection_module, "OVERLOAD_HEADER_S", 1.0)
     play(scene, hello, max_connections=1, head_s=60)
 
 
@@ -652,7 +652,7 @@ def test_the_last_answer_before_the_end_says_so(begun: bool) -> None:
         await eventually(lambda: bool(service.server.server_state.tasks))
         if begun:
             for connection in service.server.server_state.connections:
-                connection.let_go()
+                connection.disable_keep_alive()
         go_on.set()
         found = await whole(client)
         assert b"\r\nconnection: close\r\n" in found
@@ -790,7 +790,7 @@ def test_a_client_that_is_gone_after_it_has_closed_its_side_is_seen() -> None:
         client = await service.connect()
         await send(client, GET)
         half_close(client)
-        await asyncio.sleep(2 * connection_module.HALF_CLOSED_LOOK_S)
+        await asyncio.sleep(2 * connection_module.HALF_CLOSE_CHECK_S)
         assert not gone.is_set()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         client.close()

@@ -1,4 +1,4 @@
-"""The command `tomau`. Each command imports what it needs: `tomau health` has to start fast."""
+"""The command `tomau`. Each subcommand imports its own modules, so that `tomau health` starts fast."""
 
 import argparse
 import faulthandler
@@ -19,35 +19,29 @@ if TYPE_CHECKING:
 
     from service.pipeline.directory import Outcome
 
-# Those of an upload.
-OPTIONS = {
-    "model": "a name that `tomau models` lists",
-    "format": "jpeg, png, webp, tiff or avif; by default the photo's own, or that of the output's name",
-    "quality": "of a JPEG, WebP or AVIF, 1 to 100; by default a JPEG's own, at least 85, else 92",
-    "strength": "scales the colour, 0 (gray) to 2; by default 1",
-    "max_side": "shrinks the answer to this longer side, pixels",
-    "if_color": "recolor, keep or reject photos that are in colour already",
-    "metadata": "keep (by default) or strip",
-    "merge": "luma (by default) or literal",
+# What only the command line has to say about an option.
+NOTES = {
+    "model": "`tomau models` lists the names.",
+    "format": "The suffix of an --output file sets the format, too.",
 }
 
 
 def _serve(_: argparse.Namespace) -> None:
     _open_standard_files()
-    faulthandler.enable(2)  # the number: `sys.stderr` may be missing
+    faulthandler.enable(2)  # By number, because `sys.stderr` may be None.
     if hasattr(signal, "SIGHUP"):
-        # It asks for a reload: one that comes before the models are loaded waits until they are.
+        # SIGHUP asks for a reload. One that arrives before the models are loaded stays pending until they are.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     server: uvicorn.Server | None = None
 
     def end(number: int, _: object) -> None:
-        # A server that has ended raises the signal that ended it once more.
+        # A server that was stopped by a signal raises that signal again at its end.
         if server is None or not server.started:
             os._exit(128 + number)
 
     if os.getpid() == 1:
-        # As in a container. There is no default action for this process: until the server listens to the signal, it
-        # would be lost.
+        # In a container, process 1 has no default action for signals. Without a handler of our own, a SIGTERM that
+        # arrives before uvicorn installs its handler would be lost.
         signal.signal(signal.SIGTERM, end)
     import logging
 
@@ -68,16 +62,19 @@ def _serve(_: argparse.Namespace) -> None:
 
 
 def _open_standard_files() -> None:
-    """Else the next files would get their numbers, and what a library has to complain about would go into a photo."""
+    """Open /dev/null for each standard file that is closed.
+
+    Otherwise the next file or socket would get the number 2, and messages of C libraries would be written into it.
+    """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # It gets the lowest free number, which is this one.
 
 
 def _check_address(host: str, port: int) -> None:
-    """Raises OSError, told in a line, when the address can't be listened on: uvicorn goes on with its log."""
+    """Raise OSError if the address can't be listened on. uvicorn would only log a traceback."""
     try:
         for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             with socket.socket(family, kind, protocol) as probe:
@@ -104,25 +101,25 @@ def _colorize(args: argparse.Namespace) -> None:
     from service.settings import Settings
 
     for stream in (sys.stdout, sys.stderr):
-        # The names of files may be in another encoding, or in none.
+        # A file name may have bytes that the terminal's encoding can't show.
         cast("io.TextIOWrapper", stream).reconfigure(errors="backslashreplace")
-    given = {name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None}
+    given = {name: getattr(args, name) for name in Options.model_fields if getattr(args, name) is not None}
     jobs, folder, format_ = directory.plan(args.photo, args.output, given.get("format"))
     if format_:
         given["format"] = format_
     options = Options.model_validate(given)
-    settings = Settings(spread_model_mib=0)  # That would take longer to load than it saves.
+    settings = Settings(spread_model_mib=0)  # A second session would take longer to load than it saves.
     colorizer = Colorizer(Catalog(settings), settings)
     colorizer.catalog.get(options.model)
     directory.make(folder)
     outcomes = directory.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
-    with closing(outcomes):  # After Ctrl-C, what has not begun is dropped.
-        code = _tell(outcomes)
+    with closing(outcomes):  # After Ctrl-C, photos that have not been started are dropped.
+        code = _report(outcomes)
     sys.exit(code)
 
 
-def _tell(outcomes: "Iterable[Outcome]") -> int:
-    """A line for each photo, and one at the end; the exit code is 1 when one has failed."""
+def _report(outcomes: "Iterable[Outcome]") -> int:
+    """Print a line for each photo and a summary. Return the exit code, which is 1 if a photo failed."""
     colored = skipped = failed = 0
     for outcome in outcomes:
         if outcome.reason:
@@ -175,7 +172,7 @@ def _metrics(_: argparse.Namespace) -> None:
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """An option that prints the version, which is looked up only then."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
@@ -183,43 +180,63 @@ class _Version(argparse.Action):
         parser.exit(message=f"tomau {version('tomau')}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tomau", description="Colours black-and-white photographs.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="show it and exit")
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tomau", description="Colour black-and-white photographs.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="serve over HTTP; settings are TOMAU_* variables").set_defaults(call=_serve)
-    commands.add_parser("models", help="list the models; * is the default").set_defaults(call=_models)
+    commands.add_parser("serve", help="serve over HTTP; TOMAU_* variables are the settings").set_defaults(call=_serve)
+    commands.add_parser("models", help="list the models; * marks the default").set_defaults(call=_models)
     settings = commands.add_parser("settings", help="list the settings and their values")
     settings.set_defaults(call=_settings)
-    settings.add_argument("--env", action="store_true", help="as an environment file, such as .env")
-    commands.add_parser("formats", help="list what is taken and what is given").set_defaults(call=_formats)
-    commands.add_parser("errors", help="list every problem that an answer can be").set_defaults(call=_errors)
+    settings.add_argument("--env", action="store_true", help="print them as an environment file, such as .env")
+    commands.add_parser("formats", help="list the formats of uploads and of outputs").set_defaults(call=_formats)
+    commands.add_parser("errors", help="list the errors that the service responds with").set_defaults(call=_errors)
     commands.add_parser("metrics", help="list the metrics").set_defaults(call=_metrics)
-    commands.add_parser("health", help="ask the service here whether it is ready").set_defaults(call=_health)
+    commands.add_parser("health", help="check whether the service on this machine is ready").set_defaults(call=_health)
     colorize = commands.add_parser("colorize", help="colour photos")
     colorize.set_defaults(call=_colorize)
     colorize.add_argument(
         "photo",
         type=Path,
         nargs="+",
-        help="files, and folders of them; hidden files and folders in a folder are passed over",
+        help="Photos, and folders of photos. Hidden files and folders inside a folder are skipped.",
     )
     colorize.add_argument(
         "-o",
         "--output",
         required=True,
-        help="a .jpg, .png, .webp, .tiff or .avif file for one photo, else a folder; each album needs its own, because"
-        " answers have the names of their photos, with .jpg or the like behind them where their format is another",
+        help="A .jpg, .png, .webp, .tiff or .avif file for a single photo, otherwise a folder. In a folder, an output"
+        " has the name of its photo, plus a new suffix if the format differs. Use a separate folder for each set of"
+        " photos.",
     )
     colorize.add_argument(
         "--force",
         action="store_true",
-        help="replace answers that tomau wrote for the same photo; by default they are left, whatever the other"
-        " options. No other file is ever replaced",
+        help="Replace an output that tomau wrote for the same photo. By default it is kept, even if the options differ."
+        " No other file is ever replaced.",
     )
-    for name, meaning in OPTIONS.items():
-        colorize.add_argument(f"--{name.replace('_', '-')}", help=meaning)
+    if "colorize" in argv:
+        _add_options(colorize)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of Options, which checks the values. Its import is too slow for `tomau health`."""
+    from service.pipeline.options import Options
+
+    for name, schema in Options.model_json_schema()["properties"].items():
+        schema |= next((kind for kind in schema.get("anyOf", ()) if kind["type"] != "null"), {})
+        least, most, default = schema.get("minimum"), schema.get("maximum"), schema.get("default")
+        texts = [schema["description"], NOTES.get(name, "")]
+        if least is not None:
+            texts.append(f"Allowed: at least {least}." if most is None else f"Allowed: {least} to {most}.")
+        if default is not None:
+            texts.append(f"Default: {default}.")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            metavar="{" + ",".join(schema["enum"]) + "}" if "enum" in schema else None,
+            help=" ".join(filter(None, texts)).replace("%", "%%"),
+        )
 
 
 def _faults(error: "ValidationError") -> str:
@@ -236,7 +253,7 @@ def _faults(error: "ValidationError") -> str:
 
 
 def _reason(error: Exception) -> str | None:
-    """What is wrong, if that is for the user to put right."""
+    """Return the message of an error that the user can fix, or None for any other error."""
     from pydantic import ValidationError
     from pydantic_settings import SettingsError
 
@@ -265,8 +282,8 @@ def _reason(error: Exception) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs one command; what is wrong is said in one line, with a non-zero code."""
-    args = _parser().parse_args(argv)
+    """Run one command. An error that the user can fix is printed in one line, and the exit code is 1."""
+    args = _parser(sys.argv[1:] if argv is None else argv).parse_args(argv)
     try:
         args.call(args)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Options of a request to colour a photo."""
+"""Options of a request to colour a photo, for HTTP and for the command line."""
 
 from typing import Literal
 
@@ -8,43 +8,47 @@ from service.formats.registry import Format
 
 
 class Options(BaseModel):
-    """What a caller may ask for."""
+    """The options that a caller may set. HTTP and the command line show the descriptions of the fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model: str | None = Field(
-        None, description="a name from `GET /models`; by default the one marked there", examples=["compact"]
-    )
+    model: str | None = Field(None, description="Name of the model to use.", examples=["compact"])
     format: Format | None = Field(
         None,
-        description="format of the answer; by default what `Accept` alone asks for, else that of the upload where it is"
-        " one of these and not AVIF, which is slow, else JPEG (PNG for a photo with alpha)",
+        description="Format of the output. By default it is the format of the photo. AVIF is never the default, because"
+        " it is slow. If the photo's format can't be written, the default is JPEG, or PNG for a photo with alpha.",
         examples=["png"],
     )
     quality: int | None = Field(
         None,
         ge=1,
         le=100,
-        description="of a JPEG, WebP or AVIF answer; by default a JPEG's own, at least 85, else 92",
+        description="Quality of a JPEG, WebP or AVIF output. By default it is the quality of a JPEG photo, but at least"
+        " 85, and 92 for all other photos.",
         examples=[90],
     )
     strength: float = Field(
-        1.0, ge=0, le=2, description="scales the colour: 0 is gray, 1 the model's own", examples=[1.3]
+        1.0,
+        ge=0,
+        le=2,
+        description="Factor that the colour is multiplied by: 0 gives gray, 1 the model's own colours.",
+        examples=[1.3],
     )
     max_side: int | None = Field(
-        None, ge=1, description="shrinks the answer to this longer side, pixels", examples=[1600]
+        None, ge=1, description="Shrink the output to this length of its longer side, in pixels.", examples=[1600]
     )
     if_color: Literal["recolor", "keep", "reject"] | None = Field(
         None,
-        description="what becomes of a photo that is in colour already: `recolor` colours it anew, `keep` answers it as"
-        " it came, `reject` is a 422; photos in one tone, as sepia, count as black-and-white. When given, the header"
-        " `X-Tomau-Input` says what the photo was; by default nobody looks, which is quicker, and all are coloured",
+        description="What to do with a photo that is already in colour. `recolor` colours it again, `keep` returns it"
+        " unchanged, and `reject` refuses it. A photo in one tone, such as sepia, counts as black-and-white. By default"
+        " the service does not check, which is faster, and colours every photo.",
     )
     metadata: Literal["keep", "strip"] = Field(
         "keep",
-        description="`keep` carries captions, dates, places and the like over; `strip` drops them. That the colours are"
-        " synthetic is noted either way",
+        description="`keep` copies captions, dates, locations and other metadata to the output, `strip` drops them."
+        " With either value the output is marked as having synthetic colours.",
     )
     merge: Literal["luma", "literal"] = Field(
-        "luma", description="`luma` keeps the photo's luma exactly; `literal` converts L*ab or HSV to RGB"
+        "luma",
+        description="`luma` keeps the photo's luma exactly; `literal` converts the Lab or HSV result to RGB.",
     )

@@ -12,6 +12,15 @@ PROBLEM = {"application/problem+json": {"schema": ProblemDocument.model_json_sch
 BINARY = {"type": "string", "format": "binary"}
 
 
+# What only HTTP has to say about an option.
+NOTES = {
+    "model": "`GET /models` lists the names and marks the default.",
+    "format": "An `Accept` header that names one of these image types, and nothing else, replaces the default.",
+    "if_color": "`reject` responds with status 422. If the option is given, the response header `X-Tomau-Input` says"
+    " what the photo was.",
+}
+
+
 def _header(description: str, **schema: Any) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string", **schema}}
 
@@ -85,7 +94,10 @@ def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
 
 def _options() -> dict[str, dict[str, Any]]:
     """The schema of each option. One that may be missing has no null, which neither a query nor a form can say."""
-    return {name: _without_null(schema) for name, schema in Options.model_json_schema()["properties"].items()}
+    options = {name: _without_null(schema) for name, schema in Options.model_json_schema()["properties"].items()}
+    for name, note in NOTES.items():
+        options[name]["description"] += f" {note}"
+    return options
 
 
 def _without(schema: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -72,8 +72,17 @@ def test_models_settings_and_errors_are_listed(tomau, models: Path) -> None:
     assert tomau("--version").startswith("tomau ")
 
 
-def test_the_options_are_those_of_an_upload() -> None:
-    assert list(cli.OPTIONS) == list(Options.model_fields)
+def test_the_options_are_those_of_an_upload(tomau) -> None:
+    said = " ".join(tomau("colorize", "--help").split())
+    assert cli.NOTES.keys() <= Options.model_fields.keys()
+    for name, field in Options.model_fields.items():
+        assert f" --{name.replace('_', '-')} " in said
+        assert field.description in said
+    assert "--metadata {keep,strip}" in said
+    assert "--quality QUALITY" in said
+    assert "Allowed: 1 to 100." in said
+    assert "Allowed: at least 1." in said
+    assert "Default: 1.0." in said
 
 
 @pytest.fixture

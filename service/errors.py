@@ -29,6 +29,7 @@ class Problem(Exception):
     advice: ClassVar[str] = ""  # what the caller should do
     retry: ClassVar[str] = "no"  # whether the same request may succeed later
     challenge: ClassVar[str | None] = None
+    retry_after_s: ClassVar[int | None] = None  # the Retry-After header, where the raiser gives no other value
 
     def __init__(
         self,
@@ -43,7 +44,7 @@ class Problem(Exception):
         self.detail = detail
         self.field = field
         self.limit = limit
-        self.retry_after = retry_after
+        self.retry_after = self.retry_after_s if retry_after is None else retry_after
         self.allow = allow
 
     def body(self, request_id: str) -> dict[str, Any]:
@@ -221,6 +222,7 @@ class Overloaded(Problem):
     status, code, title = 503, "overloaded", "The service is overloaded"
     advice = "wait the seconds of `Retry-After`, a random part more each time"
     retry = "yes"
+    retry_after_s = 1
 
 
 class OutOfMemory(Problem):
@@ -229,6 +231,7 @@ class OutOfMemory(Problem):
     status, code, title = 503, "out_of_memory", "There is not enough memory now"
     advice = "wait the seconds of `Retry-After`; if that does not help, send a smaller photo"
     retry = "yes"
+    retry_after_s = 5
 
 
 class Draining(Problem):
@@ -237,6 +240,7 @@ class Draining(Problem):
     status, code, title = 503, "draining", "The service is stopping"
     advice = "wait the seconds of `Retry-After`, or ask another instance"
     retry = "yes"
+    retry_after_s = 5
 
 
 class DeadlineExceeded(Problem):

@@ -122,7 +122,7 @@ class Batcher:
             if self._free:
                 waiter.executor = self._free.popleft()
             elif len(self._waiting) >= self._capacity:
-                raise Overloaded("too many photos wait for the model", limit=self._capacity, retry_after=1)
+                raise Overloaded("too many photos wait for the model", limit=self._capacity)
             self._waiting.append(waiter)
         try:
             return self._outcome(waiter)

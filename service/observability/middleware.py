@@ -33,9 +33,6 @@ VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Asked every few seconds by machines: where all is well, no line of the log's.
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 
-# For another try, when the service has no memory or stops.
-RETRY_AFTER_S = 5
-
 # What a client that is refused may still send before it is cut off.
 DRAIN_BYTES = 64 << 20
 DRAIN_S = 10.0
@@ -91,9 +88,7 @@ class Telemetry:
             await exchange.cut_off()
         except MemoryError:
             log.exception("not enough memory")
-            await exchange.refuse(
-                OutOfMemory("the service has no memory left for the request", retry_after=RETRY_AFTER_S)
-            )
+            await exchange.refuse(OutOfMemory("the service has no memory left for the request"))
         except Exception:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))
@@ -150,7 +145,7 @@ class _Exchange:
 
     async def cut_off(self) -> None:
         """Tells the client that the service stops. An answer that has begun breaks off: what came is not all."""
-        problem = Draining("the service stopped before the answer was ready", retry_after=RETRY_AFTER_S)
+        problem = Draining("the service stopped before the answer was ready")
         if self._status is None:
             await self.refuse(problem, drain_s=LAST_DRAIN_S)
         self._code = self._code or problem.code

@@ -29,8 +29,6 @@ log = logging.getLogger(__name__)
 
 # Of a photo's way, as `Answer.seconds` has them.
 STAGES = ("decode", "queue", "infer", "merge", "encode")
-# Photos beside it may be done then.
-RETRY_AFTER_S = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class _Way:
                 raise
             log.warning("no memory for a photo's %s: %s", name, error)
             detail = f"there is no memory left for the photo's {name}"
-            raise OutOfMemory(detail, retry_after=RETRY_AFTER_S) from error
+            raise OutOfMemory(detail) from error
         self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
 
 

@@ -9,8 +9,6 @@ from typing import Self
 
 from service.errors import Overloaded
 
-RETRY_AFTER_S = 1
-
 
 class Places:
     """A counted number of places, of which none is waited for."""
@@ -23,7 +21,7 @@ class Places:
     def take(self, count: int = 1, *, leave: int = 0) -> None:
         """Takes places; raises Overloaded when there are not so many, or fewer than `leave` would be left."""
         if self.taken + count > self.limit - leave:
-            raise Overloaded(f"too many {self.what} at once", limit=self.limit, retry_after=RETRY_AFTER_S)
+            raise Overloaded(f"too many {self.what} at once", limit=self.limit)
         self.taken += count
 
     def give_back(self, count: int = 1) -> None:

@@ -15,6 +15,7 @@ from service.errors import ClientGone, InternalError, Problem
 from service.formats.registry import SUFFIXES
 from service.pipeline.colorizer import Answer
 from service.runtime.request_context import request_id
+from service.web.disconnect import raise_on_disconnect
 from service.web.form import SentPhoto
 from service.web.zip_stream import Archive, unique_stems
 
@@ -137,7 +138,7 @@ class AlbumResponse(Response):
         with self._inside:
             try:
                 async with asyncio.TaskGroup() as group:
-                    watch = group.create_task(_raise_once_gone(receive))
+                    watch = group.create_task(raise_on_disconnect(receive))
                     await self._send(send)
                     watch.cancel()
             except* ClientGone:
@@ -152,9 +153,3 @@ class AlbumResponse(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await self._album.write(write)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _raise_once_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    raise ClientGone("the client hung up")

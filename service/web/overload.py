@@ -9,7 +9,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import Overloaded
 from service.observability.metrics import Metrics
 from service.observability.middleware import Telemetry
-from service.runtime.admission import RETRY_AFTER_S
 from service.settings import Settings
 from service.web import cors, security_headers
 
@@ -49,4 +48,4 @@ class ConnectionLimitApp:
             )
 
     async def _refuse(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise Overloaded("too many connections at once", limit=self._limit, retry_after=RETRY_AFTER_S)
+        raise Overloaded("too many connections at once", limit=self._limit)

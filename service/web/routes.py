@@ -23,6 +23,7 @@ from service.pipeline.options import Options
 from service.runtime.admission import Receiving
 from service.web import openapi, security_headers
 from service.web.batch import Album, AlbumResponse
+from service.web.disconnect import wait_for_disconnect
 from service.web.options import check_query, requested_options
 from service.web.schemas import Live, ModelInfo, Models, Ready
 from service.web.state import State
@@ -73,11 +74,6 @@ def _check_unread(state: State) -> None:
     state.unread.take(0)
 
 
-async def _hung_up(stream: Receive) -> None:
-    while (await stream())["type"] != "http.disconnect":
-        pass
-
-
 @uploads.post(
     "/colorize",
     summary="Colour a photo",
@@ -113,7 +109,7 @@ async def colorize(request: Request) -> Response:
         received = time.monotonic()
         accept = ",".join(request.headers.getlist("accept"))
         options = requested_options(request, state, upload.fields, accept)
-        answer = await _coloured(upload.data, state, options, partial(_hung_up, request.receive))
+        answer = await _coloured(upload.data, state, options, partial(wait_for_disconnect, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
     middleware.note(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
@@ -262,7 +258,7 @@ async def livez() -> Live:
 async def readyz(state: Shared) -> Ready:
     """Models are loaded, warm and not failing, nothing is stuck, and the service is not about to stop."""
     if reason := state.not_ready_reason():
-        raise Draining(reason, retry_after=5)
+        raise Draining(reason)
     catalog = state.colorizer.catalog
     default = catalog.get(None)
     return Ready(device=default.device, models=[model.contract.name for model in catalog])

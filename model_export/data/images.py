@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from service.formats import tiff_reader
+from service.formats import tiff_reader, tiff_tags
 from service.formats.registry import Source
 from service.imaging import icc_profiles
 from service.imaging.color import Bytes
@@ -91,7 +91,7 @@ def _over_white(data: bytes) -> Bytes | None:
 def _profile(data: bytes) -> bytes | None:
     """The colour profile in a file. Its mark is looked for first: most files have none."""
     if data.startswith(TIFF):
-        return tiff_reader.values(data, (tiff_reader.ICC,)).get(tiff_reader.ICC)
+        return tiff_reader.values(data, (tiff_tags.ICC_PROFILE,)).get(tiff_tags.ICC_PROFILE)
     for start, mark, source in PROFILES:
         if data.startswith(start) and mark in data:
             return reader.read(data, source).icc

@@ -13,32 +13,21 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
+from service.formats import tiff_tags
+
 log = logging.getLogger(__name__)
 
-# Bytes of one value of each type: TIFF 6.0, BigTIFF, EXIF 3.0's UTF-8.
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8, 129: 1}
-BYTE, ASCII, SHORT, LONG, RATIONAL, DOUBLE, UTF8 = 1, 2, 3, 4, 5, 12, 129
 # Whole numbers, as which directories are pointed to; and what else some writers put whole numbers into.
-WHOLE = {3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-NUMBERS = {1: "u1", 3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}
+WHOLE = {tiff_tags.SHORT: "H", tiff_tags.LONG: "I", tiff_tags.IFD: "I", tiff_tags.LONG8: "Q", tiff_tags.IFD8: "Q"}
+NUMBERS = {
+    tiff_tags.BYTE: "u1",
+    tiff_tags.SHORT: "u2",
+    tiff_tags.LONG: "u4",
+    tiff_tags.IFD: "u4",
+    tiff_tags.LONG8: "u8",
+    tiff_tags.IFD8: "u8",
+}
 
-WIDTH, HEIGHT, BITS, DESCRIPTION, STRIPS, STRIP_SIZES = 0x100, 0x101, 0x102, 0x10E, 0x111, 0x117
-ORIENTATION, X_RESOLUTION, Y_RESOLUTION, UNIT, SOFTWARE = 0x112, 0x11A, 0x11B, 0x128, 0x131
-SAMPLES, SUB_IFDS, EXTRA_SAMPLES, THUMBNAIL = 0x115, 0x14A, 0x152, 0x201
-XMP, IPTC, PHOTOSHOP, ICC = 0x2BC, 0x83BB, 0x8649, 0x8773
-EXIF_IFD, GPS_IFD, INTEROP_IFD, MAKER_NOTE = 0x8769, 0x8825, 0xA005, 0x927C
-NO_UNIT, INCH, CENTIMETRE = 1, 2, 3
-# What a first directory says of a photo. All else tells how pixels are stored, or is one program's own.
-DESCRIPTIVE = frozenset(
-    {
-        # Names, dates, the scanner; page and position on it; resolution; Windows' rating, title, comment and keywords.
-        *(0x10D, DESCRIPTION, 0x10F, 0x110, ORIENTATION, X_RESOLUTION, Y_RESOLUTION, 0x11D, 0x11E, 0x11F, UNIT),
-        *(SOFTWARE, 0x132, 0x13B, 0x13C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0), 0xC4A5),
-        # TIFF/EP's, which in EXIF stand in a directory of their own: exposure, lens, dates, history.
-        *(0x829A, 0x829D, 0x8822, 0x8827, 0x882A, 0x9003, 0x9004, *range(0x9201, 0x920B), *range(0x9211, 0x9216)),
-        *(0x9286, *range(0x9290, 0x9293)),
-    }
-)
 # Of one tag, as many as are looked at.
 MAX_NUMBERS = 16
 MAX_NUMBER = np.uint64(2**63 - 1)
@@ -84,7 +73,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes of the value; of an unknown type, the most that is possible."""
-        return SIZES.get(self.kind, 2**32) * self.count
+        return tiff_tags.TYPE_SIZES.get(self.kind, 2**32) * self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +127,7 @@ def directory(data: bytes, layout: Layout, start: int) -> Directory:
     entries = []
     for at in range(start + count_size, end, step):
         tag, kind, number, content = struct.unpack_from(layout.order + "HH" + 2 * layout.word, data, at)
-        is_apart = SIZES.get(kind, 2**32) * number > word
+        is_apart = tiff_tags.TYPE_SIZES.get(kind, 2**32) * number > word
         entries.append(Entry(at, tag, kind, number, content, content if is_apart else at + 4 + word))
     # Some writers leave the last offset out.
     link = struct.unpack_from(layout.order + layout.word, data, end)[0] if end + word <= len(data) else 0
@@ -152,7 +141,7 @@ def below(data: bytes, layout: Layout, parent: Directory, tag: int) -> Directory
         return None
     if entry.kind not in WHOLE:
         raise Damaged(f"a pointer of type {entry.kind}")
-    if entry.start + SIZES[entry.kind] > len(data):
+    if entry.start + tiff_tags.TYPE_SIZES[entry.kind] > len(data):
         raise Damaged("a pointer outside")
     return directory(data, layout, struct.unpack_from(layout.order + WHOLE[entry.kind], data, entry.start)[0])
 
@@ -178,7 +167,11 @@ class Page:
         """Return the first values of a tag, at most so many; none when it is not there or can't be read."""
         entry = self.directory.find(tag)
         count = 0 if entry is None else min(entry.count, most)
-        if entry is None or entry.kind not in NUMBERS or entry.start + SIZES[entry.kind] * count > len(self.data):
+        if (
+            entry is None
+            or entry.kind not in NUMBERS
+            or entry.start + tiff_tags.TYPE_SIZES[entry.kind] * count > len(self.data)
+        ):
             return np.empty(0, np.int64)
         kind = np.dtype(self.layout.order + NUMBERS[entry.kind])
         values = np.frombuffer(self.data, kind, count, entry.start)
@@ -226,7 +219,12 @@ def fields(data: bytes, source: Directory, tags: Collection[int] | None = None) 
     left = min(MAX_VALUES, len(data) + 1000)
     for entry in source.entries:
         wanted = entry.tag not in found and (tags is None or entry.tag in tags)
-        if wanted and entry.kind in SIZES and entry.size <= left and entry.start + entry.size <= len(data):
+        if (
+            wanted
+            and entry.kind in tiff_tags.TYPE_SIZES
+            and entry.size <= left
+            and entry.start + entry.size <= len(data)
+        ):
             value = data[entry.start : entry.start + entry.size]
             found[entry.tag] = Field(entry.tag, entry.kind, value, entry.start)
             left -= entry.size
@@ -239,22 +237,29 @@ def resolution(block: bytes) -> tuple[Fraction, Fraction, int] | None:
         layout, first = header(block)
     except Damaged:
         return None
-    found = {field.tag: field for field in fields(block, first, (X_RESOLUTION, Y_RESOLUTION, UNIT))}
-    sides = [found.get(tag) for tag in (X_RESOLUTION, Y_RESOLUTION)]
-    if any(side is None or side.kind != RATIONAL or not side.value for side in sides):
+    found = {
+        field.tag: field
+        for field in fields(block, first, (tiff_tags.X_RESOLUTION, tiff_tags.Y_RESOLUTION, tiff_tags.RESOLUTION_UNIT))
+    }
+    sides = [found.get(tag) for tag in (tiff_tags.X_RESOLUTION, tiff_tags.Y_RESOLUTION)]
+    if any(side is None or side.kind != tiff_tags.RATIONAL or not side.value for side in sides):
         return None
     numbers = [struct.unpack_from(layout.order + "II", side.value) for side in sides if side is not None]
     x, y = (Fraction(above, under or 1) for above, under in numbers)
-    unit = found.get(UNIT, Field(UNIT, SHORT, b""))
-    is_told = unit.kind == SHORT and bool(unit.value)
-    return x, y, struct.unpack_from(layout.order + "H", unit.value)[0] if is_told else INCH
+    unit = found.get(tiff_tags.RESOLUTION_UNIT, Field(tiff_tags.RESOLUTION_UNIT, tiff_tags.SHORT, b""))
+    is_told = unit.kind == tiff_tags.SHORT and bool(unit.value)
+    return x, y, struct.unpack_from(layout.order + "H", unit.value)[0] if is_told else tiff_tags.INCH
 
 
 def directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
     """The directories that are there, by the tag of the pointer to each; the first has 0. Raises Damaged."""
     layout, first = header(data)
     found = {0: first}
-    for tag, parent in ((EXIF_IFD, 0), (GPS_IFD, 0), (INTEROP_IFD, EXIF_IFD)):
+    for tag, parent in (
+        (tiff_tags.EXIF_IFD, 0),
+        (tiff_tags.GPS_IFD, 0),
+        (tiff_tags.INTEROPERABILITY_IFD, tiff_tags.EXIF_IFD),
+    ):
         try:
             source = below(data, layout, found[parent], tag) if parent in found else None
         except Damaged:

@@ -6,32 +6,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from service.formats import tiff_reader
-from service.formats.tiff_reader import (
-    BITS,
-    DESCRIPTIVE,
-    DOUBLE,
-    EXIF_IFD,
-    EXTRA_SAMPLES,
-    GPS_IFD,
-    INTEROP_IFD,
-    IPTC,
-    LONG,
-    MAKER_NOTE,
-    SAMPLES,
-    SHORT,
-    SIZES,
-    STRIP_SIZES,
-    STRIPS,
-    UTF8,
-    Damaged,
-    Field,
-)
+from service.formats import tiff_reader, tiff_tags
+from service.formats.tiff_reader import Damaged, Field
 
 log = logging.getLogger(__name__)
 
 # Bytes of what is turned around between byte orders: of rationals, each half. Other types have single bytes.
-WIDTHS = {3: 2, 8: 2, 4: 4, 9: 4, 11: 4, 5: 4, 10: 4, 12: 8}
+WIDTHS = {
+    **dict.fromkeys((tiff_tags.SHORT, tiff_tags.SSHORT), 2),
+    **dict.fromkeys((tiff_tags.LONG, tiff_tags.SLONG, tiff_tags.FLOAT, tiff_tags.RATIONAL, tiff_tags.SRATIONAL), 4),
+    tiff_tags.DOUBLE: 8,
+}
 UNASSOCIATED_ALPHA = 2
 MAX_BLOCK = 4 << 20
 # The largest EXIF block that fits into a JPEG: a segment less `Exif\0\0`.
@@ -55,11 +40,11 @@ def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> by
     limit = min(limit, len(data) + 1000)
     said: dict[int, list[Field]] = {}
     for tag, source in found.items():
-        fields = tiff_reader.fields(data, source, None if tag else DESCRIPTIVE)
+        fields = tiff_reader.fields(data, source, None if tag else tiff_tags.DESCRIPTIVE)
         said[tag] = [_turned(field, layout.order, order) for field in fields if _is_plain(field)]
     if not any(said.values()):
         return None
-    note = next((field for field in said.get(EXIF_IFD, ()) if field.tag == MAKER_NOTE), None)
+    note = next((field for field in said.get(tiff_tags.EXIF_IFD, ()) if field.tag == tiff_tags.MAKER_NOTE), None)
     # BigTIFF is no camera's, and the offsets in a note are short.
     if note is not None and layout.word == "I" and 8 <= note.place <= min(limit, MAX_JPEG_BYTES) - len(note.value):
         block = _Block(order, note).written(said)
@@ -70,13 +55,15 @@ def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> by
 
 def _is_plain(field: Field) -> bool:
     """Whether it holds a value of EXIF, and no offset."""
-    return field.tag != INTEROP_IFD and (field.kind <= DOUBLE or field.kind == UTF8)
+    return field.tag != tiff_tags.INTEROPERABILITY_IFD and (
+        field.kind <= tiff_tags.DOUBLE or field.kind == tiff_tags.UTF8
+    )
 
 
 def _turned(field: Field, order: str, wanted: str) -> Field:
     """The field with its value in the wanted byte order."""
     # IPTC-IIM is bytes, which are only said to be numbers.
-    width = 1 if field.tag == IPTC else WIDTHS.get(field.kind, 1)
+    width = 1 if field.tag == tiff_tags.IPTC_NAA else WIDTHS.get(field.kind, 1)
     if order == wanted or width == 1:
         return field
     turned = np.frombuffer(field.value, f"u{width}").byteswap().tobytes()
@@ -109,8 +96,14 @@ class _Block:
 
     def written(self, said: dict[int, list[Field]]) -> bytes:
         """The block with these directories, each by the tag of the pointer to it; the first has 0."""
-        details = said.get(EXIF_IFD, []) + self._pointer(INTEROP_IFD, said.get(INTEROP_IFD, []))
-        first = said[0] + self._pointer(EXIF_IFD, details) + self._pointer(GPS_IFD, said.get(GPS_IFD, []))
+        details = said.get(tiff_tags.EXIF_IFD, []) + self._pointer(
+            tiff_tags.INTEROPERABILITY_IFD, said.get(tiff_tags.INTEROPERABILITY_IFD, [])
+        )
+        first = (
+            said[0]
+            + self._pointer(tiff_tags.EXIF_IFD, details)
+            + self._pointer(tiff_tags.GPS_IFD, said.get(tiff_tags.GPS_IFD, []))
+        )
         struct.pack_into(self.order + "I", self.data, 4, self._add_directory(first))
         if self.note is not None:
             self.data += bytes(max(0, self.kept.stop - len(self.data)))
@@ -120,7 +113,7 @@ class _Block:
     def _pointer(self, tag: int, fields: list[Field]) -> list[Field]:
         if not fields:
             return []
-        return [Field(tag, LONG, struct.pack(self.order + "I", self._add_directory(fields)))]
+        return [Field(tag, tiff_tags.LONG, struct.pack(self.order + "I", self._add_directory(fields)))]
 
     def _add_directory(self, fields: list[Field]) -> int:
         return self._add(packed({field.tag: self._entry(field) for field in fields}, self.order))
@@ -142,7 +135,7 @@ class _Block:
 
 def packed_entry(field: Field, content: bytes, order: str) -> bytes:
     """An entry of a classic directory. content: the value, or its offset."""
-    count = len(field.value) // SIZES[field.kind]
+    count = len(field.value) // tiff_tags.TYPE_SIZES[field.kind]
     return struct.pack(order + "HHI", field.tag, field.kind, count) + content.ljust(4, b"\0")
 
 
@@ -159,18 +152,22 @@ def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> b
     """
     _, picture = tiff_reader.header(encoded)
     own = {field.tag: field for field in tiff_reader.fields(encoded, picture)}
-    if block is not None and block[:4] == HEADS[">"] and own[BITS].value[0] > 8:
+    if block is not None and block[:4] == HEADS[">"] and own[tiff_tags.BITS_PER_SAMPLE].value[0] > 8:
         # Samples stand in the order of the file's numbers, and those of the picture are compressed already.
         block = compact(block, "<")
     elif block is not None and not _is_whole(block):
         # Behind its end there will be pixels.
         block = compact(block)
     order, entries, head = _head(block)
-    offsets, sizes = (_whole(own[tag]) for tag in (STRIPS, STRIP_SIZES))
+    offsets, sizes = (_whole(own[tag]) for tag in (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS))
     start, end = int(offsets.min()), int((offsets + sizes).max())
-    own[STRIPS] = Field(STRIPS, LONG, (offsets - start + len(head)).astype("<u4").tobytes())
-    if own[SAMPLES].value[0] == 4:
-        own[EXTRA_SAMPLES] = Field(EXTRA_SAMPLES, SHORT, struct.pack("<H", UNASSOCIATED_ALPHA))
+    own[tiff_tags.STRIP_OFFSETS] = Field(
+        tiff_tags.STRIP_OFFSETS, tiff_tags.LONG, (offsets - start + len(head)).astype("<u4").tobytes()
+    )
+    if own[tiff_tags.SAMPLES_PER_PIXEL].value[0] == 4:
+        own[tiff_tags.EXTRA_SAMPLES] = Field(
+            tiff_tags.EXTRA_SAMPLES, tiff_tags.SHORT, struct.pack("<H", UNASSOCIATED_ALPHA)
+        )
     parts = [bytes((end - start) % 2)]
     at = len(head) + end - start + len(parts[0])
     for field in (*own.values(), *fields):
@@ -200,10 +197,10 @@ def _head(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:
     if block is None:
         return "<", {}, bytearray(HEADS["<"] + bytes(4))
     layout, found = tiff_reader.directories(block)
-    taken = DESCRIPTIVE | (found.keys() - {0})
+    taken = tiff_tags.DESCRIPTIVE | (found.keys() - {0})
     entries = {entry.tag: block[entry.at : entry.at + 12] for entry in found[0].entries if entry.tag in taken}
     return layout.order, entries, bytearray(block + bytes(len(block) % 2))
 
 
 def _whole(field: Field) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    return np.frombuffer(field.value, "<u2" if field.kind == SHORT else "<u4").astype(np.int64)
+    return np.frombuffer(field.value, "<u2" if field.kind == tiff_tags.SHORT else "<u4").astype(np.int64)

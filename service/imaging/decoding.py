@@ -9,7 +9,7 @@ from pi_heif.heif import BaseImage
 from PIL import Image
 
 from service.errors import UnreadableImage
-from service.formats import containers, jpeg_structure, png_structure
+from service.formats import containers, jpeg_structure, png_structure, tiff_tags
 from service.formats.decoding_limits import Limits, library_call
 from service.formats.registry import Source
 from service.imaging import icc_profiles, identification
@@ -22,7 +22,6 @@ from service.metadata.exif import is_excessive
 # Else it writes a line on standard error for every odd tag of an upload.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-ORIENTATION_TAG = 0x0112
 # Of HEIC, which its library turns upright.
 AS_IT_IS = 1
 # IHDR's colour type.
@@ -64,7 +63,7 @@ def _orientation(image: Image.Image) -> int:
         else:
             # Not a PNG's own method, which decodes the pixels to look behind them.
             exif = Image.Image.getexif(image)
-        value = exif.get(ORIENTATION_TAG)
+        value = exif.get(tiff_tags.ORIENTATION)
     except Exception:  # Pillow's parser lets many kinds through, and a damaged block says nothing about the picture.
         return AS_IT_IS
     return value if isinstance(value, int) and 1 <= value <= 8 else AS_IT_IS

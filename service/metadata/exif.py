@@ -8,30 +8,33 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 
-from service.formats import tiff_reader, tiff_writer
+from service.formats import tiff_reader, tiff_tags, tiff_writer
 from service.formats.geometry import Reshape
 from service.formats.tiff_reader import Damaged, Directory, Entry, Layout
 from service.formats.tiff_writer import MAX_JPEG_BYTES, packed, packed_entry
 
-COLOR_SPACE, EXIF_WIDTH, EXIF_HEIGHT = 0xA001, 0xA002, 0xA003
-RELATED_WIDTH, RELATED_HEIGHT = 0x1001, 0x1002
-SUBJECT_AREA, SUBJECT_LOCATION = 0x9214, 0xA214
-FOCAL_PLANE_X, FOCAL_PLANE_Y, FOCAL_PLANE_UNIT = 0xA20E, 0xA20F, 0xA210
-USER_COMMENT, INTEROP_INDEX = 0x9286, 0x0001
-THUMBNAIL_SIZE = 0x202
 SRGB = 1
 # What interoperability calls sRGB and Adobe RGB.
 SRGB_INDEX, ADOBE_INDEX = b"R98\0", b"R03"
-FIRST_TAGS = tiff_reader.DESCRIPTIVE | {
-    tiff_reader.WIDTH,
-    tiff_reader.HEIGHT,
-    tiff_reader.EXIF_IFD,
-    tiff_reader.GPS_IFD,
+FIRST_TAGS = tiff_tags.DESCRIPTIVE | {
+    tiff_tags.IMAGE_WIDTH,
+    tiff_tags.IMAGE_LENGTH,
+    tiff_tags.EXIF_IFD,
+    tiff_tags.GPS_IFD,
 }
 # The first tag that belongs to EXIF. Those before it tell how pixels are stored.
-EXIF_TAGS_FROM = 0x829A
+EXIF_TAGS_FROM = tiff_tags.EXPOSURE_TIME
 # In the directory of EXIF: IPTC, Photoshop's resources and a profile; order and compression of the samples; gamma.
-STORED_TAGS = frozenset({tiff_reader.IPTC, tiff_reader.PHOTOSHOP, tiff_reader.ICC, 0x9101, 0x9102, 0xA500})
+STORED_TAGS = frozenset(
+    {
+        tiff_tags.IPTC_NAA,
+        tiff_tags.IMAGE_RESOURCES,
+        tiff_tags.ICC_PROFILE,
+        tiff_tags.COMPONENTS_CONFIGURATION,
+        tiff_tags.COMPRESSED_BITS_PER_PIXEL,
+        tiff_tags.GAMMA,
+    }
+)
 # One maker's own, a motion photo's flag among them.
 PRIVATE_TAGS = (range(0x8840, 0x8900), range(0x9999, 0x9B00))
 # How another maker marks a motion photo, in the comment of a user.
@@ -46,9 +49,9 @@ def orientation(block: bytes) -> int | None:
         layout, first = _first(block)
     except Damaged:
         return None
-    if first.find(tiff_reader.ORIENTATION) is None:
+    if first.find(tiff_tags.ORIENTATION) is None:
         return None
-    number = tiff_reader.Page(block, layout, first).number(tiff_reader.ORIENTATION, 1)
+    number = tiff_reader.Page(block, layout, first).number(tiff_tags.ORIENTATION, 1)
     return number if 1 <= number <= 8 else 1
 
 
@@ -65,7 +68,7 @@ def is_excessive(block: bytes) -> bool:
     body = block[start + 2 : start + 2 + 12 * min(count, tiff_reader.MAX_ENTRIES + 1)]
     whole = body[: len(body) - len(body) % 12]
     sizes = [
-        tiff_reader.SIZES.get(kind, 0) * number
+        tiff_tags.TYPE_SIZES.get(kind, 0) * number
         for _, kind, number, _ in struct.iter_unpack(layout.order + "HHII", whole)
     ]
     return len(sizes) > tiff_reader.MAX_ENTRIES or sum(size for size in sizes if size <= len(block)) > len(block) + 1000
@@ -109,37 +112,45 @@ def _changed(block: bytes, reshape: Reshape) -> bytes:
         gone += _values(untrue)
     if found[0].following:
         gone += _thumbnail(block, layout, found[0].following)
-    if all(pointer in found for pointer in (tiff_reader.EXIF_IFD, tiff_reader.GPS_IFD) if found[0].find(pointer)):
+    if all(pointer in found for pointer in (tiff_tags.EXIF_IFD, tiff_tags.GPS_IFD) if found[0].find(pointer)):
         _clear(changed, kept, gone)
     return bytes(changed)
 
 
 def _set_numbers(block: bytearray, order: str, found: dict[int, Directory], reshape: Reshape) -> None:
-    first, details, interop = (found.get(pointer) for pointer in (0, tiff_reader.EXIF_IFD, tiff_reader.INTEROP_IFD))
+    first, details, interop = (
+        found.get(pointer) for pointer in (0, tiff_tags.EXIF_IFD, tiff_tags.INTEROPERABILITY_IFD)
+    )
     width, height = reshape.width, reshape.height
-    for tag, value in ((tiff_reader.ORIENTATION, 1), (tiff_reader.WIDTH, width), (tiff_reader.HEIGHT, height)):
+    for tag, value in ((tiff_tags.ORIENTATION, 1), (tiff_tags.IMAGE_WIDTH, width), (tiff_tags.IMAGE_LENGTH, height)):
         _set_whole(block, order, first, tag, value)
-    for tag, value in ((EXIF_WIDTH, width), (EXIF_HEIGHT, height), (COLOR_SPACE, SRGB)):
+    for tag, value in (
+        (tiff_tags.PIXEL_X_DIMENSION, width),
+        (tiff_tags.PIXEL_Y_DIMENSION, height),
+        (tiff_tags.COLOR_SPACE, SRGB),
+    ):
         _set_whole(block, order, details, tag, value)
-    for tag, value in ((RELATED_WIDTH, width), (RELATED_HEIGHT, height)):
+    for tag, value in ((tiff_tags.RELATED_IMAGE_WIDTH, width), (tiff_tags.RELATED_IMAGE_LENGTH, height)):
         _set_whole(block, order, interop, tag, value)
-    index = interop.find(INTEROP_INDEX) if interop else None
+    index = interop.find(tiff_tags.INTEROPERABILITY_INDEX) if interop else None
     if index and _text(block, index).startswith(ADOBE_INDEX):
-        entry = packed_entry(tiff_reader.Field(INTEROP_INDEX, tiff_reader.ASCII, SRGB_INDEX), SRGB_INDEX, order)
+        entry = packed_entry(
+            tiff_reader.Field(tiff_tags.INTEROPERABILITY_INDEX, tiff_tags.ASCII, SRGB_INDEX), SRGB_INDEX, order
+        )
         block[index.at : index.at + 12] = entry
     if reshape.is_sideways:
-        _swap(block, first, tiff_reader.X_RESOLUTION, tiff_reader.Y_RESOLUTION)
-        _swap(block, details, FOCAL_PLANE_X, FOCAL_PLANE_Y)
+        _swap(block, first, tiff_tags.X_RESOLUTION, tiff_tags.Y_RESOLUTION)
+        _swap(block, details, tiff_tags.FOCAL_PLANE_X_RESOLUTION, tiff_tags.FOCAL_PLANE_Y_RESOLUTION)
 
 
 def _set_whole(block: bytearray, order: str, directory: Directory | None, tag: int, value: int) -> None:
     """Gives entries of this tag a whole number, in the place and, where it fits, in the type that they have."""
     for entry in directory.entries if directory else ():
         if entry.tag == tag:
-            if entry.kind != tiff_reader.LONG and value <= 0xFFFF:
-                struct.pack_into(order + "HHIHxx", block, entry.at, tag, tiff_reader.SHORT, 1, value)
+            if entry.kind != tiff_tags.LONG and value <= 0xFFFF:
+                struct.pack_into(order + "HHIHxx", block, entry.at, tag, tiff_tags.SHORT, 1, value)
             else:
-                struct.pack_into(order + "HHII", block, entry.at, tag, tiff_reader.LONG, 1, value)
+                struct.pack_into(order + "HHII", block, entry.at, tag, tiff_tags.LONG, 1, value)
 
 
 def _swap(block: bytearray, directory: Directory | None, one: int, other: int) -> None:
@@ -162,19 +173,23 @@ def _sorted_out(block: bytes, pointer: int, directory: Directory, reshape: Resha
 def _is_true(block: bytes, pointer: int, entry: Entry, reshape: Reshape) -> bool:
     """Return whether an entry stays. pointer: the tag that leads to its directory; 0 for the first."""
     tag = entry.tag
-    if pointer not in (0, tiff_reader.EXIF_IFD):
+    if pointer not in (0, tiff_tags.EXIF_IFD):
         return True
-    if tag in (SUBJECT_AREA, SUBJECT_LOCATION):
+    if tag in (tiff_tags.SUBJECT_AREA, tiff_tags.SUBJECT_LOCATION):
         return reshape.is_identity
-    if tag == USER_COMMENT:
+    if tag == tiff_tags.USER_COMMENT:
         return MOTION_COMMENT.match(_text(block, entry)) is None
     if pointer == 0:
         return tag in FIRST_TAGS
-    if tag in (FOCAL_PLANE_X, FOCAL_PLANE_Y, FOCAL_PLANE_UNIT):
+    if tag in (
+        tiff_tags.FOCAL_PLANE_X_RESOLUTION,
+        tiff_tags.FOCAL_PLANE_Y_RESOLUTION,
+        tiff_tags.FOCAL_PLANE_RESOLUTION_UNIT,
+    ):
         # Pixels of the picture on a length of the sensor.
         return not reshape.is_scaled
     is_private = any(tag in tags for tags in PRIVATE_TAGS)
-    return (tag >= EXIF_TAGS_FROM or tag in tiff_reader.DESCRIPTIVE) and tag not in STORED_TAGS and not is_private
+    return (tag >= EXIF_TAGS_FROM or tag in tiff_tags.DESCRIPTIVE) and tag not in STORED_TAGS and not is_private
 
 
 def _text(block: bytes | bytearray, entry: Entry) -> bytes:
@@ -201,7 +216,10 @@ def _thumbnail(block: bytes, layout: Layout, start: int) -> list[Span]:
         return []
     page = tiff_reader.Page(block, layout, directory)
     spans = [(directory.start, directory.end), *_values(directory.entries)]
-    for at, size in ((tiff_reader.THUMBNAIL, THUMBNAIL_SIZE), (tiff_reader.STRIPS, tiff_reader.STRIP_SIZES)):
+    for at, size in (
+        (tiff_tags.JPEG_INTERCHANGE_FORMAT, tiff_tags.JPEG_INTERCHANGE_FORMAT_LENGTH),
+        (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS),
+    ):
         pixels = page.number(at, 0)
         spans += [(pixels, pixels + page.number(size, 0))] if pixels else []
     return spans
@@ -235,11 +253,11 @@ def with_software(block: bytes | None, software: str) -> bytes:
 
     block: one that `corrected` gave. It stays as it is where it fits into a JPEG and would not any more.
     """
-    field = tiff_reader.Field(tiff_reader.SOFTWARE, tiff_reader.ASCII, software.encode("ascii", "replace") + b"\0")
+    field = tiff_reader.Field(tiff_tags.SOFTWARE, tiff_tags.ASCII, software.encode("ascii", "replace") + b"\0")
     if block is None:
         block = tiff_writer.HEADS["<"] + struct.pack("<I", 8) + packed({}, "<")
     layout, first = _first(block)
-    entry = first.find(tiff_reader.SOFTWARE)
+    entry = first.find(tiff_tags.SOFTWARE)
     if entry is not None and _text(block, entry).strip(b"\0 "):
         return block
     named = _with_entry(block, layout.order, first, field)
@@ -274,5 +292,5 @@ def without_orientation(block: bytes) -> bytes:
     except Damaged:
         return block
     changed = bytearray(block)
-    _rewrite(changed, layout.order, first, [entry for entry in first.entries if entry.tag != tiff_reader.ORIENTATION])
+    _rewrite(changed, layout.order, first, [entry for entry in first.entries if entry.tag != tiff_tags.ORIENTATION])
     return bytes(changed)

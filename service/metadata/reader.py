@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal
 
-from service.formats import containers, heif_reader, tiff_reader, tiff_writer
+from service.formats import containers, heif_reader, tiff_reader, tiff_tags, tiff_writer
 from service.formats.registry import Source
 from service.metadata import exif, iptc
 
@@ -320,17 +320,19 @@ def _read_webp(data: bytes) -> Metadata:
 
 def _read_tiff(data: bytes) -> Metadata:
     block = tiff_writer.compact(data)
-    found = tiff_reader.values(data, (tiff_reader.XMP, tiff_reader.IPTC, tiff_reader.PHOTOSHOP, tiff_reader.ICC))
-    resources = iptc.kept(found.get(tiff_reader.PHOTOSHOP, b"")) or b""
-    iim = found.get(tiff_reader.IPTC, b"")
+    found = tiff_reader.values(
+        data, (tiff_tags.XMP, tiff_tags.IPTC_NAA, tiff_tags.IMAGE_RESOURCES, tiff_tags.ICC_PROFILE)
+    )
+    resources = iptc.kept(found.get(tiff_tags.IMAGE_RESOURCES, b"")) or b""
+    iim = found.get(tiff_tags.IPTC_NAA, b"")
     if iim.startswith(iptc.IIM_START) and iptc.iim_of(resources) is None:
         resources += iptc.resource_of(iim)
     return Metadata(
         exif=block,
-        xmp=found.get(tiff_reader.XMP),
+        xmp=found.get(tiff_tags.XMP),
         iptc=resources,
         density=_tiff_density(block) if block else None,
-        icc=found.get(tiff_reader.ICC),
+        icc=found.get(tiff_tags.ICC_PROFILE),
     )
 
 
@@ -339,11 +341,11 @@ def _tiff_density(block: bytes) -> Density | None:
     if found is None:
         return None
     x, y, unit = found
-    if unit == tiff_reader.NO_UNIT:
+    if unit == tiff_tags.NO_UNIT:
         return _density(round(x), round(y), "shape")
     if x.denominator == y.denominator == 1:
-        return _density(int(x), int(y), "inch" if unit == tiff_reader.INCH else "centimetre")
-    metre = 100 if unit == tiff_reader.CENTIMETRE else 1 / Fraction("0.0254")
+        return _density(int(x), int(y), "inch" if unit == tiff_tags.INCH else "centimetre")
+    metre = 100 if unit == tiff_tags.CENTIMETRE else 1 / Fraction("0.0254")
     return _density(round(x * metre), round(y * metre), "metre")
 
 

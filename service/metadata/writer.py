@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from service.formats import containers, tiff_reader, tiff_writer
+from service.formats import containers, tiff_reader, tiff_tags, tiff_writer
 from service.formats.registry import Format
 from service.metadata import exif, iptc, xmp
 from service.metadata.reader import (
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 PER_METRE = {"inch": 0.0254, "centimetre": 0.01, "metre": 1.0}
 MAX_DENSITY = 65_535
 TIFF_UNITS = {
-    "shape": tiff_reader.NO_UNIT,
-    "inch": tiff_reader.INCH,
-    "centimetre": tiff_reader.CENTIMETRE,
-    "metre": tiff_reader.CENTIMETRE,
+    "shape": tiff_tags.NO_UNIT,
+    "inch": tiff_tags.INCH,
+    "centimetre": tiff_tags.CENTIMETRE,
+    "metre": tiff_tags.CENTIMETRE,
 }
 
 
@@ -153,30 +153,32 @@ def _is_unicode(text: str) -> bool:
 
 def _tiff_fields(metadata: Metadata) -> Iterator[tiff_reader.Field]:
     if metadata.xmp:
-        yield tiff_reader.Field(tiff_reader.XMP, tiff_reader.BYTE, metadata.xmp)
+        yield tiff_reader.Field(tiff_tags.XMP, tiff_tags.BYTE, metadata.xmp)
     if metadata.iptc:
-        yield tiff_reader.Field(tiff_reader.PHOTOSHOP, tiff_reader.BYTE, metadata.iptc)
+        yield tiff_reader.Field(tiff_tags.IMAGE_RESOURCES, tiff_tags.BYTE, metadata.iptc)
         iim = iptc.iim_of(metadata.iptc) or b""
         if iim:
             # Said to be long numbers, as Photoshop began it: so every program reads it.
-            yield tiff_reader.Field(tiff_reader.IPTC, tiff_reader.LONG, iim + bytes(-len(iim) % 4))
+            yield tiff_reader.Field(tiff_tags.IPTC_NAA, tiff_tags.LONG, iim + bytes(-len(iim) % 4))
     block = metadata.exif or b""
     density = metadata.density
     if density is not None and tiff_reader.resolution(block) is None:
         under = 100 if density.unit == "metre" else 1
-        for tag, side in ((tiff_reader.X_RESOLUTION, density.x), (tiff_reader.Y_RESOLUTION, density.y)):
-            yield tiff_reader.Field(tag, tiff_reader.RATIONAL, struct.pack("<II", min(2**32 - 1, side), under))
-        yield tiff_reader.Field(tiff_reader.UNIT, tiff_reader.SHORT, struct.pack("<H", TIFF_UNITS[density.unit]))
+        for tag, side in ((tiff_tags.X_RESOLUTION, density.x), (tiff_tags.Y_RESOLUTION, density.y)):
+            yield tiff_reader.Field(tag, tiff_tags.RATIONAL, struct.pack("<II", min(2**32 - 1, side), under))
+        yield tiff_reader.Field(tiff_tags.RESOLUTION_UNIT, tiff_tags.SHORT, struct.pack("<H", TIFF_UNITS[density.unit]))
     yield from _tiff_description(metadata.comments, block)
 
 
 def _tiff_description(comments: tuple[Comment, ...], block: bytes) -> Iterator[tiff_reader.Field]:
     """The only comment as the description, where there is none: a TIFF has no other place for it."""
-    described = tiff_reader.values(block, (tiff_reader.DESCRIPTION,)).get(tiff_reader.DESCRIPTION, b"").strip(b"\0 ")
+    described = (
+        tiff_reader.values(block, (tiff_tags.IMAGE_DESCRIPTION,)).get(tiff_tags.IMAGE_DESCRIPTION, b"").strip(b"\0 ")
+    )
     if len(comments) == 1 and not described:
         yield tiff_reader.Field(
-            tiff_reader.DESCRIPTION,
-            tiff_reader.ASCII,
+            tiff_tags.IMAGE_DESCRIPTION,
+            tiff_tags.ASCII,
             _raw_comment(comments[0]).rstrip(b"\0").replace(b"\0", b" ") + b"\0",
         )
     elif comments:

@@ -88,6 +88,6 @@ def _tiffs(rgb: np.ndarray) -> Iterator[tuple[str, bytes]]:
                 stream = io.BytesIO()
                 tifffile.imwrite(
                     stream, pixels, byteorder=order, compression=compression, predictor=compression is not None,
-                    resolution=(300, 300), description="A caption", extratags=[(700, 1, len(XMP), XMP, True)],
+                    resolution=(300, 300), description="A caption", extratags=[(0x2BC, 1, len(XMP), XMP, True)],
                 )  # fmt: skip
                 yield f"{name}{order}{compression}.tiff", stream.getvalue()

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
-STRIPS, SAMPLES, ROWS, STRIP_SIZES, PLANAR, PREDICTOR, COLOR_MAP = 273, 277, 278, 279, 284, 317, 320
-TILE_WIDTH, TILE_HEIGHT, TILES, TILE_SIZES, EXTRAS, FORMAT = 322, 323, 324, 325, 338, 339
-SHORT, LONG, LONG8 = 3, 4, 16
-LETTERS = {1: "B", 2: "B", SHORT: "H", LONG: "I", 5: "I", 7: "B", LONG8: "Q"}
+from service.formats import tiff_tags
+
+LETTERS = {
+    **dict.fromkeys((tiff_tags.BYTE, tiff_tags.ASCII, tiff_tags.UNDEFINED), "B"),
+    **dict.fromkeys((tiff_tags.LONG, tiff_tags.RATIONAL), "I"),
+    tiff_tags.SHORT: "H",
+    tiff_tags.LONG8: "Q",
+}
 # A tag's type and values, or None to leave it out.
 Tags = dict[int, tuple[int, Sequence[int]] | None]
 
@@ -25,7 +28,7 @@ def by_pillow(compression: str) -> Callable[[bytes], bytes]:
         stream = io.BytesIO()
         Image.frombytes("L", (len(data), 1), data).save(stream, "TIFF", compression=compression)
         with Image.open(stream) as image:
-            (start,), (size,) = image.tag_v2[STRIPS], image.tag_v2[STRIP_SIZES]
+            (start,), (size,) = image.tag_v2[tiff_tags.STRIP_OFFSETS], image.tag_v2[tiff_tags.STRIP_BYTE_COUNTS]
         return stream.getvalue()[start : start + size]
 
     return compressed
@@ -102,21 +105,21 @@ def tiff(
     stored = [part for plane in planes for part in chunks(plane, bits, order, predictor, rows, tile)]
     contents = [COMPRESSORS[compression](part) for part in stored]
     found: Tags = {
-        WIDTH: (LONG, [width]),
-        HEIGHT: (LONG, [height]),
-        BITS: (SHORT, [bits] * channels),
-        COMPRESSION: (SHORT, [compression]),
-        PHOTOMETRIC: None if kind is None else (SHORT, [kind]),
-        FILL_ORDER: (SHORT, [2]) if is_reversed else None,
-        SAMPLES: (SHORT, [channels]),
-        PLANAR: (SHORT, [2 if is_planar else 1]),
-        PREDICTOR: (SHORT, [predictor]) if predictor != 1 else None,
-        EXTRAS: (SHORT, extras) if extras else None,
+        tiff_tags.IMAGE_WIDTH: (tiff_tags.LONG, [width]),
+        tiff_tags.IMAGE_LENGTH: (tiff_tags.LONG, [height]),
+        tiff_tags.BITS_PER_SAMPLE: (tiff_tags.SHORT, [bits] * channels),
+        tiff_tags.COMPRESSION: (tiff_tags.SHORT, [compression]),
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: None if kind is None else (tiff_tags.SHORT, [kind]),
+        tiff_tags.FILL_ORDER: (tiff_tags.SHORT, [2]) if is_reversed else None,
+        tiff_tags.SAMPLES_PER_PIXEL: (tiff_tags.SHORT, [channels]),
+        tiff_tags.PLANAR_CONFIGURATION: (tiff_tags.SHORT, [2 if is_planar else 1]),
+        tiff_tags.PREDICTOR: (tiff_tags.SHORT, [predictor]) if predictor != 1 else None,
+        tiff_tags.EXTRA_SAMPLES: (tiff_tags.SHORT, extras) if extras else None,
     }
     if tile:
-        found |= {TILE_WIDTH: (LONG, [tile[0]]), TILE_HEIGHT: (LONG, [tile[1]])}
+        found |= {tiff_tags.TILE_WIDTH: (tiff_tags.LONG, [tile[0]]), tiff_tags.TILE_LENGTH: (tiff_tags.LONG, [tile[1]])}
     else:
-        found[ROWS] = (LONG, [rows])
+        found[tiff_tags.ROWS_PER_STRIP] = (tiff_tags.LONG, [rows])
     if is_reversed:
         contents = [bytes(int(f"{value:08b}"[::-1], 2) for value in content) for content in contents]
     return assembled(contents, found, tags or {}, order=order, big=big, is_tiled=tile is not None)
@@ -139,17 +142,17 @@ def assembled(
     lengths = [len(content) for content in contents]
     starts = [begin + sum(lengths[:number]) for number in range(len(lengths))] if len(lengths) < 1000 else None
     starts = starts or list(begin + np.cumsum([0, *lengths[:-1]]))
-    offset_type = LONG8 if big else LONG
+    offset_type = tiff_tags.LONG8 if big else tiff_tags.LONG
     found = found | {
-        TILES if is_tiled else STRIPS: (offset_type, starts),
-        TILE_SIZES if is_tiled else STRIP_SIZES: (offset_type, lengths),
+        tiff_tags.TILE_OFFSETS if is_tiled else tiff_tags.STRIP_OFFSETS: (offset_type, starts),
+        tiff_tags.TILE_BYTE_COUNTS if is_tiled else tiff_tags.STRIP_BYTE_COUNTS: (offset_type, lengths),
     }
     values = {tag: value for tag, value in sorted((found | changes).items()) if value is not None}
     data = b"".join(contents)
     entries = b""
     for tag, (kind, numbers) in values.items():
         content = struct.pack(f"{order}{len(numbers)}{LETTERS[kind]}", *numbers)
-        count = len(numbers) // 2 if kind == 5 else len(numbers)
+        count = len(numbers) // 2 if kind == tiff_tags.RATIONAL else len(numbers)
         place = content.ljust(size, b"\0")
         if len(content) > size:
             place = struct.pack(order + word, begin + len(data))

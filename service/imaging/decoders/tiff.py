@@ -16,28 +16,20 @@ import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from service.errors import UnreadableImage
-from service.formats import tiff_reader
+from service.formats import tiff_reader, tiff_tags
 from service.formats.decoding_limits import Limits, library_call
 from service.formats.tiff_writer import HEADS, packed, packed_entry
 from service.imaging.color import Bytes, Levels, white
 from service.imaging.decoders import libtiff, tiff_jpeg
 from service.imaging.decoders.tiff_chunks import (
-    ROWS_PER_STRIP,
-    TILE_HEIGHT,
-    TILE_SIZES,
-    TILE_WIDTH,
-    TILES,
     Chunks,
     chunks_of,
 )
 from service.imaging.decoders.tiff_page import tiff_page
 from service.imaging.decoders.tiff_samples import (
-    COLOR_MAP,
-    COMPRESSION,
     FAXES,
     JPEG,
     NONE,
-    PHOTOMETRIC,
     Kind,
     Picture,
     picture_of,
@@ -46,11 +38,8 @@ from service.imaging.decoders.tiff_samples import (
 # Bytes of samples that are worked on at once, and of rows that are copied out of Pillow's memory at once.
 BAND = 16 << 20
 COPIED = 4 << 20
-# TIFF 6.0's tags that decoders need beside those of every picture.
-FAX3_OPTIONS, FAX4_OPTIONS = 292, 293
 # Bits of the options: two dimensions, uncompressed parts, fill bits.
 FAX_OPTIONS = 0b111
-COEFFICIENTS, REFERENCE = 529, 532
 MAX_TABLES = 64 << 10
 # ITU-R BT.601's, and the range of a JPEG: what is meant when a file tells neither.
 BT_601 = (0.299, 0.587, 0.114)
@@ -87,7 +76,7 @@ def decode(data: bytes, limits: Limits) -> Decoded:
                 whole[number][top : top + len(part)] = part
     pixels = [np.ascontiguousarray(part) for part in whole]
     alpha = pixels[1] if len(pixels) > 1 else None
-    return Decoded(pixels[0], alpha, page.number(tiff_reader.ORIENTATION, 1))
+    return Decoded(pixels[0], alpha, page.number(tiff_tags.ORIENTATION, 1))
 
 
 def _bands(page: tiff_reader.Page, chunks: Chunks) -> Iterator[tuple[int, Levels]]:
@@ -188,11 +177,11 @@ class _Decompressor:
         return np.packbits(self._pillow(contents, width, height, chunks.width, chunks.height), axis=1)
 
     def _file(self, contents: list[bytes], width: int, height: int, chunk_width: int, chunk_height: int) -> bytes:
-        sides = {tiff_reader.WIDTH: width, tiff_reader.HEIGHT: height}
+        sides = {tiff_tags.IMAGE_WIDTH: width, tiff_tags.IMAGE_LENGTH: height}
         if self._chunks.is_tiled:
-            sides |= {TILE_WIDTH: chunk_width, TILE_HEIGHT: chunk_height}
+            sides |= {tiff_tags.TILE_WIDTH: chunk_width, tiff_tags.TILE_LENGTH: chunk_height}
         else:
-            sides |= {ROWS_PER_STRIP: min(chunk_height, height)}
+            sides |= {tiff_tags.ROWS_PER_STRIP: min(chunk_height, height)}
         return _tiff_of(contents, self._fields | {tag: _long(value) for tag, value in sides.items()})
 
 
@@ -200,18 +189,21 @@ def _codec_fields(page: tiff_reader.Page, picture: Picture) -> dict[int, tiff_re
     """Return the fields, for libtiff, that tell how chunks are compressed. It gives one sample after another."""
     bits = 1 if picture.compression in FAXES else 8
     fields: dict[int, tiff_reader.Field] = {}
-    options = {tag: page.number(tag, 0) for tag in (FAX3_OPTIONS, FAX4_OPTIONS)}
+    options = {tag: page.number(tag, 0) for tag in (tiff_tags.T4_OPTIONS, tiff_tags.T6_OPTIONS)}
     fields |= {tag: _long(option & FAX_OPTIONS) for tag, option in options.items() if option}
-    fields |= {tiff_reader.BITS: _shorts(bits), COMPRESSION: _shorts(picture.compression)}
-    return fields | {PHOTOMETRIC: _shorts(Kind.BLACK_IS_ZERO), tiff_reader.SAMPLES: _shorts(1)}
+    fields |= {tiff_tags.BITS_PER_SAMPLE: _shorts(bits), tiff_tags.COMPRESSION: _shorts(picture.compression)}
+    return fields | {
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: _shorts(Kind.BLACK_IS_ZERO),
+        tiff_tags.SAMPLES_PER_PIXEL: _shorts(1),
+    }
 
 
 def _shorts(*values: int) -> tiff_reader.Field:
-    return tiff_reader.Field(0, tiff_reader.SHORT, struct.pack(f"<{len(values)}H", *values))
+    return tiff_reader.Field(0, tiff_tags.SHORT, struct.pack(f"<{len(values)}H", *values))
 
 
 def _long(value: int) -> tiff_reader.Field:
-    return tiff_reader.Field(0, tiff_reader.LONG, struct.pack("<I", value))
+    return tiff_reader.Field(0, tiff_tags.LONG, struct.pack("<I", value))
 
 
 def _tiff_of(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> bytes:
@@ -219,11 +211,13 @@ def _tiff_of(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> byt
     sizes = np.array([len(content) for content in contents], np.uint32)
     starts = 8 + np.cumsum(sizes, dtype=np.uint32) - sizes
     starts_tag, sizes_tag = (
-        (TILES, TILE_SIZES) if TILE_WIDTH in fields else (tiff_reader.STRIPS, tiff_reader.STRIP_SIZES)
+        (tiff_tags.TILE_OFFSETS, tiff_tags.TILE_BYTE_COUNTS)
+        if tiff_tags.TILE_WIDTH in fields
+        else (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS)
     )
     fields = fields | {
-        starts_tag: tiff_reader.Field(0, tiff_reader.LONG, starts.astype("<u4").tobytes()),
-        sizes_tag: tiff_reader.Field(0, tiff_reader.LONG, sizes.astype("<u4").tobytes()),
+        starts_tag: tiff_reader.Field(0, tiff_tags.LONG, starts.astype("<u4").tobytes()),
+        sizes_tag: tiff_reader.Field(0, tiff_tags.LONG, sizes.astype("<u4").tobytes()),
     }
     pieces = [b"", *contents]
     end = 8 + int(sizes.sum())
@@ -307,8 +301,8 @@ class _Colors:
         self._palette = _palette(page, picture.bits) if picture.kind == Kind.PALETTE else None
         self._scale = _scale_of(picture.bits)
         self._is_ycbcr = picture.kind == Kind.YCBCR and picture.compression != JPEG
-        self._coefficients = _fractions(page, COEFFICIENTS, BT_601)
-        self._reference = _fractions(page, REFERENCE, FULL_RANGE)
+        self._coefficients = _fractions(page, tiff_tags.YCBCR_COEFFICIENTS, BT_601)
+        self._reference = _fractions(page, tiff_tags.REFERENCE_BLACK_WHITE, FULL_RANGE)
 
     def levels(self, samples: Levels) -> list[Levels]:
         """Return a band's colours, [rows, W] or [rows, W, 3 or 4], and its alpha, [rows, W], if it has any."""
@@ -348,7 +342,7 @@ def _upper(levels: Levels) -> Bytes:
 
 def _palette(page: tiff_reader.Page, bits: int) -> Bytes:
     """Return the colours of all values, [2 ** bits, 3]."""
-    values = page.array(COLOR_MAP, 3 * 2**bits)
+    values = page.array(tiff_tags.COLOR_MAP, 3 * 2**bits)
     if len(values) < 3 * 2**bits:
         raise UnreadableImage("the TIFF's palette is missing or cut short", field="file")
     # They are told in 16 bits, but some writers tell them in 8.
@@ -368,7 +362,7 @@ def _fractions(page: tiff_reader.Page, tag: int, default: tuple[float, ...]) -> 
     """Return a tag's fractions; the default where they are missing or make no sense."""
     entry = page.directory.find(tag)
     value = page.content(tag)
-    if entry is None or entry.kind != tiff_reader.RATIONAL or len(value) < 8 * len(default):
+    if entry is None or entry.kind != tiff_tags.RATIONAL or len(value) < 8 * len(default):
         return default
     numbers = struct.unpack_from(f"{page.layout.order}{2 * len(default)}I", value)
     return tuple(above / (under or 1) for above, under in zip(numbers[::2], numbers[1::2], strict=True))

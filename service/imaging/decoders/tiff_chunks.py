@@ -11,15 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
-from service.formats import tiff_reader
+from service.formats import tiff_reader, tiff_tags
 from service.formats.containers import MAX_SEGMENTS, START_OF_SCAN, jpeg_segments
 from service.formats.decoding_limits import MAX_SCANNED_PIXELS, Limits
 from service.imaging.decoders.tiff_samples import JPEG, NONE, PACKBITS, Kind, Picture
 
-# TIFF 6.0's tags of strips and tiles; libtiff, too, takes the tags of strips for those of tiles.
-ROWS_PER_STRIP, TILE_WIDTH, TILE_HEIGHT = 278, 322, 323
-TILES, TILE_SIZES = 324, 325
-YCBCR_SUBSAMPLING = 530
 SUBSAMPLINGS = (1, 2, 4)
 # Three planes of 65,500 rows, a strip each, have nearly as many.
 MAX_CHUNKS = 200_000
@@ -116,7 +112,7 @@ def _scans(jpeg: bytes) -> int:
 
 def chunks_of(page: tiff_reader.Page, picture: Picture, limits: Limits) -> Chunks:
     """Return where the page's pixels are. Raises UnreadableImage, UnsupportedType and TooManyPixels."""
-    is_tiled = bool(page.count(TILE_WIDTH))
+    is_tiled = bool(page.count(tiff_tags.TILE_WIDTH))
     width, height = _sides(page, picture, is_tiled)
     across, down = -(-picture.width // width), -(-picture.height // height)
     subsampling = _subsampling(page, picture)
@@ -149,7 +145,7 @@ def chunks_of(page: tiff_reader.Page, picture: Picture, limits: Limits) -> Chunk
 def _sides(page: tiff_reader.Page, picture: Picture, is_tiled: bool) -> tuple[int, int]:
     """Return width and height of a chunk, pixels."""
     if is_tiled:
-        width, height = page.number(TILE_WIDTH, 0), page.number(TILE_HEIGHT, 0)
+        width, height = page.number(tiff_tags.TILE_WIDTH, 0), page.number(tiff_tags.TILE_LENGTH, 0)
         if not (width and height):
             raise UnreadableImage("the TIFF's tiles have no size", field="file")
         if width > picture.width + MOST_BEYOND or height > picture.height + MOST_BEYOND:
@@ -157,9 +153,9 @@ def _sides(page: tiff_reader.Page, picture: Picture, is_tiled: bool) -> tuple[in
                 f"the TIFF's tiles, of {width} x {height} pixels, are much larger than its picture", field="file"
             )
         return width, height
-    rows = page.number(ROWS_PER_STRIP, picture.height)
+    rows = page.number(tiff_tags.ROWS_PER_STRIP, picture.height)
     planes = picture.channels if picture.is_planar else 1
-    if rows == 0 and page.count(tiff_reader.STRIPS) > planes:
+    if rows == 0 and page.count(tiff_tags.STRIP_OFFSETS) > planes:
         raise UnreadableImage("the TIFF's strips have no rows", field="file")
     return picture.width, min(rows or picture.height, picture.height)
 
@@ -168,7 +164,9 @@ def _subsampling(page: tiff_reader.Page, picture: Picture) -> tuple[int, int]:
     """Return how many pixels across and down share a pair of chroma values, where chunks hold them so."""
     if picture.kind != Kind.YCBCR or picture.compression == JPEG:
         return 1, 1
-    across, down = (*page.numbers(YCBCR_SUBSAMPLING), 2, 2)[:2] if page.count(YCBCR_SUBSAMPLING) else (2, 2)
+    across, down = (
+        (*page.numbers(tiff_tags.YCBCR_SUB_SAMPLING), 2, 2)[:2] if page.count(tiff_tags.YCBCR_SUB_SAMPLING) else (2, 2)
+    )
     if across not in SUBSAMPLINGS or down not in SUBSAMPLINGS:
         raise UnreadableImage(f"the TIFF's chroma is subsampled {across} x {down}, which is impossible", field="file")
     return across, down
@@ -191,10 +189,13 @@ def _places(
     decoded: how many bytes it is decoded to, [planes that are looked at, chunks of a plane].
     """
     end = len(page.data)
-    starts = _of_planes(page, picture, (TILES, tiff_reader.STRIPS), decoded)
-    is_told = page.count(TILE_SIZES) or page.count(tiff_reader.STRIP_SIZES)
+    # libtiff, too, takes the tags of strips for those of tiles.
+    starts = _of_planes(page, picture, (tiff_tags.TILE_OFFSETS, tiff_tags.STRIP_OFFSETS), decoded)
+    is_told = page.count(tiff_tags.TILE_BYTE_COUNTS) or page.count(tiff_tags.STRIP_BYTE_COUNTS)
     told = (
-        _of_planes(page, picture, (TILE_SIZES, tiff_reader.STRIP_SIZES), decoded) if is_told else np.zeros_like(decoded)
+        _of_planes(page, picture, (tiff_tags.TILE_BYTE_COUNTS, tiff_tags.STRIP_BYTE_COUNTS), decoded)
+        if is_told
+        else np.zeros_like(decoded)
     )
     if np.any((starts == 0) & (told == 0)):
         raise UnsupportedType("the TIFF leaves strips or tiles out (sparse), and so has no pixels there", field="file")

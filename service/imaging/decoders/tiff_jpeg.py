@@ -6,11 +6,10 @@ libtiff fills up what is missing of such a JPEG, and only warns. So they are dec
 from dataclasses import replace
 
 from service.errors import UnreadableImage
-from service.formats import jpeg_structure, tiff_reader
+from service.formats import jpeg_structure, tiff_reader, tiff_tags
 from service.imaging.color import Bytes
 from service.imaging.decoders.jpeg import Decoder, Kind
 
-TABLES = 347
 MAX_TABLES = 64 << 10
 # How many pixels a JPEG may reach beyond its strip or tile: encoders fill it up to whole blocks.
 MOST_BEYOND = 64
@@ -19,7 +18,7 @@ KINDS: dict[int, Kind] = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
 def tables_of(page: tiff_reader.Page) -> bytes:
     """Return the tables that the JPEGs of a page share, as segments. Raises UnreadableImage."""
-    tables = page.content(TABLES)
+    tables = page.content(tiff_tags.JPEG_TABLES)
     if len(tables) > MAX_TABLES:
         raise UnreadableImage("the TIFF's JPEG tables are too large", field="file", limit=MAX_TABLES)
     return tables.removeprefix(jpeg_structure.START).removesuffix(jpeg_structure.END)

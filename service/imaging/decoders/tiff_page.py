@@ -1,13 +1,11 @@
 """The photo of a TIFF file: its only page, or why no page of the file is taken."""
 
 from service.errors import UnreadableImage, UnsupportedType
-from service.formats import tiff_reader
+from service.formats import tiff_reader, tiff_tags
 from service.formats.decoding_limits import Limits, check_size
 
 MAX_PAGES = 100
-# TIFF 6.0's tags of a page, and DNG's.
-SUBFILE, OLD_SUBFILE, DNG_VERSION = 254, 255, 50706
-# Bits of SUBFILE, and the value of OLD_SUBFILE.
+# Bits of NewSubfileType, and the value of SubfileType.
 REDUCED, MASK = 1, 4
 OLD_REDUCED = 2
 
@@ -24,13 +22,13 @@ def tiff_page(data: bytes, limits: Limits) -> tiff_reader.Page:
     # Some writers chain a directory that holds no picture.
     pictures = [page for page in pages if _width(page) and _height(page)]
     photos = [page for page in pictures if not _is_reduced(page)]
-    if first.count(DNG_VERSION) or (_is_reduced(first) and first.count(tiff_reader.SUB_IFDS)):
+    if first.count(tiff_tags.DNG_VERSION) or (_is_reduced(first) and first.count(tiff_tags.SUB_IFDS)):
         raise UnsupportedType("the file is a camera's raw data; develop it first", field="file")
     if first not in pictures:
         raise UnreadableImage("the TIFF says that it has no pixels", field="file")
     if photos and first not in photos:
         raise UnsupportedType("the TIFF begins with a thumbnail; its photo has to come first", field="file")
-    if any(page.number(SUBFILE, 0) & MASK for page in pictures):
+    if any(page.number(tiff_tags.NEW_SUBFILE_TYPE, 0) & MASK for page in pictures):
         raise UnsupportedType("the TIFF has a mask as a page of its own; save it with an alpha channel", field="file")
     if len(photos) > 1:
         raise UnsupportedType("the TIFF has several pages; send each as a file of its own", field="file", limit=1)
@@ -39,12 +37,15 @@ def tiff_page(data: bytes, limits: Limits) -> tiff_reader.Page:
 
 
 def _width(page: tiff_reader.Page) -> int:
-    return page.number(tiff_reader.WIDTH, 0)
+    return page.number(tiff_tags.IMAGE_WIDTH, 0)
 
 
 def _height(page: tiff_reader.Page) -> int:
-    return page.number(tiff_reader.HEIGHT, 0)
+    return page.number(tiff_tags.IMAGE_LENGTH, 0)
 
 
 def _is_reduced(page: tiff_reader.Page) -> bool:
-    return bool(page.number(SUBFILE, 0) & REDUCED) or page.number(OLD_SUBFILE, 0) == OLD_REDUCED
+    return (
+        bool(page.number(tiff_tags.NEW_SUBFILE_TYPE, 0) & REDUCED)
+        or page.number(tiff_tags.SUBFILE_TYPE, 0) == OLD_REDUCED
+    )

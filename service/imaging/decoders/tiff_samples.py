@@ -5,12 +5,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from service.errors import UnreadableImage, UnsupportedType
-from service.formats import tiff_reader
+from service.formats import tiff_reader, tiff_tags
 
-# TIFF 6.0's tags of a picture.
-COMPRESSION, PHOTOMETRIC, FILL_ORDER, PLANAR = 259, 262, 266, 284
-PREDICTOR, INK_SET, SAMPLE_FORMAT = 317, 332, 339
-COLOR_MAP = 320
 PLANES, REVERSED, CMYK_INKS = 2, 2, 1
 NO_PREDICTOR, HORIZONTAL = 1, 2
 PREMULTIPLIED, ALPHA = 1, 2
@@ -122,44 +118,44 @@ def picture_of(page: tiff_reader.Page) -> Picture:
     told = _kind(page)
     for objection in _objections(page, told):
         raise UnsupportedType(f"the TIFF {objection}", field="file")
-    kind, channels, compression = Kind(told or 0), _channels(page), page.number(COMPRESSION, NONE)
+    kind, channels, compression = Kind(told or 0), _channels(page), page.number(tiff_tags.COMPRESSION, NONE)
     if channels < COLORS[kind]:
         raise UnreadableImage(f"the TIFF says that it is {kind.name}, and has {channels} channels", field="file")
-    extras = page.numbers(tiff_reader.EXTRA_SAMPLES)[: channels - COLORS[kind]]
+    extras = page.numbers(tiff_tags.EXTRA_SAMPLES)[: channels - COLORS[kind]]
     alpha = next((number for number, extra in enumerate(extras) if extra in (PREMULTIPLIED, ALPHA)), None)
     return Picture(
-        width=page.number(tiff_reader.WIDTH, 0),
-        height=page.number(tiff_reader.HEIGHT, 0),
+        width=page.number(tiff_tags.IMAGE_WIDTH, 0),
+        height=page.number(tiff_tags.IMAGE_LENGTH, 0),
         kind=kind,
-        bits=page.number(tiff_reader.BITS, 1),
+        bits=page.number(tiff_tags.BITS_PER_SAMPLE, 1),
         channels=channels,
         alpha=None if alpha is None else COLORS[kind] + alpha,
         is_premultiplied=alpha is not None and extras[alpha] == PREMULTIPLIED,
         is_planar=_is_planar(page),
         compression=compression,
-        has_predictor=compression in PREDICTABLE and page.number(PREDICTOR, NO_PREDICTOR) == HORIZONTAL,
-        is_reversed=page.number(FILL_ORDER, 1) == REVERSED and compression != JPEG,
+        has_predictor=compression in PREDICTABLE and page.number(tiff_tags.PREDICTOR, NO_PREDICTOR) == HORIZONTAL,
+        is_reversed=page.number(tiff_tags.FILL_ORDER, 1) == REVERSED and compression != JPEG,
     )
 
 
 def _channels(page: tiff_reader.Page) -> int:
     # Some writers leave SamplesPerPixel out: then there are as many as have a number of bits.
-    return page.number(tiff_reader.SAMPLES, page.count(tiff_reader.BITS) or 1)
+    return page.number(tiff_tags.SAMPLES_PER_PIXEL, page.count(tiff_tags.BITS_PER_SAMPLE) or 1)
 
 
 def _is_planar(page: tiff_reader.Page) -> bool:
-    return page.number(PLANAR, 1) == PLANES and _channels(page) > 1
+    return page.number(tiff_tags.PLANAR_CONFIGURATION, 1) == PLANES and _channels(page) > 1
 
 
 def _kind(page: tiff_reader.Page) -> int | None:
     """Return the page's kind of colours; guess it as libtiff does where the page does not tell; None for no guess."""
-    if page.count(PHOTOMETRIC):
-        return page.number(PHOTOMETRIC, Kind.BLACK_IS_ZERO)
-    match _channels(page) - page.count(tiff_reader.EXTRA_SAMPLES):
-        case 1 | 2 if page.count(COLOR_MAP):
+    if page.count(tiff_tags.PHOTOMETRIC_INTERPRETATION):
+        return page.number(tiff_tags.PHOTOMETRIC_INTERPRETATION, Kind.BLACK_IS_ZERO)
+    match _channels(page) - page.count(tiff_tags.EXTRA_SAMPLES):
+        case 1 | 2 if page.count(tiff_tags.COLOR_MAP):
             return Kind.PALETTE
         case 1 | 2:
-            return Kind.WHITE_IS_ZERO if page.number(COMPRESSION, NONE) in FAXES else Kind.BLACK_IS_ZERO
+            return Kind.WHITE_IS_ZERO if page.number(tiff_tags.COMPRESSION, NONE) in FAXES else Kind.BLACK_IS_ZERO
         case 3:
             return Kind.RGB
         case _:
@@ -168,15 +164,15 @@ def _kind(page: tiff_reader.Page) -> int | None:
 
 def _objections(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
     """Yield what can't be decoded right, as the end of a sentence that begins with the TIFF."""
-    channels, compression = _channels(page), page.number(COMPRESSION, NONE)
-    bits = page.numbers(tiff_reader.BITS) or [1]
+    channels, compression = _channels(page), page.number(tiff_tags.COMPRESSION, NONE)
+    bits = page.numbers(tiff_tags.BITS_PER_SAMPLE) or [1]
     if kind is None:
         yield f"does not tell what its {channels} channels are"
     elif kind not in COLORS:
         yield f"has colours of a kind ({kind}{_named(OTHER_KINDS, kind)}) that is not supported"
     if compression not in COMPRESSIONS:
         yield f"is compressed in a way ({compression}{_named(OTHER_COMPRESSIONS, compression)}) that is not supported"
-    strange = [FORMATS[value] for value in page.numbers(SAMPLE_FORMAT) if value in FORMATS]
+    strange = [FORMATS[value] for value in page.numbers(tiff_tags.SAMPLE_FORMAT) if value in FORMATS]
     if strange:
         yield f"holds {strange[0]} values"
     if len(set(bits)) > 1 or not 1 <= bits[0] <= MOST_BITS:
@@ -190,11 +186,11 @@ def _combinations(
     page: tiff_reader.Page, kind: int | None, channels: int, bits: int, compression: int
 ) -> Iterator[str]:
     """Yield which tags, each of a known value, can't be decoded right together."""
-    predictor = page.number(PREDICTOR, NO_PREDICTOR)
+    predictor = page.number(tiff_tags.PREDICTOR, NO_PREDICTOR)
     mixed = channels if not _is_planar(page) else 1
     if kind == Kind.YCBCR and (channels > COLORS[Kind.YCBCR] or _is_planar(page) or bits != 8):
         yield f"has YCbCr colours in {bits} bits, with more channels, or one channel after another"
-    if kind == Kind.INKS and page.number(INK_SET, CMYK_INKS) != CMYK_INKS:
+    if kind == Kind.INKS and page.number(tiff_tags.INK_SET, CMYK_INKS) != CMYK_INKS:
         yield "has inks other than CMYK"
     if compression == JPEG and (bits != 8 or mixed not in (1, 3, 4)):
         yield f"has {mixed} channels of {bits} bits compressed as JPEG ({JPEG})"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from service.errors import UnreadableImage
-from service.formats import decoding_limits
+from service.formats import decoding_limits, tiff_tags
 from service.imaging import decoding, identification
 from tests.conftest import encoded
 
@@ -41,7 +41,11 @@ def stating(format_: str, **options: object) -> bytes:
             data[6:10] = struct.pack("<HH", SIDE, SIDE)
         case "TIFF":
             data = bytearray(saved(Image.new("L", (SIDE, SIDE)), "TIFF", **options))
-            place = data.index(struct.pack("<HHI", 279, 4, 1)) + 8 if b"\x17\x01\x04\x00\x01" in data else 0
+            place = (
+                data.index(struct.pack("<HHI", tiff_tags.STRIP_BYTE_COUNTS, 4, 1)) + 8
+                if b"\x17\x01\x04\x00\x01" in data
+                else 0
+            )
             assert place
             data[place : place + 4] = struct.pack("<I", 9)
     return bytes(data)
@@ -55,8 +59,8 @@ def stating(format_: str, **options: object) -> bytes:
         ("PNG", {}),
         ("BMP", {}),
         ("GIF", {}),
-        ("TIFF", {"compression": "tiff_adobe_deflate", "tiffinfo": {278: SIDE}}),
-        ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: SIDE}}),
+        ("TIFF", {"compression": "tiff_adobe_deflate", "tiffinfo": {tiff_tags.ROWS_PER_STRIP: SIDE}}),
+        ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {tiff_tags.ROWS_PER_STRIP: SIDE}}),
     ],
 )
 def test_too_few_bytes_take_no_memory(format_: str, options: dict[str, object]) -> None:
@@ -80,9 +84,9 @@ def test_too_few_bytes_take_no_memory(format_: str, options: dict[str, object]) 
         ("PNG", {"compress_level": 9}),
         ("BMP", {}),
         ("GIF", {}),
-        ("TIFF", {"compression": "tiff_adobe_deflate", "tiffinfo": {278: 3000}}),
-        ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {278: 3000}}),
-        ("TIFF", {"compression": "packbits", "tiffinfo": {278: 3000}}),
+        ("TIFF", {"compression": "tiff_adobe_deflate", "tiffinfo": {tiff_tags.ROWS_PER_STRIP: 3000}}),
+        ("TIFF", {"compression": "tiff_lzw", "tiffinfo": {tiff_tags.ROWS_PER_STRIP: 3000}}),
+        ("TIFF", {"compression": "packbits", "tiffinfo": {tiff_tags.ROWS_PER_STRIP: 3000}}),
     ],
 )
 def test_the_most_even_pictures_have_bytes_enough(mode: str, format_: str, options: dict[str, object]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from service.errors import UnreadableImage, UnsupportedType
-from service.formats import decoding_limits
+from service.formats import decoding_limits, tiff_tags
 from service.imaging import decoding, identification
 from service.imaging.photo import Photo
 from service.metadata import transfer
@@ -204,7 +204,7 @@ def test_files_that_other_readers_alone_understand() -> None:
 @pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt", b"iTXt packed", b"eXIf", b"eXIf with its JPEG name"])
 def test_the_orientation_is_found_in_every_place(kind: bytes) -> None:
     exif = Image.Exif()
-    exif[decoding.ORIENTATION_TAG] = 6
+    exif[tiff_tags.ORIENTATION] = 6
     block = exif.tobytes()
     assert block.startswith(b"Exif\0\0")
     text = b"\nexif\n%8d\n%s\n" % (len(block), block.hex().encode())

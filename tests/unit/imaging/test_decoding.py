@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from service.errors import EmptyUpload, Problem, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
-from service.formats import containers, decoding_limits
+from service.formats import containers, decoding_limits, tiff_tags
 from service.imaging import color, decoding, identification
 from service.imaging.photo import Photo
 from tests.conftest import encoded
@@ -105,7 +105,7 @@ def test_one_transparent_colour_is_kept(mode: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[decoding.ORIENTATION_TAG] = orientation
+    exif[tiff_tags.ORIENTATION] = orientation
     options = {"quality": 95} if format_ == "JPEG" else {"lossless": True}
     data = encoded(gray, format_, exif=exif, **options)
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("L"))
@@ -116,7 +116,7 @@ def test_orientation_is_applied(gray: np.ndarray, format_: str, orientation: int
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 9.0, -1.0])
 def test_an_orientation_that_is_none(gray: np.ndarray, format_: str, value: float) -> None:
-    entry = struct.pack("<HHIf", decoding.ORIENTATION_TAG, 11, 1, value)
+    entry = struct.pack("<HHIf", tiff_tags.ORIENTATION, 11, 1, value)
     block = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4)
     assert decode(encoded(gray, format_, exif=block)).luma.shape == gray.shape
 
@@ -214,14 +214,14 @@ def test_scans_are_counted_before_decoding(gray: np.ndarray) -> None:
 
 
 def test_segments_are_counted_before_they_are_joined(jpeg: bytes) -> None:
-    def segments(body: bytes, count: int) -> bytes:
+    def with_segments(body: bytes, count: int) -> bytes:
         return jpeg[:2] + (b"\xff\xe1" + struct.pack(">H", 2 + len(body)) + body) * count + jpeg[2:]
 
     with pytest.raises(UnreadableImage, match="segments"):
-        decode(containers(b"Exif\0\0" + bytes(10), 17))
+        decode(with_segments(b"Exif\0\0" + bytes(10), 17))
     with pytest.raises(UnreadableImage, match="segments"):
-        decode(containers(b"more", 2000))
-    assert decode(containers(b"http://ns.adobe.com/xap/1.0/\0", 500)).luma.shape == (333, 501)
+        decode(with_segments(b"more", 2000))
+    assert decode(with_segments(b"http://ns.adobe.com/xap/1.0/\0", 500)).luma.shape == (333, 501)
     # Not hidden behind junk or fill bytes, and nothing behind the image's end is counted.
     for disguise in (b"junk", b"\xff" * 9):
         hidden = b"\xff\xe1\0\x06more" + disguise + containers(b"Exif\0\0" + bytes(10), 17)[2:]

@@ -344,7 +344,7 @@ def test_no_answer_says_what_its_upload_was(
     block[0x8773], block[0x10E] = PROFILE, "Grandma"
     photo, buffer = Image.fromarray(gray[:64, :80]), io.BytesIO()
     if source == "TIFF":
-        photo.save(buffer, source, tiffinfo={700: LIES, 0x10E: "Grandma"})
+        photo.save(buffer, source, tiffinfo={0x2BC: LIES, 0x10E: "Grandma"})
     elif source == "JPEG":
         photo.save(buffer, source, exif=block, xmp=LIES)
     else:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from service.errors import ClientGone, ColorPhoto, DeadlineExceeded, UnknownModel, UnsupportedType
+from service.formats import tiff_tags
 from service.formats.registry import FORMATS
 from service.imaging import color, decoding
 from service.inference.executor import Plain
@@ -144,7 +145,7 @@ def described(gray: np.ndarray, format_: str) -> bytes:
     """A photo that lies on its side, with a caption."""
     exif = Image.Exif()
     exif[0x010E] = "Grandmother, 1931"
-    exif[decoding.ORIENTATION_TAG] = 6
+    exif[tiff_tags.ORIENTATION] = 6
     return encoded(gray, format_, exif=exif, dpi=(300, 300))
 
 
@@ -158,7 +159,7 @@ def test_a_caption_comes_back_with_a_note_and_upright(
     assert image.size == (80, 120)
     exif = image.getexif()
     assert exif[0x010E] == "Grandmother, 1931"
-    assert exif[decoding.ORIENTATION_TAG] == 1
+    assert exif[tiff_tags.ORIENTATION] == 1
     assert exif[0x0131] == "tomau, synthetic colours by compact 1"
     assert data.count(b"compositeWithTrainedAlgorithmicMedia") == 1
     image.load()

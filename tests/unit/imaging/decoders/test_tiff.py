@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from service.errors import Problem, TooManyPixels, TooManyScans, UnreadableImage, UnsupportedType
-from service.formats import decoding_limits
+from service.formats import decoding_limits, tiff_tags
 from service.imaging import color, decoding, identification
 from service.imaging.decoders import libtiff
 from service.imaging.decoders import tiff as tiff_decoder
@@ -159,7 +159,7 @@ def test_a_palette(bits: int, largest: int, kind: int | None) -> None:
     palette = np.random.default_rng(1).integers(0, largest + 1, (3, 2**bits))
     palette[:, 0] = largest
     samples = noise(2, bits)
-    options = {"bits": bits, "kind": kind, "tags": {tiffs.COLOR_MAP: (tiffs.SHORT, palette.ravel().tolist())}}
+    options = {"bits": bits, "kind": kind, "tags": {tiff_tags.COLOR_MAP: (tiff_tags.SHORT, palette.ravel().tolist())}}
     rgb = (palette if largest == 255 else palette >> 8).astype(np.uint8).T[samples[..., 0]]
     check(tiff(samples[..., :1], **options), rgb)  # type: ignore[arg-type]
     if bits == 8:
@@ -167,7 +167,7 @@ def test_a_palette(bits: int, largest: int, kind: int | None) -> None:
 
 
 def test_a_palette_that_is_not_all_there() -> None:
-    for tags in ({}, {tiffs.COLOR_MAP: (tiffs.SHORT, [0] * 700)}):
+    for tags in ({}, {tiff_tags.COLOR_MAP: (tiff_tags.SHORT, [0] * 700)}):
         with pytest.raises(UnreadableImage, match="palette"):
             photo(tiff(noise(1), kind=3, tags=tags))
 
@@ -189,25 +189,34 @@ def test_the_kind_of_colours_is_guessed_where_it_is_missing(bits: int) -> None:
 @pytest.mark.parametrize("told", [(4,), (1,), (4, 4, 4), (0,)])
 def test_samples_that_are_not_told_to_be_unsigned(bits: int, told: Sequence[int]) -> None:
     samples = noise(3, bits)
-    check(tiff(samples, kind=2, tags={tiffs.FORMAT: (tiffs.SHORT, told)}), samples)
+    check(tiff(samples, kind=2, tags={tiff_tags.SAMPLE_FORMAT: (tiff_tags.SHORT, told)}), samples)
 
 
 def test_tags_that_writers_leave_out() -> None:
     samples = noise(3)
-    check(tiff(samples, kind=2, tags={tiffs.SAMPLES: None}), samples)
-    check(tiff(samples, kind=2, tags={tiffs.BITS: (tiffs.SHORT, [8])}), samples)
-    check(tiff(samples, kind=2, tags={tiffs.COMPRESSION: None, tiffs.ROWS: None, tiffs.PLANAR: None}), samples)
+    check(tiff(samples, kind=2, tags={tiff_tags.SAMPLES_PER_PIXEL: None}), samples)
+    check(tiff(samples, kind=2, tags={tiff_tags.BITS_PER_SAMPLE: (tiff_tags.SHORT, [8])}), samples)
+    check(
+        tiff(
+            samples,
+            kind=2,
+            tags={tiff_tags.COMPRESSION: None, tiff_tags.ROWS_PER_STRIP: None, tiff_tags.PLANAR_CONFIGURATION: None},
+        ),
+        samples,
+    )
     line = noise(1, 1)
-    check(tiff(line, bits=1, tags={tiffs.BITS: None}), line[..., 0] * np.uint8(255))
+    check(tiff(line, bits=1, tags={tiff_tags.BITS_PER_SAMPLE: None}), line[..., 0] * np.uint8(255))
     # ExtraSamples in single bytes.
-    check(tiff(noise(4), kind=2, tags={tiffs.EXTRAS: (1, [2])}), noise(4)[..., :3], noise(4)[..., 3])
+    check(tiff(noise(4), kind=2, tags={tiff_tags.EXTRA_SAMPLES: (1, [2])}), noise(4)[..., :3], noise(4)[..., 3])
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8])
 @pytest.mark.parametrize("rows", [[0], [2**32 - 1], [37], [100_000]])
 def test_rows_of_a_single_strip(rows: Sequence[int], compression: int) -> None:
     samples = noise(3)
-    check(tiff(samples, kind=2, compression=compression, tags={tiffs.ROWS: (tiffs.LONG, rows)}), samples)
+    check(
+        tiff(samples, kind=2, compression=compression, tags={tiff_tags.ROWS_PER_STRIP: (tiff_tags.LONG, rows)}), samples
+    )
 
 
 @pytest.mark.parametrize("compression", [1, 5, 8, 32773, 50000])
@@ -215,44 +224,44 @@ def test_rows_of_a_single_strip(rows: Sequence[int], compression: int) -> None:
 def test_sizes_that_are_missing_are_worked_out(compression: int, options: dict[str, object]) -> None:
     samples = noise(3)
     made = {"kind": 2, "compression": compression, **options}
-    tag = tiffs.TILE_SIZES if "tile" in options else tiffs.STRIP_SIZES
+    tag = tiff_tags.TILE_BYTE_COUNTS if "tile" in options else tiff_tags.STRIP_BYTE_COUNTS
     whole = tiff(samples, **made)  # type: ignore[arg-type]
     with tifffile.TiffFile(io.BytesIO(whole)) as file:
         number = len(file.pages[0].dataoffsets)
     check(tiff(samples, tags={tag: None}, **made), samples)  # type: ignore[arg-type]
-    check(tiff(samples, tags={tag: (tiffs.LONG, [0] * number)}, **made), samples)  # type: ignore[arg-type]
+    check(tiff(samples, tags={tag: (tiff_tags.LONG, [0] * number)}, **made), samples)  # type: ignore[arg-type]
     if number > 1:
         with pytest.raises(UnreadableImage, match="cut short"):
-            photo(tiff(samples, tags={tag: (tiffs.LONG, [9] * (number - 1))}, **made))  # type: ignore[arg-type]
+            photo(tiff(samples, tags={tag: (tiff_tags.LONG, [9] * (number - 1))}, **made))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("tags", "kind", "reason"),
     [
-        ({tiffs.STRIPS: (4, [2**32 - 1])}, UnreadableImage, "cut short"),
-        ({tiffs.STRIPS: None}, UnreadableImage, "cut short"),
-        ({tiffs.STRIP_SIZES: (4, [17])}, UnreadableImage, "cut short"),
-        ({tiffs.STRIPS: (4, [0]), tiffs.STRIP_SIZES: (4, [0])}, UnsupportedType, "sparse"),
-        ({tiffs.WIDTH: (4, [0])}, UnreadableImage, "no pixels"),
-        ({tiffs.HEIGHT: (4, [0])}, UnreadableImage, "no pixels"),
-        ({tiffs.WIDTH: None}, UnreadableImage, "no pixels"),
-        ({tiffs.WIDTH: (4, [2**32 - 1])}, TooManyPixels, "pixels"),
-        ({tiffs.SAMPLES: (3, [65_535])}, UnsupportedType, "65535 channels"),
-        ({tiffs.SAMPLES: (3, [0])}, UnsupportedType, "0 channels"),
-        ({tiffs.SAMPLES: (3, [2])}, UnreadableImage, "RGB, and has 2 channels"),
-        ({tiffs.TILE_WIDTH: (4, [16]), tiffs.TILE_HEIGHT: (4, [0])}, UnreadableImage, "no size"),
-        ({tiffs.TILE_WIDTH: (4, [2**31]), tiffs.TILE_HEIGHT: (4, [16])}, UnsupportedType, "much larger"),
-        ({tiffs.BITS: (3, [8, 8, 16])}, UnsupportedType, "8/8/16 bits"),
-        ({tiffs.BITS: (3, [0] * 3)}, UnsupportedType, "0/0/0 bits"),
-        ({tiffs.BITS: (3, [32] * 3)}, UnsupportedType, "32/32/32 bits"),
-        ({tiffs.FORMAT: (3, [2] * 3)}, UnsupportedType, "signed"),
-        ({tiffs.FORMAT: (3, [3] * 3)}, UnsupportedType, "floating-point"),
-        ({tiffs.COMPRESSION: (3, [6])}, UnsupportedType, r"6, old-style JPEG"),
-        ({tiffs.COMPRESSION: (3, [34712])}, UnsupportedType, r"34712, JPEG 2000"),
-        ({tiffs.COMPRESSION: (3, [4])}, UnsupportedType, "fax"),
-        ({tiffs.COMPRESSION: (3, [5]), tiffs.PREDICTOR: (3, [3])}, UnsupportedType, "predictor"),
-        ({tiffs.PHOTOMETRIC: (3, [8])}, UnsupportedType, r"8, CIE L\*a\*b\*"),
-        ({tiffs.PHOTOMETRIC: (3, [32803])}, UnsupportedType, "raw data"),
+        ({tiff_tags.STRIP_OFFSETS: (4, [2**32 - 1])}, UnreadableImage, "cut short"),
+        ({tiff_tags.STRIP_OFFSETS: None}, UnreadableImage, "cut short"),
+        ({tiff_tags.STRIP_BYTE_COUNTS: (4, [17])}, UnreadableImage, "cut short"),
+        ({tiff_tags.STRIP_OFFSETS: (4, [0]), tiff_tags.STRIP_BYTE_COUNTS: (4, [0])}, UnsupportedType, "sparse"),
+        ({tiff_tags.IMAGE_WIDTH: (4, [0])}, UnreadableImage, "no pixels"),
+        ({tiff_tags.IMAGE_LENGTH: (4, [0])}, UnreadableImage, "no pixels"),
+        ({tiff_tags.IMAGE_WIDTH: None}, UnreadableImage, "no pixels"),
+        ({tiff_tags.IMAGE_WIDTH: (4, [2**32 - 1])}, TooManyPixels, "pixels"),
+        ({tiff_tags.SAMPLES_PER_PIXEL: (3, [65_535])}, UnsupportedType, "65535 channels"),
+        ({tiff_tags.SAMPLES_PER_PIXEL: (3, [0])}, UnsupportedType, "0 channels"),
+        ({tiff_tags.SAMPLES_PER_PIXEL: (3, [2])}, UnreadableImage, "RGB, and has 2 channels"),
+        ({tiff_tags.TILE_WIDTH: (4, [16]), tiff_tags.TILE_LENGTH: (4, [0])}, UnreadableImage, "no size"),
+        ({tiff_tags.TILE_WIDTH: (4, [2**31]), tiff_tags.TILE_LENGTH: (4, [16])}, UnsupportedType, "much larger"),
+        ({tiff_tags.BITS_PER_SAMPLE: (3, [8, 8, 16])}, UnsupportedType, "8/8/16 bits"),
+        ({tiff_tags.BITS_PER_SAMPLE: (3, [0] * 3)}, UnsupportedType, "0/0/0 bits"),
+        ({tiff_tags.BITS_PER_SAMPLE: (3, [32] * 3)}, UnsupportedType, "32/32/32 bits"),
+        ({tiff_tags.SAMPLE_FORMAT: (3, [2] * 3)}, UnsupportedType, "signed"),
+        ({tiff_tags.SAMPLE_FORMAT: (3, [3] * 3)}, UnsupportedType, "floating-point"),
+        ({tiff_tags.COMPRESSION: (3, [6])}, UnsupportedType, r"6, old-style JPEG"),
+        ({tiff_tags.COMPRESSION: (3, [34712])}, UnsupportedType, r"34712, JPEG 2000"),
+        ({tiff_tags.COMPRESSION: (3, [4])}, UnsupportedType, "fax"),
+        ({tiff_tags.COMPRESSION: (3, [5]), tiff_tags.PREDICTOR: (3, [3])}, UnsupportedType, "predictor"),
+        ({tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [8])}, UnsupportedType, r"8, CIE L\*a\*b\*"),
+        ({tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [32803])}, UnsupportedType, "raw data"),
     ],
 )
 def test_what_is_refused_is_told_truly(tags: tiffs.Tags, kind: type[Problem], reason: str) -> None:
@@ -284,21 +293,25 @@ def test_inks_and_palettes_of_sixteen_bits_are_answered_in_eight() -> None:
     alpha = (samples[..., 4] >> 8).astype(np.uint8)
     check(tiff(samples, kind=5, extras=(2,)), np.asarray(image.convert("RGB")), alpha)
     palette = np.random.default_rng(1).integers(0, 65_536, (3, 65_536))
-    tags: tiffs.Tags = {tiffs.COLOR_MAP: (tiffs.SHORT, palette.ravel().tolist())}
+    tags: tiffs.Tags = {tiff_tags.COLOR_MAP: (tiff_tags.SHORT, palette.ravel().tolist())}
     check(tiff(samples[..., :1], kind=3, tags=tags), (palette >> 8).astype(np.uint8).T[samples[..., 0]])
 
 
 def test_a_single_strip_of_which_too_much_is_told() -> None:
     samples = noise(3)
-    check(tiff(samples, kind=2, tags={tiffs.STRIP_SIZES: (4, [2**32 - 1])}), samples)
+    check(tiff(samples, kind=2, tags={tiff_tags.STRIP_BYTE_COUNTS: (4, [2**32 - 1])}), samples)
     with pytest.raises(UnreadableImage, match="more bytes together"):
-        photo(tiff(samples, kind=2, compression=5, tags={tiffs.STRIP_SIZES: (4, [2**32 - 1])}))
+        photo(tiff(samples, kind=2, compression=5, tags={tiff_tags.STRIP_BYTE_COUNTS: (4, [2**32 - 1])}))
 
 
 def test_a_plane_that_means_nothing_may_be_missing() -> None:
     samples = noise(2)
     sizes = samples[..., 0].size
-    data = tiff(samples, is_planar=True, tags={tiffs.STRIPS: (4, [8, 0]), tiffs.STRIP_SIZES: (4, [sizes, 0])})
+    data = tiff(
+        samples,
+        is_planar=True,
+        tags={tiff_tags.STRIP_OFFSETS: (4, [8, 0]), tiff_tags.STRIP_BYTE_COUNTS: (4, [sizes, 0])},
+    )
     check(data, samples[..., 0])
 
 
@@ -332,14 +345,18 @@ def test_jpeg_in_strips_and_tiles(astronaut: np.ndarray, layout: str, mode: str)
         Image.frombytes(mode, size, part).save(stream, "JPEG", quality=95, subsampling=1 if mode == "RGB" else 0)
         contents.append(stream.getvalue())
     tags: tiffs.Tags = {
-        tiffs.WIDTH: (4, [53]),
-        tiffs.HEIGHT: (4, [37]),
-        tiffs.BITS: (3, [8] * samples.shape[2]),
-        tiffs.COMPRESSION: (3, [7]),
-        tiffs.PHOTOMETRIC: (3, [{"L": 1, "RGB": 6, "CMYK": 5}[mode]]),
-        tiffs.SAMPLES: (3, [samples.shape[2]]),
+        tiff_tags.IMAGE_WIDTH: (4, [53]),
+        tiff_tags.IMAGE_LENGTH: (4, [37]),
+        tiff_tags.BITS_PER_SAMPLE: (3, [8] * samples.shape[2]),
+        tiff_tags.COMPRESSION: (3, [7]),
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [{"L": 1, "RGB": 6, "CMYK": 5}[mode]]),
+        tiff_tags.SAMPLES_PER_PIXEL: (3, [samples.shape[2]]),
     }
-    tags |= {tiffs.TILE_WIDTH: (4, [16]), tiffs.TILE_HEIGHT: (4, [32])} if tile else {tiffs.ROWS: (4, [rows or 37])}
+    tags |= (
+        {tiff_tags.TILE_WIDTH: (4, [16]), tiff_tags.TILE_LENGTH: (4, [32])}
+        if tile
+        else {tiff_tags.ROWS_PER_STRIP: (4, [rows or 37])}
+    )
     found = photo(tiffs.assembled(contents, tags, {}, is_tiled=bool(tile)))
     expected = color.luma_of_rgb(np.asarray(image.convert("RGB")))
     assert np.abs(found.luma.astype(int) - expected).mean() < 4
@@ -361,14 +378,14 @@ def ycbcr(subsampling: tuple[int, int], changes: tiffs.Tags, compression: int, r
         chroma = units[..., 1:].reshape(lines, columns, -1, 2).mean(axis=2).round().astype(np.uint8)
         contents.append(tiffs.COMPRESSORS[compression](np.dstack([lumas, chroma]).tobytes()))
     tags: tiffs.Tags = {
-        tiffs.WIDTH: (4, [width]),
-        tiffs.HEIGHT: (4, [height]),
-        tiffs.BITS: (3, [8] * 3),
-        tiffs.COMPRESSION: (3, [compression]),
-        tiffs.PHOTOMETRIC: (3, [6]),
-        tiffs.SAMPLES: (3, [3]),
-        tiffs.ROWS: (4, [rows]),
-        530: (3, list(subsampling)),
+        tiff_tags.IMAGE_WIDTH: (4, [width]),
+        tiff_tags.IMAGE_LENGTH: (4, [height]),
+        tiff_tags.BITS_PER_SAMPLE: (3, [8] * 3),
+        tiff_tags.COMPRESSION: (3, [compression]),
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [6]),
+        tiff_tags.SAMPLES_PER_PIXEL: (3, [3]),
+        tiff_tags.ROWS_PER_STRIP: (4, [rows]),
+        tiff_tags.YCBCR_SUB_SAMPLING: (3, list(subsampling)),
     }
     return tiffs.assembled(contents, tags, changes)
 
@@ -378,7 +395,7 @@ def ycbcr(subsampling: tuple[int, int], changes: tiffs.Tags, compression: int, r
 @pytest.mark.parametrize("rows", [8, 37])
 def test_ycbcr(astronaut: np.ndarray, subsampling: tuple[int, int], compression: int, rows: int) -> None:
     rgb = astronaut[:37, :53].copy()
-    changes: tiffs.Tags = {530: None} if subsampling == (2, 2) else {}
+    changes: tiffs.Tags = {tiff_tags.YCBCR_SUB_SAMPLING: None} if subsampling == (2, 2) else {}
     found = pixels(ycbcr(subsampling, changes, compression, rows, rgb))
     error = np.abs(found.rgb.astype(int) - rgb)
     assert error.max() <= 4 if subsampling == (1, 1) else error.mean() < 12
@@ -389,7 +406,7 @@ def test_ycbcr(astronaut: np.ndarray, subsampling: tuple[int, int], compression:
 def test_ycbcr_of_a_narrow_range(astronaut: np.ndarray) -> None:
     """Black is 16, and white 235, as in a video."""
     gray = np.dstack([np.linspace(16, 235, 53).round().astype(np.uint8)[np.newaxis].repeat(37, axis=0)] * 3)
-    changes: tiffs.Tags = {532: (5, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])}
+    changes: tiffs.Tags = {tiff_tags.REFERENCE_BLACK_WHITE: (5, [16, 1, 235, 1, 128, 1, 240, 1, 128, 1, 240, 1])}
     found = pixels(ycbcr((1, 1), changes, 1, 37, gray))
     expected = (gray.astype(float) - 16) * 255 / 219
     assert np.abs(found.rgb - expected).max() < 2
@@ -408,7 +425,7 @@ def test_a_fax(astronaut: np.ndarray, compression: str, is_inverted: bool) -> No
     data = fax(image, compression)
     gray = np.asarray(image.convert("L"))
     with Image.open(io.BytesIO(data)) as written:
-        kind = written.tag_v2[tiffs.PHOTOMETRIC]
+        kind = written.tag_v2[tiff_tags.PHOTOMETRIC_INTERPRETATION]
     entry = data.index(b"\x06\x01\x03\0\1\0\0\0")
     told = (kind + is_inverted) % 2
     data = data[: entry + 8] + bytes([told]) + data[entry + 9 :]
@@ -419,22 +436,22 @@ def fax_strip(picture: np.ndarray, compression: str) -> bytes:
     """The only strip of a fax."""
     stream = io.BytesIO()
     image = Image.fromarray(picture).convert("1")
-    image.save(stream, "TIFF", compression=compression, tiffinfo={tiffs.ROWS: image.height})
+    image.save(stream, "TIFF", compression=compression, tiffinfo={tiff_tags.ROWS_PER_STRIP: image.height})
     with Image.open(stream) as written:
-        (start,), (size,) = written.tag_v2[tiffs.STRIPS], written.tag_v2[tiffs.STRIP_SIZES]
+        (start,), (size,) = written.tag_v2[tiff_tags.STRIP_OFFSETS], written.tag_v2[tiff_tags.STRIP_BYTE_COUNTS]
     return stream.getvalue()[start : start + size]
 
 
 def fax_of(contents: Sequence[bytes], number: int, tile: tuple[int, int] | None = None) -> bytes:
     """A TIFF of 512 x 512 pixels that is compressed as a fax."""
     tags: tiffs.Tags = {
-        tiffs.WIDTH: (4, [512]),
-        tiffs.HEIGHT: (4, [512]),
-        tiffs.COMPRESSION: (3, [number]),
-        tiffs.PHOTOMETRIC: (3, [0]),
-        tiffs.ROWS: (4, [512 // len(contents)]),
+        tiff_tags.IMAGE_WIDTH: (4, [512]),
+        tiff_tags.IMAGE_LENGTH: (4, [512]),
+        tiff_tags.COMPRESSION: (3, [number]),
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [0]),
+        tiff_tags.ROWS_PER_STRIP: (4, [512 // len(contents)]),
     }
-    tags |= {tiffs.TILE_WIDTH: (4, [tile[0]]), tiffs.TILE_HEIGHT: (4, [tile[1]])} if tile else {}
+    tags |= {tiff_tags.TILE_WIDTH: (4, [tile[0]]), tiff_tags.TILE_LENGTH: (4, [tile[1]])} if tile else {}
     return tiffs.assembled(contents, tags, {}, is_tiled=tile is not None)
 
 
@@ -508,7 +525,7 @@ def test_a_library_that_hides_its_functions_changes_nothing(
 def test_messages_of_libtiff_go_nowhere(capfd: pytest.CaptureFixture[str]) -> None:
     for number in (5, 7, 8, 34925, 50000):
         with pytest.raises(UnreadableImage):
-            photo(tiff(noise(1), tags={tiffs.COMPRESSION: (3, [number])}))
+            photo(tiff(noise(1), tags={tiff_tags.COMPRESSION: (3, [number])}))
     written = capfd.readouterr()
     assert (written.out, written.err) == ("", "")
 
@@ -531,7 +548,7 @@ def test_a_directory_without_a_picture_is_no_page() -> None:
 def test_orientation(orientation: int) -> None:
     for bits in (8, 16):
         samples = noise(2, bits)
-        data = tiff(samples, kind=1, extras=(2,), tags={274: (3, [orientation])})
+        data = tiff(samples, kind=1, extras=(2,), tags={tiff_tags.ORIENTATION: (3, [orientation])})
         turned = {
             1: lambda x: x,
             2: np.fliplr,
@@ -576,7 +593,7 @@ def test_cut_short(compression: int, bits: int, layout: str) -> None:
         with pytest.raises(UnreadableImage):
             photo(whole[:start] + bytes(size) + whole[start + size :])
     sizes = (*page.databytecounts[:-1], size // 2)
-    tag = tiffs.TILE_SIZES if "tile" in LAYOUTS[layout] else tiffs.STRIP_SIZES
+    tag = tiff_tags.TILE_BYTE_COUNTS if "tile" in LAYOUTS[layout] else tiff_tags.STRIP_BYTE_COUNTS
     with pytest.raises(UnreadableImage):
         photo(tiff(samples, kind=2, compression=compression, tags={tag: (4, sizes)}, **LAYOUTS[layout]))  # type: ignore[arg-type]
 
@@ -616,14 +633,18 @@ def test_a_jpeg_in_a_tiff_that_is_cut_short_is_damage(mode: str, tiles: tuple[in
         jpegs.append(stream.getvalue())
     channels = noise.shape[2]
     tags: tiffs.Tags = {
-        tiffs.WIDTH: (4, [128]),
-        tiffs.HEIGHT: (4, [128]),
-        tiffs.BITS: (3, [8] * channels),
-        tiffs.COMPRESSION: (3, [7]),
-        tiffs.PHOTOMETRIC: (3, [{"L": 1, "RGB": 6, "YCbCr": 6, "CMYK": 5}[mode]]),
-        tiffs.SAMPLES: (3, [channels]),
+        tiff_tags.IMAGE_WIDTH: (4, [128]),
+        tiff_tags.IMAGE_LENGTH: (4, [128]),
+        tiff_tags.BITS_PER_SAMPLE: (3, [8] * channels),
+        tiff_tags.COMPRESSION: (3, [7]),
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [{"L": 1, "RGB": 6, "YCbCr": 6, "CMYK": 5}[mode]]),
+        tiff_tags.SAMPLES_PER_PIXEL: (3, [channels]),
     }
-    tags |= {tiffs.TILE_WIDTH: (4, [64]), tiffs.TILE_HEIGHT: (4, [64])} if tiles else {tiffs.ROWS: (4, [128])}
+    tags |= (
+        {tiff_tags.TILE_WIDTH: (4, [64]), tiff_tags.TILE_LENGTH: (4, [64])}
+        if tiles
+        else {tiff_tags.ROWS_PER_STRIP: (4, [128])}
+    )
     assert tiff_decoder.decode(tiffs.assembled(jpegs, tags, {}, is_tiled=bool(tiles)), LIMITS).picture.shape[:2] == (
         128,
         128,

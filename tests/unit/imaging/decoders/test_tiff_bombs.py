@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.formats import tiff_tags
 from tests.samples import tiffs
 from tests.samples.tiffs import COMPRESSORS, assembled
 
@@ -30,15 +31,15 @@ def header(
 ) -> tiffs.Tags:
     channels = 3 if kind in (2, 6) else 1
     tags: tiffs.Tags = {
-        tiffs.WIDTH: (4, [width]),
-        tiffs.HEIGHT: (4, [height]),
-        tiffs.BITS: (3, [1 if compression in (2, 3, 4) else 8] * channels),
-        tiffs.COMPRESSION: (3, [compression]),
-        tiffs.PHOTOMETRIC: (3, [kind]),
-        tiffs.SAMPLES: (3, [channels]),
+        tiff_tags.IMAGE_WIDTH: (4, [width]),
+        tiff_tags.IMAGE_LENGTH: (4, [height]),
+        tiff_tags.BITS_PER_SAMPLE: (3, [1 if compression in (2, 3, 4) else 8] * channels),
+        tiff_tags.COMPRESSION: (3, [compression]),
+        tiff_tags.PHOTOMETRIC_INTERPRETATION: (3, [kind]),
+        tiff_tags.SAMPLES_PER_PIXEL: (3, [channels]),
     }
-    sides: tiffs.Tags = {tiffs.ROWS: (4, [rows])}
-    return tags | ({tiffs.TILE_WIDTH: (4, [tile[0]]), tiffs.TILE_HEIGHT: (4, [tile[1]])} if tile else sides)
+    sides: tiffs.Tags = {tiff_tags.ROWS_PER_STRIP: (4, [rows])}
+    return tags | ({tiff_tags.TILE_WIDTH: (4, [tile[0]]), tiff_tags.TILE_LENGTH: (4, [tile[1]])} if tile else sides)
 
 
 def jpeg(width: int, height: int, mode: str = "L") -> bytes:
@@ -51,17 +52,17 @@ def overlapping(content: bytes, compression: int, changes: tiffs.Tags | None = N
     """65,500 strips of a row that are the same megabyte."""
     content = content.ljust(MIB, b"\0")
     start = 16 if big else 8
-    kind = tiffs.LONG8 if big else tiffs.LONG
+    kind = tiff_tags.LONG8 if big else tiff_tags.LONG
     tags = header(1, ROWS, compression)
-    tags |= {tiffs.STRIPS: (kind, [start] * ROWS), tiffs.STRIP_SIZES: (kind, [MIB] * ROWS)}
+    tags |= {tiff_tags.STRIP_OFFSETS: (kind, [start] * ROWS), tiff_tags.STRIP_BYTE_COUNTS: (kind, [MIB] * ROWS)}
     return assembled([content], header(1, ROWS, compression), tags | (changes or {}), big=big)
 
 
 def overlapping_tiles(planes: int) -> bytes:
     number = 4096 * planes
     tags = header(1024, 1024, DEFLATE, tile=(16, 16), kind=2 if planes == 3 else 1)
-    tags |= {tiffs.PLANAR: (3, [2])} if planes == 3 else {}
-    changes: tiffs.Tags = {tiffs.TILES: (4, [8] * number), tiffs.TILE_SIZES: (4, [MIB] * number)}
+    tags |= {tiff_tags.PLANAR_CONFIGURATION: (3, [2])} if planes == 3 else {}
+    changes: tiffs.Tags = {tiff_tags.TILE_OFFSETS: (4, [8] * number), tiff_tags.TILE_BYTE_COUNTS: (4, [MIB] * number)}
     return assembled([zlib.compress(bytes(256)).ljust(MIB, b"\0")], tags, changes, is_tiled=True)
 
 
@@ -104,7 +105,7 @@ def rows_of_their_own(width: int, compression: int, kind: int = 1, planes: int =
     row = np.full(width * channels, 128, np.uint8).tobytes()
     content = jpeg(width, 1, "RGB" if channels == 3 else "L") if compression == JPEG else COMPRESSORS[compression](row)
     tags = header(width, ROWS, compression, kind=kind)
-    tags |= {tiffs.PLANAR: (3, [2])} if planes > 1 else {}
+    tags |= {tiff_tags.PLANAR_CONFIGURATION: (3, [2])} if planes > 1 else {}
     return assembled([content] * ROWS * planes, tags, {})
 
 
@@ -143,25 +144,25 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, float, int]] = {
     "overlapping fax": (lambda: overlapping(NOISE, 4), "unreadable_image", 1, 32),
     "overlapping in a BigTIFF": (lambda: overlapping(b"", DEFLATE, big=True), "unreadable_image", 1, 32),
     "overlapping, with sizes of 2^32 - 1": (
-        lambda: overlapping(b"", DEFLATE, {tiffs.STRIP_SIZES: (4, [2**32 - 1] * ROWS)}),
+        lambda: overlapping(b"", DEFLATE, {tiff_tags.STRIP_BYTE_COUNTS: (4, [2**32 - 1] * ROWS)}),
         "unreadable_image",
         1,
         32,
     ),
     "overlapping, with sizes of 2^64 - 1": (
-        lambda: overlapping(b"", DEFLATE, {tiffs.STRIP_SIZES: (16, [2**64 - 1] * ROWS)}, big=True),
+        lambda: overlapping(b"", DEFLATE, {tiff_tags.STRIP_BYTE_COUNTS: (16, [2**64 - 1] * ROWS)}, big=True),
         "unreadable_image",
         1,
         32,
     ),
     "overlapping, without sizes": (
-        lambda: overlapping(empty_blocks(MIB), DEFLATE, {tiffs.STRIP_SIZES: None}),
+        lambda: overlapping(empty_blocks(MIB), DEFLATE, {tiff_tags.STRIP_BYTE_COUNTS: None}),
         "unreadable_image",
         1,
         32,
     ),
     "overlapping, with sizes of 0": (
-        lambda: overlapping(empty_blocks(MIB), DEFLATE, {tiffs.STRIP_SIZES: (4, [0] * ROWS)}),
+        lambda: overlapping(empty_blocks(MIB), DEFLATE, {tiff_tags.STRIP_BYTE_COUNTS: (4, [0] * ROWS)}),
         "unreadable_image",
         1,
         32,
@@ -203,7 +204,9 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, float, int]] = {
         16,
     ),
     "65,535 channels": (
-        lambda: assembled([zlib.compress(b"x")], header(9999, 9999, DEFLATE) | {tiffs.SAMPLES: (3, [65_535])}, {}),
+        lambda: assembled(
+            [zlib.compress(b"x")], header(9999, 9999, DEFLATE) | {tiff_tags.SAMPLES_PER_PIXEL: (3, [65_535])}, {}
+        ),
         "unsupported_type",
         1,
         16,
@@ -211,7 +214,8 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str, float, int]] = {
     "16 channels of 100 megapixels": (
         lambda: assembled(
             [b"x"],
-            header(9999, 9999, DEFLATE, rows=9999) | {tiffs.SAMPLES: (3, [16]), tiffs.BITS: (3, [8] * 16)},
+            header(9999, 9999, DEFLATE, rows=9999)
+            | {tiff_tags.SAMPLES_PER_PIXEL: (3, [16]), tiff_tags.BITS_PER_SAMPLE: (3, [8] * 16)},
             {},
         ),
         "too_many_pixels",

@@ -26,7 +26,7 @@ SHIPPED_MODELS = Path(__file__).parent / "models"
 # Empty, they are a mistake that would let everyone call.
 KEYS = frozenset({"api_keys", "api_keys_file"})
 # What only one of the devices has a use for.
-OF_A_GPU = (
+GPU_SETTINGS = (
     "gpus",
     "inference_batch_size",
     "precision",
@@ -36,11 +36,11 @@ OF_A_GPU = (
     "cuda_options",
     "tensorrt_options",
 )
-OF_A_CPU = ("spread_model_mib",)
+CPU_SETTINGS = ("spread_model_mib",)
 # Settings that were renamed, and their former names. The former names work until version 0.3.0.
 FORMER_NAMES = {"inference_batch_size": "max_batch"}
 # In .env for docker-compose.yml, which passes all of it on.
-OF_COMPOSE = frozenset({"TARGET"})
+COMPOSE_VARIABLES = frozenset({"TARGET"})
 
 
 class Environment(EnvSettingsSource):
@@ -240,9 +240,9 @@ def variable(name: str) -> str:
     return f"TOMAU_{name.upper()}"
 
 
-def tell_of_device(settings: Settings, device: Literal["cpu", "cuda"]) -> None:
+def warn_about_unused(settings: Settings, device: Literal["cpu", "cuda"]) -> None:
     """Warn of variables that are set and have no effect on the device in use."""
-    used, other, in_vain = ("the CPU", "a GPU", OF_A_GPU) if device == "cpu" else ("a GPU", "a CPU", OF_A_CPU)
+    used, other, in_vain = ("the CPU", "a GPU", GPU_SETTINGS) if device == "cpu" else ("a GPU", "a CPU", CPU_SETTINGS)
     names = ", ".join(variable(name) for name in in_vain if name in settings.model_fields_set)
     if names:
         log.warning(
@@ -272,7 +272,7 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     told = []
     for name in sorted(names):
         prefix, _, rest = name.upper().partition("_")
-        if prefix == "TOMAU" and rest not in [*known, *former, *OF_COMPOSE]:
+        if prefix == "TOMAU" and rest not in [*known, *former, *COMPOSE_VARIABLES]:
             likely = difflib.get_close_matches(rest, known, 1)
             told.append(f"{name} is no setting" + "".join(f": is TOMAU_{one} meant?" for one in likely))
     return told

@@ -20,12 +20,12 @@ from service.observability.tracing import Tracer
 from service.pipeline.colorizer import Colorizer
 from service.runtime import memory
 from service.runtime.thread_pool import is_any_apart
-from service.settings import Settings, tell_of_device
+from service.settings import Settings, warn_about_unused
 from service.web import auth, cors, openapi, security_headers
 from service.web.openapi import PROBLEM, REQUEST_ID
 from service.web.routes import HeadAsGet, router, uploads
 from service.web.state import State
-from service.web.upload import tell_of_cap
+from service.web.upload import warn_about_cap
 from service.web.watchdog import probe, wait_for_workers, watch
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,8 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     colorizer = Colorizer(catalog or Catalog(settings), settings)
     colorizer.warm()
     app.state.tomau = State(settings, colorizer, metrics)
-    tell_of_cap(settings)
-    tell_of_device(settings, colorizer.catalog.device)
+    warn_about_cap(settings)
+    warn_about_unused(settings, colorizer.catalog.device)
     app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)

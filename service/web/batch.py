@@ -16,37 +16,37 @@ from service.formats.registry import SUFFIXES
 from service.pipeline.colorizer import Answer
 from service.runtime.request_context import request_id
 from service.web.disconnect import raise_on_disconnect
-from service.web.form import SentPhoto
+from service.web.form import UploadedPhoto
 from service.web.zip_stream import Archive, unique_stems
 
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
 # Bytes that are sent at once.
-PIECE = 64 * 1024
+CHUNK_BYTES = 64 * 1024
 
 
-class Turns:
+class BatchSlots:
     """How many photos of all albums together may be inside: the other places stay free for single photos."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._turns = asyncio.Semaphore(count)
+        self._slots = asyncio.Semaphore(count)
 
     async def take(self, colour: Callable[[], Awaitable[Answer]]) -> Answer:
         """Waits for a turn, first come, first served."""
-        async with self._turns:
+        async with self._slots:
             return await colour()
 
 
-class Album:
+class BatchZip:
     """The photos of one request on their way into a zip."""
 
     def __init__(
         self,
-        photos: list[SentPhoto],
+        photos: list[UploadedPhoto],
         colour: Callable[[bytes], Awaitable[Answer]],
-        turns: Turns,
+        slots: BatchSlots,
         done: Callable[[int], None],
         failed: Callable[[str], None],
     ) -> None:
@@ -55,11 +55,11 @@ class Album:
         failed: told the code of each photo's problem. The request, whatever becomes of one photo, succeeds.
         """
         self._colour = colour
-        self._turns = turns
+        self._slots = slots
         self._done = done
         self._failed = failed
         self._photos = photos
-        self._left: deque[tuple[int, tuple[SentPhoto, str]]] = deque()
+        self._left: deque[tuple[int, tuple[UploadedPhoto, str]]] = deque()
         self._report: list[dict[str, Any]] = [{"name": photo.name, "entry": None} for photo in photos]
         self._archive = Archive()
         self._writing = asyncio.Lock()
@@ -68,13 +68,13 @@ class Album:
         """Writes the zip; the report is its last entry. Ends early with what `write` raises.
 
         Each lane writes its photo before it takes the next, so a slow reader holds the work back. One lane more than
-        there are turns: one photo is written while the others are coloured.
+        there are slots: one photo is written while the others are coloured.
         """
         # Names, chosen by the client, may take milliseconds.
         stems = await asyncio.to_thread(unique_stems, [photo.name for photo in self._photos])
         self._left.extend(enumerate(zip(self._photos, stems, strict=True)))
         async with asyncio.TaskGroup() as lanes:
-            for _ in range(min(len(self._left), self._turns.count + 1)):
+            for _ in range(min(len(self._left), self._slots.count + 1)):
                 lanes.create_task(self._lane(write))
         report = json.dumps({"photos": self._report}, ensure_ascii=False, indent=1).encode()
         await write(self._archive.add(REPORT, report))
@@ -105,12 +105,12 @@ class Album:
             # Not kept while the next one is coloured.
             del outcome
 
-    async def _outcome(self, photo: SentPhoto) -> Answer | Problem:
+    async def _outcome(self, photo: UploadedPhoto) -> Answer | Problem:
         """Whatever is wrong with one photo is its own problem."""
         if photo.problem:
             return photo.problem
         try:
-            return await self._turns.take(lambda: self._colour(photo.data))
+            return await self._slots.take(lambda: self._colour(photo.data))
         except Problem as problem:
             return problem
         except Exception:
@@ -118,7 +118,7 @@ class Album:
             return InternalError("an unexpected fault; the service's log has it under the request's id")
 
 
-class AlbumResponse(Response):
+class BatchResponse(Response):
     """Sends an album as it is written. When the client is gone, what has not begun is dropped, the rest cancelled.
 
     A client that stops reading is gone, too, once the protocol has closed its connection.
@@ -126,7 +126,7 @@ class AlbumResponse(Response):
 
     media_type = "application/zip"
 
-    def __init__(self, album: Album, inside: ExitStack) -> None:
+    def __init__(self, album: BatchZip, inside: ExitStack) -> None:
         """inside: what the album holds, given back at its end."""
         super().__init__(headers={"Content-Disposition": 'attachment; filename="coloured.zip"'})
         del self.headers["Content-Length"]  # It is not known yet.
@@ -146,8 +146,8 @@ class AlbumResponse(Response):
 
     async def _send(self, send: Send) -> None:
         async def write(data: bytes) -> None:
-            for start in range(0, len(data), PIECE):
-                piece = data[start : start + PIECE]
+            for start in range(0, len(data), CHUNK_BYTES):
+                piece = data[start : start + CHUNK_BYTES]
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

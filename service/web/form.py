@@ -65,7 +65,7 @@ class Limits:
 
 
 @dataclass(slots=True)
-class SentPhoto:
+class UploadedPhoto:
     """A photo of a form: the name it was sent with, and its bytes, or why they were thrown away."""
 
     name: str
@@ -140,9 +140,9 @@ class Form:
         self._value: list[memoryview] = []
         self._bytes = 0
         self._photo_bytes = 0
-        self._photo: SentPhoto | None = None
+        self._photo: UploadedPhoto | None = None
         self._ended = False
-        self.photos: list[SentPhoto] = []
+        self.photos: list[UploadedPhoto] = []
         self.fields: dict[str, str] = {}
         self._preamble: Preamble | None = Preamble(boundary)
         callbacks: Any = {
@@ -228,7 +228,7 @@ class Form:
             if self._limits.is_batch:
                 raise TooManyPhotos(f"a batch may have {most:,} photos", field=FILE, limit=most)
             raise MissingFile("the form has more than one `file`; /colorize/batch takes several", field=FILE, limit=1)
-        self._photo = SentPhoto(self._filename or "")
+        self._photo = UploadedPhoto(self._filename or "")
         self.photos.append(self._photo)
 
     def _begin_option(self) -> None:

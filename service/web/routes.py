@@ -22,12 +22,12 @@ from service.pipeline.colorizer import Answer
 from service.pipeline.options import Options
 from service.runtime.admission import Receiving
 from service.web import openapi, security_headers
-from service.web.batch import Album, AlbumResponse
+from service.web.batch import BatchResponse, BatchZip
 from service.web.disconnect import wait_for_disconnect
 from service.web.options import check_query, requested_options
 from service.web.schemas import Live, ModelInfo, Models, Ready
 from service.web.state import State
-from service.web.upload import left_by_batches, receive, receive_batch
+from service.web.upload import receive, receive_batch, reserved_for_photos
 
 
 class UploadRoute(APIRoute):
@@ -169,7 +169,7 @@ async def colorize_batch(request: Request) -> Response:
     with ExitStack() as inside:
         state.batches.take()
         inside.callback(state.batches.give_back)
-        leave = left_by_batches(state.settings)
+        leave = reserved_for_photos(state.settings)
         receiving = inside.enter_context(Receiving(state.batch_uploads, state.upload_bytes, leave=leave))
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
@@ -177,8 +177,8 @@ async def colorize_batch(request: Request) -> Response:
         # Held, so that a reload in its middle does not take the model away.
         model = state.colorizer.catalog.get(options.model)
         colour = partial(_coloured_of_batch, state=state, options=options, model=model)
-        album = Album(upload.photos, colour, state.batch_turns, receiving.shrink, state.metrics.drop)
-        return AlbumResponse(album, inside.pop_all())
+        album = BatchZip(upload.photos, colour, state.batch_slots, receiving.shrink, state.metrics.drop)
+        return BatchResponse(album, inside.pop_all())
 
 
 async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> Answer:

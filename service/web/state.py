@@ -5,7 +5,7 @@ from service.pipeline.colorizer import Colorizer
 from service.runtime.admission import Places
 from service.runtime.worker_pool import Workers
 from service.settings import Settings
-from service.web.batch import Turns
+from service.web.batch import BatchSlots
 from service.web.reload import Reloader
 
 
@@ -25,7 +25,7 @@ class State:
         self.connections = Places("connections", settings.max_connections)
         self.workers = Workers(catalog.workers, Places("photos", catalog.max_photos), settings.max_wait_s)
         self.batches = Places("batches", settings.max_uploads)
-        self.batch_turns = Turns(min(catalog.workers, max(1, catalog.max_photos // 2)))
+        self.batch_slots = BatchSlots(min(catalog.workers, max(1, catalog.max_photos // 2)))
         self.draining = False
         catalog.watch(metrics.batch)
         metrics.watch(self)

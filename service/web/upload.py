@@ -19,7 +19,7 @@ from service.errors import (
 from service.pipeline.options import Options
 from service.runtime.admission import Receiving
 from service.settings import FORM_OVERHEAD, Settings
-from service.web.form import MAX_FIELD_BYTES, Form, Limits, SentPhoto
+from service.web.form import MAX_FIELD_BYTES, Form, Limits, UploadedPhoto
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Upload:
 class BatchUpload:
     """The photos of a form, in the order they came, and its other fields."""
 
-    photos: list[SentPhoto]
+    photos: list[UploadedPhoto]
     fields: dict[str, str]
 
 
@@ -57,7 +57,7 @@ def _batch_limits(settings: Settings) -> Limits:
     return Limits(photos, settings.max_bytes, most, overhead, is_batch=True)
 
 
-def tell_of_cap(settings: Settings) -> None:
+def warn_about_cap(settings: Settings) -> None:
     """Warns when a batch may not have as many bytes as is set."""
     most = _batch_limits(settings).bytes
     if most < settings.max_batch_bytes:
@@ -68,7 +68,7 @@ def tell_of_cap(settings: Settings) -> None:
         )
 
 
-def left_by_batches(settings: Settings) -> int:
+def reserved_for_photos(settings: Settings) -> int:
     """How many of the bytes of all uploads no batch takes, so that single photos find some."""
     return max(settings.max_form_bytes, settings.max_upload_bytes - _batch_limits(settings).body)
 

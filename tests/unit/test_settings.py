@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from service import settings
 from service.cli import main
 from service.runtime.cpu import cpu_quota
-from service.settings import KEYS, OF_A_GPU, Settings, renamed_variables, tell_of_device, unknown_variables
+from service.settings import GPU_SETTINGS, KEYS, Settings, renamed_variables, unknown_variables, warn_about_unused
 from service.web.auth import AccessError, key_digests
 
 
@@ -161,20 +161,20 @@ def test_what_only_the_other_device_has_a_use_for_is_told(
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("TOMAU_WORKERS", "3")
     for device in ("cpu", "cuda"):
-        tell_of_device(Settings(), device)
+        warn_about_unused(Settings(), device)
     assert not caplog.records, "an empty variable is none"
     for name, value in GPU_ONLY.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TOMAU_SPREAD_MODEL_MIB", "1")
-    tell_of_device(Settings(), "cpu")
+    warn_about_unused(Settings(), "cpu")
     (line,) = caplog.messages
     assert all(name in line for name in GPU_ONLY)
     assert "the models run on the CPU (TOMAU_DEVICE=auto); only a GPU has a use for that" in line
     assert "SPREAD" not in line
-    tell_of_device(Settings(), "cuda")
+    warn_about_unused(Settings(), "cuda")
     assert caplog.messages[1].startswith("TOMAU_SPREAD_MODEL_MIB: no effect, as the models run on a GPU")
 
 
 def test_every_setting_that_speaks_of_a_gpu_alone_is_told() -> None:
     found = {name for name, field in Settings.model_fields.items() if re.search("GPU|TensorRT|CUDA", field.description)}
-    assert found - {"device", "workers", "max_photos"} == set(OF_A_GPU)
+    assert found - {"device", "workers", "max_photos"} == set(GPU_SETTINGS)

@@ -53,7 +53,7 @@ OVERRIDDEN: list[tuple[type, type, set[str]]] = [
     (server.Server, UvicornServer, {"run", "serve", "startup", "shutdown", "handle_exit"}),
     (cors.CorsResponses, CORSMiddleware, {"__call__"}),
     (cors.CorsPreflights, CORSMiddleware, {"simple_response"}),
-    (batch.AlbumResponse, Response, {"__call__"}),
+    (batch.BatchResponse, Response, {"__call__"}),
     (routes.UploadRoute, APIRoute, {"get_route_handler"}),
     (settings.Environment, EnvSettingsSource, {"prepare_field_value"}),
 ]

@@ -15,8 +15,8 @@ from service.errors import UnreadableImage
 from service.pipeline.colorizer import Answer
 from service.runtime.admission import Places, Receiving
 from service.runtime.worker_pool import Workers
-from service.web.batch import PIECE, Album, AlbumResponse, Turns
-from service.web.form import SentPhoto
+from service.web.batch import CHUNK_BYTES, BatchResponse, BatchSlots, BatchZip
+from service.web.form import UploadedPhoto
 from tests.waiting import WAIT_S, eventually
 
 
@@ -35,8 +35,8 @@ async def coloured(data: bytes) -> Answer:
 def ignore(_: object) -> None: ...
 
 
-def photos(*data: bytes, name: str = "p{}.jpg") -> list[SentPhoto]:
-    return [SentPhoto(name.format(number), each) for number, each in enumerate(data)]
+def photos(*data: bytes, name: str = "p{}.jpg") -> list[UploadedPhoto]:
+    return [UploadedPhoto(name.format(number), each) for number, each in enumerate(data)]
 
 
 def opened(data: bytes) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
@@ -48,7 +48,7 @@ def opened(data: bytes) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
     return {name: read.read(name) for name in names}, json.loads(read.read(last))["photos"]
 
 
-async def written(album: Album) -> bytes:
+async def written(album: BatchZip) -> bytes:
     pieces = []
 
     async def write(data: bytes) -> None:
@@ -62,8 +62,10 @@ def test_each_photo_is_an_entry_or_a_problem() -> None:
     released: list[int] = []
     failed: list[str] = []
     sent = photos(b"one", b"bad", b"png", b"one", name="p.jpg")
-    sent.append(SentPhoto("large", problem=UnreadableImage("thrown away", field="file", limit=7)))
-    images, report = opened(asyncio.run(written(Album(sent, coloured, Turns(2), released.append, failed.append))))
+    sent.append(UploadedPhoto("large", problem=UnreadableImage("thrown away", field="file", limit=7)))
+    images, report = opened(
+        asyncio.run(written(BatchZip(sent, coloured, BatchSlots(2), released.append, failed.append)))
+    )
     assert images == {"p.jpg": b"coloured one", "p-3.png": b"coloured png", "p-4.jpg": b"coloured one"}
     assert [photo["name"] for photo in report] == ["p.jpg"] * 4 + ["large"]
     assert [photo["entry"] for photo in report] == ["p.jpg", None, "p-3.png", "p-4.jpg", None]
@@ -85,7 +87,7 @@ def test_each_photo_is_an_entry_or_a_problem() -> None:
 def test_a_fault_is_one_photos_own_and_logged_without_its_name(caplog: pytest.LogCaptureFixture) -> None:
     sent = photos(b"fault", b"one", name="secret{}.jpg")
     failed: list[str] = []
-    images, report = opened(asyncio.run(written(Album(sent, coloured, Turns(1), ignore, failed.append))))
+    images, report = opened(asyncio.run(written(BatchZip(sent, coloured, BatchSlots(1), ignore, failed.append))))
     assert failed == ["internal_error"]
     assert images == {"secret1.jpg": b"coloured one"}
     assert report[0]["problem"]["code"] == "internal_error"
@@ -106,8 +108,10 @@ def test_all_albums_together_have_so_many_photos_inside() -> None:
         return answer(data)
 
     async def main() -> None:
-        turns = Turns(3)
-        await asyncio.gather(*(written(Album(photos(*[b"x"] * 10), colour, turns, ignore, ignore)) for _ in range(4)))
+        slots = BatchSlots(3)
+        await asyncio.gather(
+            *(written(BatchZip(photos(*[b"x"] * 10), colour, slots, ignore, ignore)) for _ in range(4))
+        )
 
     asyncio.run(main())
     assert most == 3
@@ -118,7 +122,7 @@ def test_entries_come_in_the_order_they_are_done() -> None:
         await asyncio.sleep(float(data))
         return answer(data)
 
-    album = Album(photos(b"0.2", b"0.1", b"0.001"), colour, Turns(3), ignore, ignore)
+    album = BatchZip(photos(b"0.2", b"0.1", b"0.001"), colour, BatchSlots(3), ignore, ignore)
     images, report = opened(asyncio.run(written(album)))
     assert list(images) == ["p2.jpg", "p1.jpg", "p0.jpg"]
     assert [photo["entry"] for photo in report] == ["p0.jpg", "p1.jpg", "p2.jpg"]
@@ -137,7 +141,7 @@ def test_who_reads_slowly_holds_the_work_back() -> None:
         async def write(_: bytes) -> None:
             await may_read.wait()
 
-        album = asyncio.create_task(Album(photos(*[b"x"] * 20), colour, Turns(2), ignore, ignore).write(write))
+        album = asyncio.create_task(BatchZip(photos(*[b"x"] * 20), colour, BatchSlots(2), ignore, ignore).write(write))
         await asyncio.sleep(0.1)
         assert len(begun) == 3, "one is being written, two are done and wait"
         may_read.set()
@@ -169,22 +173,22 @@ class Client:
             self.start = message
             return
         await asyncio.sleep(0)
-        assert len(message["body"]) <= PIECE
+        assert len(message["body"]) <= CHUNK_BYTES
         self.body += message["body"]
         self.came.set()
         self.is_complete = not message["more_body"]
 
 
-def play(scene: Callable[[Client, Callable[..., AlbumResponse]], Awaitable[None]]) -> None:
+def play(scene: Callable[[Client, Callable[..., BatchResponse]], Awaitable[None]]) -> None:
     async def main() -> None:
         client = Client()
         open_ends = []
 
-        def response(album: Album) -> AlbumResponse:
+        def response(album: BatchZip) -> BatchResponse:
             inside = ExitStack()
             open_ends.append(album)
             inside.callback(open_ends.pop)
-            return AlbumResponse(album, inside)
+            return BatchResponse(album, inside)
 
         await scene(client, response)
         assert open_ends == []
@@ -194,16 +198,16 @@ def play(scene: Callable[[Client, Callable[..., AlbumResponse]], Awaitable[None]
 
 
 def test_a_response_is_a_zip_of_unknown_length() -> None:
-    async def scene(client: Client, response: Callable[..., AlbumResponse]) -> None:
-        sent = photos(b"x" * 3 * PIECE, b"y")
-        await response(Album(sent, coloured, Turns(2), ignore, ignore))({}, client.receive, client.send)
+    async def scene(client: Client, response: Callable[..., BatchResponse]) -> None:
+        sent = photos(b"x" * 3 * CHUNK_BYTES, b"y")
+        await response(BatchZip(sent, coloured, BatchSlots(2), ignore, ignore))({}, client.receive, client.send)
         headers = dict(client.start["headers"])
         assert headers[b"content-type"] == b"application/zip"
         assert headers[b"content-disposition"] == b'attachment; filename="coloured.zip"'
         assert b"content-length" not in headers
         assert client.is_complete
         images, _ = opened(client.body)
-        assert images["p0.jpg"] == b"coloured " + b"x" * 3 * PIECE
+        assert images["p0.jpg"] == b"coloured " + b"x" * 3 * CHUNK_BYTES
 
     play(scene)
 
@@ -211,7 +215,7 @@ def test_a_response_is_a_zip_of_unknown_length() -> None:
 def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
     begun = []
 
-    async def scene(client: Client, response: Callable[..., AlbumResponse]) -> None:
+    async def scene(client: Client, response: Callable[..., BatchResponse]) -> None:
         pool = Workers(2, Places("photos", 8))
         held = Places("bytes", 100)
         told = threading.Event()
@@ -230,7 +234,7 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
 
         with Receiving(Places("uploads", 1), held) as receiving:
             receiving.grow(50)
-            album = Album(photos(b"first", *[b"other"] * 9), colour, Turns(2), receiving.shrink, ignore)
+            album = BatchZip(photos(b"first", *[b"other"] * 9), colour, BatchSlots(2), receiving.shrink, ignore)
             task = asyncio.create_task(response(album)({}, client.receive, client.send))
             await eventually(lambda: begun.count(b"other") == 2 and bool(client.body))
             assert pool.places.taken == 2
@@ -248,12 +252,12 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
 
 
 def test_a_fault_in_sending_is_no_hang_up() -> None:
-    async def scene(client: Client, response: Callable[..., AlbumResponse]) -> None:
+    async def scene(client: Client, response: Callable[..., BatchResponse]) -> None:
         async def send(message: dict[str, Any]) -> None:
             if message["type"] != "http.response.start":
                 raise RuntimeError("no wire")
 
         with pytest.raises(ExceptionGroup):
-            await response(Album(photos(b"x"), coloured, Turns(2), ignore, ignore))({}, client.receive, send)
+            await response(BatchZip(photos(b"x"), coloured, BatchSlots(2), ignore, ignore))({}, client.receive, send)
 
     play(scene)

@@ -7,7 +7,7 @@ import pytest
 
 from service.errors import BrokenUpload, MissingFile, TooManyPhotos, UnsupportedType
 from service.runtime.admission import Places
-from service.web.form import MAX_PREAMBLE_BYTES, Preamble, SentPhoto
+from service.web.form import MAX_PREAMBLE_BYTES, Preamble, UploadedPhoto
 from service.web.upload import Upload, _is_longer, receive_batch
 from service.web.zip_stream import unique_stems
 from tests.unit.web.test_upload import BOUNDARY, FORM, form, part, take, take_batch
@@ -135,7 +135,7 @@ def named(disposition: str | bytes) -> bytes:
     ],
 )
 def test_an_extended_name_goes_before_the_plain_one(sent: str, name: str) -> None:
-    assert take_batch([form(named(sent))]).photos == [SentPhoto(name, b"x")]
+    assert take_batch([form(named(sent))]).photos == [UploadedPhoto(name, b"x")]
     assert take(FORM, [form(named(sent))]).data == b"x"
 
 
@@ -230,12 +230,12 @@ def test_a_file_field_that_was_left_empty(blank: bytes) -> None:
         assert caught.value.field == "file"
     assert take(FORM, [form(blank, PHOTO, blank)]) == Upload(b"picture")
     photos = take_batch([form(blank, *[PHOTO] * 3, blank)]).photos
-    assert photos == [SentPhoto("a.jpg", b"picture")] * 3
+    assert photos == [UploadedPhoto("a.jpg", b"picture")] * 3
 
 
 def test_a_file_with_a_name_and_no_bytes_is_an_empty_photo() -> None:
     assert take(FORM, [form(part("file", b"", "a.jpg"))]).data == b""
-    assert take_batch([form(part("file", b"", "a.jpg"))]).photos == [SentPhoto("a.jpg")]
+    assert take_batch([form(part("file", b"", "a.jpg"))]).photos == [UploadedPhoto("a.jpg")]
 
 
 def test_a_file_without_a_name_is_a_photo_once_it_has_a_byte() -> None:

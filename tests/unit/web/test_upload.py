@@ -26,13 +26,13 @@ from service.settings import FORM_OVERHEAD, Settings
 from service.web.upload import (
     PHOTO_OVERHEAD,
     BatchUpload,
-    SentPhoto,
     Upload,
+    UploadedPhoto,
     _batch_limits,
-    left_by_batches,
     receive,
     receive_batch,
-    tell_of_cap,
+    reserved_for_photos,
+    warn_about_cap,
 )
 
 T = TypeVar("T")
@@ -269,7 +269,8 @@ def test_a_batch_has_its_photos_in_order_with_their_names() -> None:
         part("file", b"first", "a.jpg"), part("strength", b"0.5"), part("file", b"", "a.jpg"), part("file", b"third")
     )
     expected = BatchUpload(
-        [SentPhoto("a.jpg", b"first"), SentPhoto("a.jpg", b""), SentPhoto("", b"third")], {"strength": "0.5"}
+        [UploadedPhoto("a.jpg", b"first"), UploadedPhoto("a.jpg", b""), UploadedPhoto("", b"third")],
+        {"strength": "0.5"},
     )
     for size in (1, 7, 1000):
         assert take_batch([body[i : i + size] for i in range(0, len(body), size)]) == expected
@@ -291,7 +292,7 @@ def test_a_batch_has_its_photos_in_order_with_their_names() -> None:
 )
 def test_a_name_comes_as_it_was_sent(sent: bytes, name: str) -> None:
     head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="'.encode()
-    assert take_batch([form(head + sent + b'"\r\n\r\nx\r\n')]).photos == [SentPhoto(name, b"x")]
+    assert take_batch([form(head + sent + b'"\r\n\r\nx\r\n')]).photos == [UploadedPhoto(name, b"x")]
 
 
 @pytest.mark.parametrize("size", [1, 10, 300, 5000])
@@ -353,7 +354,7 @@ def test_a_batch_that_may_have_less_than_is_set_is_told(
     given = Settings(
         max_bytes=1000, max_batch_photos=3, max_batch_bytes=batch, max_upload_bytes=uploads + FORM_OVERHEAD
     )
-    tell_of_cap(given)
+    warn_about_cap(given)
     assert len(caplog.records) == told
     real = _batch_limits(given).bytes
     assert (real < batch) == bool(told)
@@ -390,7 +391,7 @@ def test_a_batch_may_have_what_a_photo_leaves() -> None:
 def test_batches_leave_some_bytes_to_single_photos() -> None:
     for bytes_ in ({}, {"max_bytes": 1000, "max_upload_bytes": 66_536}, {"max_upload_bytes": 1 << 27}):
         chosen = Settings(**bytes_)
-        assert left_by_batches(chosen) >= chosen.max_bytes + FORM_OVERHEAD
+        assert reserved_for_photos(chosen) >= chosen.max_bytes + FORM_OVERHEAD
     held = Places("bytes", 10)
     with Receiving(Places("uploads", 1), held, leave=4) as batch, Receiving(Places("uploads", 1), held) as single:
         batch.grow(6)

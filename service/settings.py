@@ -1,4 +1,4 @@
-"""Every knob of the service, read from `TOMAU_*` variables."""
+"""The settings of the service, read from `TOMAU_*` environment variables."""
 
 import difflib
 import json
@@ -20,12 +20,12 @@ from service.runtime.memory import MIB
 
 log = logging.getLogger(__name__)
 
-# What a form may have beside its photos: boundaries, part headers, options.
+# Most bytes of a form in addition to its photos: boundaries, headers of parts, options.
 FORM_OVERHEAD = 64 * 1024
 SHIPPED_MODELS = Path(__file__).parent / "models"
-# Empty, they are a mistake that would let everyone call.
-KEYS = frozenset({"api_keys", "api_keys_file"})
-# What only one of the devices has a use for.
+# An empty one is an error: without keys the service would be open to every client.
+KEY_SETTINGS = frozenset({"api_keys", "api_keys_file"})
+# Settings that have an effect on one device only.
 GPU_SETTINGS = (
     "gpus",
     "inference_batch_size",
@@ -39,7 +39,7 @@ GPU_SETTINGS = (
 CPU_SETTINGS = ("spread_model_mib",)
 # Settings that were renamed, and their former names. The former names work until version 0.3.0.
 FORMER_NAMES = {"inference_batch_size": "max_batch"}
-# In .env for docker-compose.yml, which passes all of it on.
+# Variables in .env that only docker-compose.yml reads. It passes all of .env on to the service.
 COMPOSE_VARIABLES = frozenset({"TARGET"})
 
 
@@ -58,131 +58,190 @@ class Environment(EnvSettingsSource):
         return value, key, is_complex
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
-        """The value of a field; None where there is none."""
-        if value == "" and field_name not in KEYS:
+        """Return the value of a field, or None if it is not set."""
+        if value == "" and field_name not in KEY_SETTINGS:
             return None
         return super().prepare_field_value(field_name, field, value, value_is_complex)
 
 
 class Settings(BaseSettings):
-    """The service's settings; the variable of a field is `TOMAU_` and its name in capitals."""
+    """The settings of the service. The environment variable of a field is its name in capitals after `TOMAU_`."""
 
     model_config = SettingsConfigDict(env_prefix="TOMAU_", frozen=True, hide_input_in_errors=True, allow_inf_nan=False)
 
-    host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
-    log_format: Literal["text", "json"] = Field("text", description="lines for people, or one JSON object a line")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Lowest level that is logged.")
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text` for lines that people read, `json` for one JSON object per line."
+    )
     otlp_endpoint: str | None = Field(
         None,
         pattern="^https?://",
-        description="OpenTelemetry collector that gets spans, as `http://collector:4318`; needs `tomau[otel]`",
+        description="URL of the OpenTelemetry collector that receives the spans, for example `http://collector:4318`."
+        " Needs `tomau[otel]`.",
     )
 
     api_keys: SecretStr | None = Field(
-        None, description="keys, comma separated; one is needed for every call but `/livez` and `/readyz`"
+        None,
+        description="API keys, separated by commas. If there are keys, every request needs one, except `/livez` and"
+        " `/readyz`.",
     )
     api_keys_file: Path | None = Field(
-        None, description="file of further keys, one a line, read at start; what follows a `#` is a comment"
+        None, description="File with further API keys, one per line, read at start. `#` begins a comment."
     )
     cors_origins: str | None = Field(
-        None, description="origins whose web pages may call, as `https://example.org,http://localhost:3000`, or `*`"
+        None,
+        description="Origins whose web pages may send requests, for example"
+        " `https://example.org,http://localhost:3000`, or `*` for all.",
     )
 
-    models: Path = Field(SHIPPED_MODELS, description="folder of the .onnx models")
-    default_model: str = Field("compact", description="name of the model that is used when none is named")
+    models: Path = Field(SHIPPED_MODELS, description="Folder of the .onnx models.")
+    default_model: str = Field("compact", description="Name of the model for requests that name none.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="cuda refuses to start without a GPU; auto takes one where there is one"
+        "auto",
+        description="`cuda` uses a GPU, and the service does not start without one. `auto` uses a GPU if there is one.",
     )
     gpus: str = Field(
-        "0", pattern=r"^\d+(,\d+)*$", description="numbers of the GPUs to use, as `0,1`; they share one queue"
+        "0",
+        pattern=r"^\d+(,\d+)*$",
+        description="GPU only. Numbers of the GPUs to use, for example `0,1`. They share one queue.",
     )
     inference_batch_size: int = Field(
-        32, ge=1, description="GPU only. Most photos that one run of a model takes; memory grows with it"
+        32,
+        ge=1,
+        description="GPU only. Largest number of photos in one run of a model. Memory of the GPU grows with it.",
     )
     precision: Literal["auto", "fp32", "fp16"] = Field(
         "auto",
-        description="on a GPU: fp16 takes NAME.fp16.onnx and refuses to start when it is missing or differs; auto does"
-        " so where it is there and right; a CPU always takes NAME.onnx",
+        description="GPU only. `fp32` runs NAME.onnx. `fp16` runs NAME.fp16.onnx; the service does not start if that"
+        " file is missing or its output differs. `auto` runs NAME.fp16.onnx if it is present and correct.",
     )
-    tf32: bool = Field(True, description="whether a GPU may round factors to 10 bits in float32 models; faster")
-    cuda_graphs: bool = Field(False, description="whether a GPU replays each batch size as one recorded graph")
+    tf32: bool = Field(
+        default=True,
+        description="GPU only. Let float32 models round factors to 10 bits (TF32), which is faster.",
+    )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="GPU only. Record the run of each batch size as a CUDA graph, and replay it.",
+    )
     gpu_arena_mib: int | None = Field(
-        None, ge=1, description="MiB of a GPU that one session may take; each model has one for every batch size"
+        None,
+        ge=1,
+        description="GPU only. Limit of GPU memory for one session, in MiB. A model has a session for each batch size.",
     )
     cuda_options: dict[str, str] = Field(
-        {}, description='further options of ONNX Runtime\'s CUDA provider, as JSON: `{"prefer_nhwc": "1"}`'
+        {},
+        description="GPU only. Further options of ONNX Runtime's CUDA execution provider, as JSON, for example"
+        ' `{"prefer_nhwc": "1"}`.',
     )
     tensorrt_options: dict[str, str] | None = Field(
-        None, description="uses ONNX Runtime's TensorRT provider with these options, as JSON; untested"
+        None,
+        description="GPU only. Use ONNX Runtime's TensorRT execution provider with these options, as JSON. Untested.",
     )
     workers: int | None = Field(
-        None, ge=1, description="threads that colour photos; by default cores, or 2 x inference_batch_size for each GPU"
+        None,
+        ge=1,
+        description="Worker threads that colour photos. Default: the number of cores, or 2 x"
+        " TOMAU_INFERENCE_BATCH_SIZE for each GPU.",
     )
 
-    max_bytes: int = Field(50 * MIB, ge=1, description="bytes a photo")
-    max_pixels: int = Field(100_000_000, ge=1, description="pixels a photo")
-    max_side: int = Field(65_500, ge=1, description="pixels a side of a photo")
-    max_batch_photos: int = Field(100, ge=1, description="photos a batch upload")
+    max_bytes: int = Field(50 * MIB, ge=1, description="Most bytes of one photo.")
+    max_pixels: int = Field(100_000_000, ge=1, description="Most pixels of one photo.")
+    max_side: int = Field(65_500, ge=1, description="Longest side of one photo, in pixels.")
+    max_batch_photos: int = Field(100, ge=1, description="Most photos of one batch upload (`POST /colorize/batch`).")
     max_batch_bytes: int = Field(
         500 * MIB,
         ge=1,
-        description="bytes of all photos of a batch upload; at most max_upload_bytes without a photo's max_bytes",
+        description="Most bytes of all photos of one batch upload. The real limit is lower if TOMAU_MAX_UPLOAD_BYTES"
+        " would leave no room for a single photo.",
     )
     max_photos: int | None = Field(
         None,
         ge=1,
-        description="photos inside, waiting or at work; by default 32 or 4 a core, or 4 x inference_batch_size for each"
-        " GPU",
+        description="Slots for photos that wait for a worker or are being coloured. Default: 4 per core but at least"
+        " 32, or 4 x TOMAU_INFERENCE_BATCH_SIZE for each GPU.",
     )
     spread_model_mib: int = Field(
         64,
         ge=0,
-        description="on a CPU, a photo that is alone runs on up to four cores if its model's file has at most so many"
-        " MiB: it takes the model's memory twice",
+        description="CPU only. When a single request is in flight, run its inference with up to four intra-op threads,"
+        " for models of at most this many MiB. Loads a second session, which doubles the model's memory.",
     )
     max_wait_s: float = Field(
-        0.4, gt=0, description="when photos have waited so many seconds for a worker, no more are taken for now"
+        0.4,
+        gt=0,
+        description="While a photo has waited for a worker for more than this many seconds, further photos are refused"
+        " with 503.",
     )
-    max_uploads: int = Field(256, ge=1, description="photos being received at once")
-    max_batch_uploads: int = Field(32, ge=1, description="batches being received at once, beside them")
+    max_uploads: int = Field(
+        256,
+        ge=1,
+        description="Single photos that are received concurrently; also the batch uploads that are in progress"
+        " concurrently.",
+    )
+    max_batch_uploads: int = Field(
+        32, ge=1, description="Batch uploads that are received concurrently, in addition to TOMAU_MAX_UPLOADS."
+    )
     max_upload_bytes: int = Field(
-        576 * MIB, ge=1, description="bytes of all uploads being received; batches leave those of a photo to others"
+        576 * MIB,
+        ge=1,
+        description="Bytes of all uploads that are held in memory. Batch uploads leave room for a single photo.",
     )
-    min_upload_rate: int = Field(1024, ge=0, description="bytes a second that an upload has to come with")
-    upload_grace_s: float = Field(15.0, ge=0, description="seconds that an upload may be silent, or behind its rate")
-    max_upload_s: float = Field(1800.0, gt=0, description="seconds that a whole upload may take, however steady it is")
-    head_s: float = Field(10.0, gt=0, description="seconds that a request's headers may take")
+    min_upload_rate: int = Field(
+        1024, ge=0, description="Bytes per second that a client must send at least; 0 allows any rate."
+    )
+    upload_grace_s: float = Field(
+        15.0,
+        ge=0,
+        description="Seconds that an upload may be silent, or behind TOMAU_MIN_UPLOAD_RATE, before it is refused with"
+        " 408.",
+    )
+    max_upload_s: float = Field(
+        1800.0, gt=0, description="Most seconds that a whole upload may take. A longer one is refused with 408."
+    )
+    head_s: float = Field(10.0, gt=0, description="Most seconds that the header section of a request may take.")
     keep_alive_s: int = Field(
-        75, ge=1, description="seconds that a connection is kept open after an answer; longer than a proxy's before it"
+        75,
+        ge=1,
+        description="Seconds that an idle connection is kept open after a response. Must exceed the keep-alive timeout"
+        " of a proxy in front of the service.",
     )
     max_connections: int = Field(
         1000,
         ge=1,
-        description="connections at once; one more takes the place of one without a request, or else only /livez,"
-        " /readyz and /metrics are answered on it",
+        description="Concurrent connections. A further one evicts the longest-idle connection. If none is idle, the new"
+        " one can reach only `/livez`, `/readyz` and `/metrics`.",
     )
     write_s: float = Field(
-        30.0, gt=0, description="seconds that a client may take nothing of its answer, or be behind the rate for it"
+        30.0,
+        gt=0,
+        description="Seconds that a client may read nothing of its response, or be behind TOMAU_MIN_READ_RATE. Then its"
+        " connection is closed.",
     )
     min_read_rate: int = Field(
-        8192, ge=1, description="bytes a second that a client has to take of its answer, else it is dropped"
+        8192, ge=1, description="Bytes per second of its response that a client must read at least."
     )
     max_unread_bytes: int = Field(
-        512 * MIB, ge=1, description="when answers not read yet have so many bytes, no more photos are taken for now"
+        512 * MIB,
+        ge=1,
+        description="Bytes of all responses that clients have not read yet. Above it, further photos are refused with"
+        " 503.",
     )
-    deadline_s: float = Field(30.0, gt=0, description="seconds from a request's last byte to its answer")
-    drain_delay_s: float = Field(1.0, ge=0, description="seconds that requests are still taken after SIGTERM")
+    deadline_s: float = Field(
+        30.0, gt=0, description="Most seconds from the last byte of a request to its response, otherwise 504."
+    )
+    drain_delay_s: float = Field(
+        1.0, ge=0, description="Seconds after SIGTERM during which new requests are still accepted."
+    )
     drain_batch_s: float = Field(
-        300.0, ge=0, description="seconds that batch uploads inside may take to finish when the service stops"
+        300.0, ge=0, description="Seconds that batch uploads in progress may take to finish when the service stops."
     )
     stuck_s: float = Field(
         60.0,
         gt=0,
-        description="all workers busy with one photo each for so long, or all executors of a model with one run each:"
-        " the process ends; more than deadline_s, after which it is not ready any more. A model that fails on every"
-        " photo for so long ends it, too, and so does an event loop that stands still (10 seconds at least). A reload"
-        " that takes longer is overdue: another may begin",
+        description="Watchdog. If all workers, or all executors of a model, have been stuck on one job for this many"
+        " seconds, the process exits. Must exceed TOMAU_DEADLINE_S. See docs/settings.md.",
     )
 
     @classmethod
@@ -194,7 +253,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """pydantic: the environment is read in our way."""
+        """Read the environment with the class above. Called by pydantic."""
         return init_settings, Environment(settings_cls), dotenv_settings, file_secret_settings
 
     @field_validator("log_level", mode="before")
@@ -207,7 +266,7 @@ class Settings(BaseSettings):
     def _room_for_a_photo(cls, max_upload_bytes: int, given: ValidationInfo) -> int:
         least = given.data.get("max_bytes", 0) + FORM_OVERHEAD
         if max_upload_bytes < least:
-            raise ValueError(f"{max_upload_bytes:,} are too few for one photo: TOMAU_MAX_BYTES needs {least:,}")
+            raise ValueError(f"must be at least {least:,}, to hold one photo of TOMAU_MAX_BYTES")
         return max_upload_bytes
 
     @field_validator("stuck_s")
@@ -215,22 +274,22 @@ class Settings(BaseSettings):
     def _after_deadline(cls, stuck_s: float, given: ValidationInfo) -> float:
         deadline_s = given.data.get("deadline_s", 0.0)
         if stuck_s <= deadline_s:
-            raise ValueError(f"{stuck_s:g} is not more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
+            raise ValueError(f"must be more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
         return stuck_s
 
     @property
     def max_form_bytes(self) -> int:
-        """Bytes of a photo's whole upload."""
+        """Most bytes of the whole upload of a single photo."""
         return self.max_bytes + FORM_OVERHEAD
 
     @cached_property
     def gpu_ids(self) -> list[int]:
-        """The numbers of the GPUs to use, each once."""
+        """Numbers of the GPUs to use, without repetition."""
         return list(dict.fromkeys(int(number) for number in self.gpus.split(",")))
 
     @cached_property
     def cores(self) -> int:
-        """Processor cores that this process may use; of a container's share of time, whole ones."""
+        """Number of cores that this process may use. A container's share of processor time is rounded up."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return min(cores, math.ceil(cpu_quota() or cores))
 
@@ -241,13 +300,13 @@ def variable(name: str) -> str:
 
 
 def warn_about_unused(settings: Settings, device: Literal["cpu", "cuda"]) -> None:
-    """Warn of variables that are set and have no effect on the device in use."""
-    used, other, in_vain = ("the CPU", "a GPU", GPU_SETTINGS) if device == "cpu" else ("a GPU", "a CPU", CPU_SETTINGS)
-    names = ", ".join(variable(name) for name in in_vain if name in settings.model_fields_set)
+    """Log a warning if variables are set that have no effect on the device in use."""
+    here, there, unused = ("the CPU", "a GPU", GPU_SETTINGS) if device == "cpu" else ("a GPU", "a CPU", CPU_SETTINGS)
+    names = ", ".join(variable(name) for name in unused if name in settings.model_fields_set)
     if names:
         log.warning(
-            "%s: no effect, as the models run on %s (TOMAU_DEVICE=%s); only %s has a use for that",
-            *(names, used, settings.device, other),
+            "%s: no effect, because the models run on %s (TOMAU_DEVICE=%s); these settings are for %s",
+            *(names, here, settings.device, there),
         )
 
 
@@ -269,17 +328,17 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     """Return a warning for each variable whose name starts as those of settings do, but is not one of them."""
     known = [name.upper() for name in Settings.model_fields]
     former = [name.upper() for name in FORMER_NAMES.values()]
-    told = []
+    warnings = []
     for name in sorted(names):
         prefix, _, rest = name.upper().partition("_")
         if prefix == "TOMAU" and rest not in [*known, *former, *COMPOSE_VARIABLES]:
             likely = difflib.get_close_matches(rest, known, 1)
-            told.append(f"{name} is no setting" + "".join(f": is TOMAU_{one} meant?" for one in likely))
-    return told
+            warnings.append(f"{name} is not a setting" + "".join(f"; did you mean TOMAU_{one}?" for one in likely))
+    return warnings
 
 
 def table(settings: Settings) -> str:
-    """The settings' variables, values and meanings, as a Markdown table."""
+    """Return a Markdown table of the variables, their values and their meanings."""
     lines = ["| variable | value | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)
@@ -289,7 +348,7 @@ def table(settings: Settings) -> str:
 
 
 def environment(settings: Settings) -> str:
-    """The same as an environment file, every variable commented out."""
+    """Return an environment file of the variables and their values, all of them commented out."""
     lines = []
     for name, field in Settings.model_fields.items():
         value = getattr(settings, name)

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of requests and answers beyond what FastAPI finds out by itself."""
+"""Parts of the OpenAPI document that FastAPI can't derive from the routes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,14 +25,16 @@ def _header(description: str, **schema: Any) -> dict[str, Any]:
     return {"description": description, "schema": {"type": "string", **schema}}
 
 
-REQUEST_ID = {"X-Request-ID": _header("the request's id, its own if it had one, as the log and problems have it")}
+REQUEST_ID = {
+    "X-Request-ID": _header("The request id, as in the log and in problems. A valid id that the client sends is kept.")
+}
 WITH_ID = {"headers": REQUEST_ID}
-RETRY_AFTER = {"Retry-After": _header("seconds to wait before another try", type="integer", minimum=1)}
+RETRY_AFTER = {"Retry-After": _header("Seconds to wait before the next try.", type="integer", minimum=1)}
 COLORED_HEADERS = REQUEST_ID | {
-    "X-Tomau-Model": _header("name and version of the model; missing when the photo was kept as it was"),
-    "X-Tomau-Device": _header("where the model ran; missing likewise", enum=["cpu", "cuda"]),
-    "X-Tomau-Input": _header("what the photo was, when `if_color` is given", enum=["gray", "toned", "color"]),
-    "Server-Timing": _header("milliseconds of receive, decode, queue, infer, merge and encode"),
+    "X-Tomau-Model": _header("Name and version of the model. Missing if the photo was kept as it is."),
+    "X-Tomau-Device": _header("Device that the model ran on. Missing if the photo was kept.", enum=["cpu", "cuda"]),
+    "X-Tomau-Input": _header("What the photo was. Present if `if_color` is given.", enum=["gray", "toned", "color"]),
+    "Server-Timing": _header("Milliseconds of the stages receive, decode, queue, infer, merge and encode."),
 }
 COLORED = {
     "description": "The coloured image",
@@ -40,8 +42,8 @@ COLORED = {
     "content": {media_type: {"schema": BINARY} for media_type in MEDIA_TYPES.values()},
 }
 ZIP = {
-    "description": """A zip of the coloured images, streamed as they are done. Its last entry, `report.json`, says
-of each photo, in the order they were sent, the name it came with, its entry in the zip or null, and how it went:
+    "description": """A zip of the coloured images, streamed as they are done. The last entry, `report.json`, lists the
+photos in the order of the request: the name of the upload, the entry in the zip or null, and the result or the problem.
 
 ```json
 {"photos": [
@@ -49,13 +51,13 @@ of each photo, in the order they were sent, the name it came with, its entry in 
   {"name": "b.txt", "entry": null, "problem": {"status": 415, "code": "unsupported_type", "detail": "..."}}
 ]}
 ```""",
-    "headers": REQUEST_ID | {"Content-Disposition": _header("an attachment, `coloured.zip`")},
+    "headers": REQUEST_ID | {"Content-Disposition": _header("An attachment named `coloured.zip`.")},
     "content": {"application/zip": {"schema": BINARY}},
 }
 
 
 def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
-    """Answers that are problems, by their status with an underscore before it."""
+    """Return the error responses of a route. The names are statuses with an underscore in front."""
     return {
         int(status[1:]): {
             "description": text,
@@ -67,9 +69,10 @@ def problems(**descriptions: str) -> dict[int | str, dict[str, Any]]:
 
 
 def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
-    """The options, as a query or in a form with `file`, and the media types of a photo without a form.
+    """Return the parameters and the body of a route: the options in the query or in a form, and the file.
 
-    In the query they have no defaults: a client that sent them unasked would overrule its own form.
+    bare: media types of a photo that is sent without a form. Options in the query have no defaults, because a generated
+    client might send the defaults, which would override its own form.
     """
     options = _options()
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **options}}
@@ -78,7 +81,7 @@ def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
             {
                 "name": name,
                 "in": "query",
-                "allowEmptyValue": True,  # then it counts as not given
+                "allowEmptyValue": True,  # An empty option counts as not given.
                 "schema": _without(schema, "default"),
                 "description": schema["description"],
             }
@@ -93,7 +96,7 @@ def request(file: Mapping[str, Any], *bare: str) -> dict[str, Any]:
 
 
 def _options() -> dict[str, dict[str, Any]]:
-    """The schema of each option. One that may be missing has no null, which neither a query nor a form can say."""
+    """Return the schema of each option, without null, which neither a query nor a form can express."""
     options = {name: _without_null(schema) for name, schema in Options.model_json_schema()["properties"].items()}
     for name, note in NOTES.items():
         options[name]["description"] += f" {note}"
@@ -112,17 +115,17 @@ def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_keys(schema: dict[str, Any], problem: Mapping[str, Any], headers: Mapping[str, Any]) -> dict[str, Any]:
-    """An OpenAPI document that says how to send a key, and which calls need one.
+    """Add to an OpenAPI document how to send a key, and which requests need one.
 
-    problem, headers: content and headers of every problem.
+    problem, headers: content and headers of every error response.
     """
     schema["components"]["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key"},
-        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key"},
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
     }
     schema["security"] = [{"bearer": []}, {"header": []}]
     refusal = {
-        "description": "No API key, or not a known one",
+        "description": "No API key, or an unknown one",
         "headers": {**headers, "WWW-Authenticate": {"schema": {"type": "string"}}},
         "content": problem,
     }

@@ -95,9 +95,9 @@ def test_what_is_set_in_vain_is_told_at_start(serve: Serve) -> None:
     told = {"api_key": "secret", "max_batch_bytes": 1 << 30, "gpus": "0,1", "device": "cpu"}
     with serve(log_level="WARNING", **told) as server:
         log = server.log.read_text()
-        assert "TOMAU_API_KEY is no setting: is TOMAU_API_KEYS meant?" in log
+        assert "TOMAU_API_KEY is not a setting; did you mean TOMAU_API_KEYS?" in log
         assert "TOMAU_MAX_BATCH_BYTES=1073741824: a batch may have" in log
-        assert "TOMAU_GPUS: no effect, as the models run on the CPU (TOMAU_DEVICE=cpu)" in log
+        assert "TOMAU_GPUS: no effect, because the models run on the CPU (TOMAU_DEVICE=cpu)" in log
         assert "secret" not in log
 
 

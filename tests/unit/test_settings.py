@@ -1,4 +1,4 @@
-"""The cores that a container's share of processor time amounts to."""
+"""Settings, and the cores that a container's share of processor time amounts to."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from service import settings
 from service.cli import main
 from service.runtime.cpu import cpu_quota
-from service.settings import GPU_SETTINGS, KEYS, Settings, renamed_variables, unknown_variables, warn_about_unused
+from service.settings import (
+    GPU_SETTINGS,
+    KEY_SETTINGS,
+    Settings,
+    renamed_variables,
+    unknown_variables,
+    warn_about_unused,
+)
 from service.web.auth import AccessError, key_digests
 
 
@@ -48,7 +55,7 @@ def test_readiness_has_to_turn_red_before_the_process_ends(
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
-    with pytest.raises(ValidationError, match=r"(?s)stuck_s.* is not more than TOMAU_DEADLINE_S, which is [39]0"):
+    with pytest.raises(ValidationError, match=r"(?s)stuck_s.* must be more than TOMAU_DEADLINE_S, which is [39]0"):
         Settings()
 
 
@@ -56,7 +63,9 @@ def test_readiness_has_to_turn_red_before_the_process_ends(
 def test_all_uploads_together_have_room_for_a_photo(monkeypatch: pytest.MonkeyPatch, given: dict[str, str]) -> None:
     for name, value in given.items():
         monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
-    with pytest.raises(ValidationError, match=r"(?s)max_upload_bytes.* too few for one photo: TOMAU_MAX_BYTES"):
+    with pytest.raises(
+        ValidationError, match=r"(?s)max_upload_bytes.* must be at least .* one photo of TOMAU_MAX_BYTES"
+    ):
         Settings()
 
 
@@ -74,9 +83,9 @@ def test_a_time_is_finite(monkeypatch: pytest.MonkeyPatch, name: str, value: str
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("TOMAU_API_KEY", ["TOMAU_API_KEY is no setting: is TOMAU_API_KEYS meant?"]),
-        ("tomau_max_btyes", ["tomau_max_btyes is no setting: is TOMAU_MAX_BYTES meant?"]),
-        ("TOMAU_QQQ", ["TOMAU_QQQ is no setting"]),
+        ("TOMAU_API_KEY", ["TOMAU_API_KEY is not a setting; did you mean TOMAU_API_KEYS?"]),
+        ("tomau_max_btyes", ["tomau_max_btyes is not a setting; did you mean TOMAU_MAX_BYTES?"]),
+        ("TOMAU_QQQ", ["TOMAU_QQQ is not a setting"]),
         ("TOMAU_PORT", []),
         ("tomau_port", []),
         ("TOMAU_TARGET", []),
@@ -133,7 +142,7 @@ def test_an_empty_variable_is_none_except_keys(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(f"TOMAU_{name.upper()}", "")
     empty = Settings()
     for name in Settings.model_fields:
-        if name not in KEYS:
+        if name not in KEY_SETTINGS:
             assert getattr(empty, name) == getattr(default, name), name
     with pytest.raises(AccessError, match="TOMAU_API_KEYS: there is no key"):
         key_digests(empty)
@@ -162,17 +171,17 @@ def test_what_only_the_other_device_has_a_use_for_is_told(
     monkeypatch.setenv("TOMAU_WORKERS", "3")
     for device in ("cpu", "cuda"):
         warn_about_unused(Settings(), device)
-    assert not caplog.records, "an empty variable is none"
+    assert not caplog.records, "an empty variable counts as not set"
     for name, value in GPU_ONLY.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("TOMAU_SPREAD_MODEL_MIB", "1")
     warn_about_unused(Settings(), "cpu")
     (line,) = caplog.messages
     assert all(name in line for name in GPU_ONLY)
-    assert "the models run on the CPU (TOMAU_DEVICE=auto); only a GPU has a use for that" in line
+    assert "the models run on the CPU (TOMAU_DEVICE=auto); these settings are for a GPU" in line
     assert "SPREAD" not in line
     warn_about_unused(Settings(), "cuda")
-    assert caplog.messages[1].startswith("TOMAU_SPREAD_MODEL_MIB: no effect, as the models run on a GPU")
+    assert caplog.messages[1].startswith("TOMAU_SPREAD_MODEL_MIB: no effect, because the models run on a GPU")
 
 
 def test_every_setting_that_speaks_of_a_gpu_alone_is_told() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from service.settings import COMPOSE_VARIABLES, Settings
+from service.settings import COMPOSE_VARIABLES, FORMER_NAMES, Settings
 
 ROOT = Path(__file__).parents[3]
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
@@ -106,7 +106,7 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
 # The changelog names settings of earlier versions, too.
 @pytest.mark.parametrize("page", [page for page in PAGES if page != CHANGELOG], ids=lambda page: page.name)
 def test_pages_name_settings_that_exist(page: Path) -> None:
-    known = {name.upper() for name in Settings.model_fields} | COMPOSE_VARIABLES
+    known = {name.upper() for name in (*Settings.model_fields, *FORMER_NAMES.values())} | COMPOSE_VARIABLES
     assert set(re.findall(r"\bTOMAU_([A-Z][A-Z0-9_]*[A-Z0-9])\b", page.read_text("utf-8"))) <= known
 
 

@@ -94,7 +94,7 @@ def _health(_: argparse.Namespace) -> None:
 
 
 def _colorize(args: argparse.Namespace) -> None:
-    from service.inference.registry import Catalog
+    from service.inference.registry import ModelRegistry
     from service.pipeline import directory
     from service.pipeline.colorizer import Colorizer
     from service.pipeline.options import Options
@@ -109,10 +109,10 @@ def _colorize(args: argparse.Namespace) -> None:
         given["format"] = format_
     options = Options.model_validate(given)
     settings = Settings(spread_model_mib=0)  # A second session would take longer to load than it saves.
-    colorizer = Colorizer(Catalog(settings), settings)
-    colorizer.catalog.get(options.model)
-    directory.make(folder)
-    outcomes = directory.colorize(colorizer, jobs, options, threads=settings.cores, force=args.force)
+    colorizer = Colorizer(ModelRegistry(settings), settings)
+    colorizer.models.get(options.model)
+    directory.make_folder(folder)
+    outcomes = directory.colorize_all(colorizer, jobs, options, threads=settings.cores, force=args.force)
     with closing(outcomes):  # After Ctrl-C, photos that have not been started are dropped.
         code = _report(outcomes)
     sys.exit(code)
@@ -134,13 +134,13 @@ def _report(outcomes: "Iterable[Outcome]") -> int:
 
 
 def _models(_: argparse.Namespace) -> None:
-    from service.inference.registry import Catalog
+    from service.inference.registry import ModelRegistry
     from service.settings import Settings
 
-    catalog = Catalog(Settings(spread_model_mib=0))
-    for model in catalog:
+    registry = ModelRegistry(Settings(spread_model_mib=0))
+    for model in registry:
         contract = model.contract
-        mark = "*" if contract.name == catalog.default else " "
+        mark = "*" if contract.name == registry.default else " "
         print(
             f"{mark} {contract.name} {contract.version}  {contract.color_space}  {contract.input_size} px  "
             f"sha256 {model.sha256}"
@@ -260,7 +260,7 @@ def _reason(error: Exception) -> str | None:
     from service.errors import Problem
     from service.inference.contract import ContractError
     from service.inference.executor import EngineError
-    from service.inference.registry import CatalogError
+    from service.inference.registry import ModelRegistryError
     from service.observability.tracing import TracingError
     from service.pipeline.directory import OutputError
     from service.web.auth import AccessError
@@ -271,7 +271,7 @@ def _reason(error: Exception) -> str | None:
         Problem,
         OutputError,
         AccessError,
-        CatalogError,
+        ModelRegistryError,
         ContractError,
         EngineError,
         SettingsError,

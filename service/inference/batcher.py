@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
 from service.imaging.color import Floats
 from service.inference.executor import Predictor
-from service.inference.health import Suspects
-from service.runtime.busy import Stints
+from service.inference.health import FailingExecutors
+from service.runtime.busy import BusyTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Batcher:
         self._clock = clock
         self._lock = threading.Lock()
         self._all = {*executors} if spread is None else {*executors, spread}
-        self.runs = Stints(len(executors), clock)
-        self.suspects = Suspects(clock)
+        self.runs = BusyTracker(len(executors), clock)
+        self.failing_executors = FailingExecutors(clock)
         # Taken in turn, so that several GPUs share the work, however little there is.
         self._free = deque(executors)
         self._waiting: deque[_Waiter] = deque()
@@ -97,11 +97,11 @@ class Batcher:
         with self._lock:
             return len(self._waiting)
 
-    def works(self, black: Floats) -> bool:
+    def can_run(self, black: Floats) -> bool:
         """Whether every executor can run that photo, beside whatever it does; one that can't is suspect from now on."""
         for executor in self._all:
-            self.suspects.add(executor)
-        return self.suspects.probe(black)
+            self.failing_executors.add(executor)
+        return self.failing_executors.probe(black)
 
     def predict(
         self,
@@ -197,13 +197,13 @@ class Batcher:
         if self._spread is not None and len(batch) == 1 and batch[0].alone:
             executor = self._spread
         try:
-            with self.runs.one():
+            with self.runs.track():
                 chroma = executor.predict([waiter.lightness for waiter in batch])
             if len(chroma) != len(batch):
                 raise RuntimeError(f"{len(batch)} items went in and {len(chroma)} came out")
         except Exception as error:
             if len(batch) == 1:
-                self.suspects.add(executor)
+                self.failing_executors.add(executor)
                 batch[0].settle(error)
             else:
                 for waiter in batch:
@@ -214,7 +214,7 @@ class Batcher:
             raise
         else:
             ran = self._clock() - started
-            self.suspects.clear(executor)
+            self.failing_executors.clear(executor)
             self.ran(len(batch))
             for waiter, one in zip(batch, chroma, strict=True):
                 waiter.settle(Prediction(one, started - waiter.arrived, ran, len(batch)))

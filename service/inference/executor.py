@@ -44,7 +44,7 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class DeviceRef:
     """Where a session takes its input and leaves its output; `id` is the GPU's number."""
 
     device: Device
@@ -63,7 +63,7 @@ def _check_values(chroma: Floats, name: str) -> Floats:
     return chroma
 
 
-class Plain:
+class CpuExecutor:
     """Plain runs of a session, for any number of threads at once: on a CPU there is nothing to copy or to pad."""
 
     def __init__(self, session: ort.InferenceSession, name: str) -> None:
@@ -111,7 +111,7 @@ def _pinned(id_: int) -> Any:
     return info
 
 
-def host_memory(shape: tuple[int, ...], place: Place) -> ort.OrtValue:
+def host_memory(shape: tuple[int, ...], place: DeviceRef) -> ort.OrtValue:
     """Memory of the host, float32, that the place's device is quick to read."""
     info = _pinned(place.id) if place.device == "cuda" else None
     if info is None:
@@ -125,7 +125,7 @@ def _run_options(graph: str) -> ort.RunOptions:
     return options
 
 
-class Bound:
+class BoundSession:
     """A session that runs one batch size, and the memory of its input and output. For one thread at a time.
 
     What is bound stays on the GPU, as CUDA graphs need it, and is copied before and after the run; for so long the
@@ -134,7 +134,7 @@ class Bound:
     with ORT 1.31).
     """
 
-    def __init__(self, session: ort.InferenceSession, batch: int, size: int, place: Place, name: str) -> None:
+    def __init__(self, session: ort.InferenceSession, batch: int, size: int, place: DeviceRef, name: str) -> None:
         """size: S, pixels. Runs the session once, on black photos, which tells the shape of the answer."""
         shape = (batch, 1, size, size)
         self._session = session
@@ -148,7 +148,7 @@ class Bound:
         self._bind_output(place, batch, name)
         self._options = _run_options(GRAPH)
 
-    def _bind_output(self, place: Place, batch: int, name: str) -> None:
+    def _bind_output(self, place: DeviceRef, batch: int, name: str) -> None:
         """Keeps the memory that ORT allocates for the first answer: later ones are written there too."""
         self._binding.bind_output(OUTPUT, place.device, place.id)
         self._session.run_with_iobinding(self._binding, _run_options(NO_GRAPH))
@@ -171,12 +171,14 @@ class Bound:
         return np.asarray(chroma[:count], np.float32)
 
 
-class Executor:
+class PaddingExecutor:
     """Runs batches of any size, padded to the next of its batch sizes, one at a time."""
 
-    def __init__(self, sessions: Mapping[int, ort.InferenceSession], size: int, place: Place, name: str) -> None:
+    def __init__(self, sessions: Mapping[int, ort.InferenceSession], size: int, place: DeviceRef, name: str) -> None:
         """sessions: by batch size, each seeing no other; they may be those of other executors too."""
-        self._bound = {batch: Bound(session, batch, size, place, name) for batch, session in sorted(sessions.items())}
+        self._bound = {
+            batch: BoundSession(session, batch, size, place, name) for batch, session in sorted(sessions.items())
+        }
         self._name = name
         # A batcher never runs two at once. Were it to, one photo would get another's colours.
         self._lock = threading.Lock()
@@ -192,7 +194,7 @@ class Executor:
         return _check_values(chroma, self._name)
 
 
-class OwnThread:
+class SingleThreadExecutor:
     """Makes and runs an executor in one thread of its own, whoever calls.
 
     ONNX Runtime keeps a captured CUDA graph and its stream in the context of the thread that captured it, and replays

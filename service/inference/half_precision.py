@@ -22,7 +22,7 @@ MEAN_LIMIT: dict[ColorSpace, float] = {"lab": 0.5, "hsv": 0.005}
 LARGEST_LIMIT: dict[ColorSpace, float] = {"lab": 8.0, "hsv": 0.08}
 
 
-class VariantError(ContractError):
+class HalfPrecisionError(ContractError):
     """There is no file of half precision, or it is not the same model."""
 
 
@@ -49,16 +49,16 @@ def check(whole: Engine, half: Engine) -> None:
     """Runs both on the same pictures. Raises VariantError when they are not the same model, as far as that shows."""
     contract = whole.contract
     if half.contract != contract:
-        raise VariantError(f"{half.contract} is not {contract}")
+        raise HalfPrecisionError(f"{half.contract} is not {contract}")
     lightness = pictures(contract.input_size)
     want, have = (np.concatenate([engine.predict(one[np.newaxis]) for one in lightness]) for engine in (whole, half))
     if want.shape != have.shape:
-        raise VariantError(f"it answers the shape {have.shape}, not {want.shape}")
+        raise HalfPrecisionError(f"it answers the shape {have.shape}, not {want.shape}")
     apart = np.abs(want - have)
     mean, largest = float(apart.mean()), float(apart.max())
     space = contract.color_space
     if mean > MEAN_LIMIT[space] or largest > LARGEST_LIMIT[space]:
-        raise VariantError(
+        raise HalfPrecisionError(
             f"its chroma differs by {mean:.3g} on average and {largest:.3g} at most,"
             f" over {MEAN_LIMIT[space]:g} or {LARGEST_LIMIT[space]:g}"
         )
@@ -74,11 +74,11 @@ def choose(path: Path, precision: Literal["auto", "fp32", "fp16"], load: Callabl
         return path
     try:
         if not half.is_file():
-            raise VariantError("there is no such file")
+            raise HalfPrecisionError("there is no such file")
         check(load(path), load(half))
     except (ContractError, EngineError) as error:
         if precision == "fp16":
-            raise VariantError(f"{half}: {error}") from error
+            raise HalfPrecisionError(f"{half}: {error}") from error
         log.warning("%s is not used: %s", half, error)
         return path
     return half

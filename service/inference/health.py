@@ -10,7 +10,7 @@ from service.runtime.busy import Clock
 log = logging.getLogger(__name__)
 
 
-class Suspects:
+class FailingExecutors:
     """Executors whose last run failed. Whether they are to blame or their photo was, a black photo tells.
 
     An error of a GPU, as an illegal memory access, fails every run until the process ends. A photo that a model fails

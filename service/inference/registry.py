@@ -15,7 +15,7 @@ from service.inference import half_precision
 from service.inference.batcher import Batcher
 from service.inference.contract import Contract
 from service.inference.executor import Device, EngineError
-from service.inference.session import Engine, Gpu, available
+from service.inference.session import Engine, Gpu, select_device
 from service.runtime.memory import MIB
 from service.settings import Settings
 
@@ -28,7 +28,7 @@ EXECUTORS_A_GPU = 2
 PHOTOS_ON_A_CPU = 32
 
 
-class CatalogError(RuntimeError):
+class ModelRegistryError(RuntimeError):
     """There is no model to serve, or a file is not what it should be."""
 
 
@@ -40,7 +40,7 @@ class Model:
     sha256: str
     device: Device
     batcher: Batcher
-    places: Callable[[int], int]  # of photos that run together: the size of the batch that they are run as
+    padded_size: Callable[[int], int]  # of photos that run together: the size of the batch that they are run as
 
     @property
     def black(self) -> Floats:
@@ -55,7 +55,7 @@ def _verified(path: Path) -> tuple[bytes, str]:
     digest = hashlib.sha256(data).hexdigest()
     expected = path.with_suffix(".onnx.sha256")
     if expected.is_file() and expected.read_text("utf-8").split()[:1] != [digest]:
-        raise CatalogError(f"{path}: its SHA-256 is {digest}, not the one in {expected.name}")
+        raise ModelRegistryError(f"{path}: its SHA-256 is {digest}, not the one in {expected.name}")
     return data, digest
 
 
@@ -83,11 +83,11 @@ def _fit(gpu: Gpu, path: Path) -> Gpu:
     return replace(gpu, tf32=True) if half_precision.is_half(path) else gpu
 
 
-def _tell(ran: Callable[[int, int], None], places: Callable[[int], int], photos: int) -> None:
-    ran(photos, places(photos))
+def _tell(ran: Callable[[int, int], None], padded_size: Callable[[int], int], photos: int) -> None:
+    ran(photos, padded_size(photos))
 
 
-class Catalog:
+class ModelRegistry:
     """The models of one service, by name."""
 
     def __init__(self, settings: Settings, known: Iterable[Model] = ()) -> None:
@@ -95,7 +95,7 @@ class Catalog:
 
         Raises CatalogError, ContractError or EngineError with the file's name when one can't be served.
         """
-        self.device = available(settings.device)
+        self.device = select_device(settings.device)
         self._known = {model.sha256: model for model in known}
         try:
             self._models = self._load_all(settings)
@@ -106,7 +106,7 @@ class Catalog:
             self.device = "cpu"
             self._models = self._load_all(settings)
         if settings.default_model not in self._models:
-            raise CatalogError(
+            raise ModelRegistryError(
                 f"{settings.models}: there is no model {settings.default_model!r} to be the default"
                 f" (found: {', '.join(self._models) or 'none'}); TOMAU_DEFAULT_MODEL names another"
             )
@@ -121,7 +121,7 @@ class Catalog:
         for path in sorted(set(settings.models.glob("*.onnx")) - set(settings.models.glob(f"*{half_precision.HALF}"))):
             model = self._load(path, settings)
             if model.contract.name in models:
-                raise CatalogError(f"{path}: another file has a model {model.contract.name!r} already")
+                raise ModelRegistryError(f"{path}: another file has a model {model.contract.name!r} already")
             models[model.contract.name] = model
         return models
 
@@ -130,14 +130,14 @@ class Catalog:
             path = half_precision.choose(path, settings.precision, lambda file: self._probe(file, settings))
         data, digest = _verified(path)
         known = self._known.get(digest)
-        if known is not None and known.batcher.works(known.black):
+        if known is not None and known.batcher.can_run(known.black):
             return known
         if known is not None:
             log.warning("%s: its model does not run any more, and is loaded anew", path)
         engines = self._engines(path, data, settings)
         for engine in engines:
             try:
-                engine.warm()
+                engine.warm_up()
             except Exception as error:
                 raise EngineError(f"{path}: can't be run on {self.device}: {error}") from error
         first = engines[0]
@@ -149,7 +149,7 @@ class Catalog:
         batcher = Batcher(executors, max_batch=first.max_batch, capacity=capacity, spread=first.spread)
         contract = first.contract
         log.info("model %s %s of %s is ready on %s", contract.name, contract.version, path.name, self.device)
-        return Model(contract, digest, self.device, batcher, first.places)
+        return Model(contract, digest, self.device, batcher, first.padded_size)
 
     def _engines(self, path: Path, data: bytes, settings: Settings) -> list[Engine]:
         """One for each device, not warm yet."""
@@ -169,11 +169,11 @@ class Catalog:
     def __iter__(self) -> Iterator[Model]:
         return iter(self._models.values())
 
-    def watch(self, ran: Callable[[int, int], None]) -> None:
+    def observe_runs(self, ran: Callable[[int, int], None]) -> None:
         """Has `ran` called after each run of a model, with the photos and the places of its batch."""
         for model in self:
             # Without the model itself: a batcher that held it would be freed only when Python looks for cycles.
-            model.batcher.ran = partial(_tell, ran, model.places)
+            model.batcher.ran = partial(_tell, ran, model.padded_size)
 
     def get(self, name: str | None) -> Model:
         """The model of that name, or the default one. Raises UnknownModel."""

@@ -17,15 +17,15 @@ from service.inference.contract import Contract, ContractError
 from service.inference.executor import (
     PROVIDERS,
     Batch,
+    CpuExecutor,
     Device,
+    DeviceRef,
     EngineError,
-    Executor,
-    OwnThread,
-    Place,
-    Plain,
+    PaddingExecutor,
     Predictor,
+    SingleThreadExecutor,
 )
-from service.runtime.thread_pool import Threads
+from service.runtime.thread_pool import LifoThreadPool
 
 TENSORRT = "TensorrtExecutionProvider"
 # A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
@@ -49,7 +49,7 @@ class Gpu:
     tensorrt: Mapping[str, str] | None = None  # options of the TensorRT provider, which is then asked first
 
 
-def buckets(max_batch: int) -> list[int]:
+def batch_sizes(max_batch: int) -> list[int]:
     """The batch sizes that a GPU sees: powers of two up to the largest batch, and that one itself."""
     sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
     return [*sizes, max_batch]
@@ -125,7 +125,7 @@ def _written(model: bytes) -> BinaryIO | None:
     return file
 
 
-class Loader:
+class SessionLoader:
     """Makes sessions of one model on one device."""
 
     def __init__(self, path: Path, model: str | bytes, device: Device, gpu: Gpu) -> None:
@@ -201,32 +201,32 @@ class Engine:
         gpu = gpu or Gpu()
         self._parallel_warming = not gpu.graphs
         with _as_file(model) as file:
-            loader = Loader(path, file, device, gpu)
+            loader = SessionLoader(path, file, device, gpu)
             if device == "cpu":
                 self._load_on_cpu(loader, executors, spread)
             else:
                 self._load_on_gpu(loader, path, max_batch, executors, gpu)
 
-    def _load_on_cpu(self, loader: Loader, executors: int, spread: int) -> None:
+    def _load_on_cpu(self, loader: SessionLoader, executors: int, spread: int) -> None:
         session = loader.session()
         self.contract = loader.contract(session)
         self.max_batch = 1
-        self.executors += [Plain(session, self.contract.name)] * executors
+        self.executors += [CpuExecutor(session, self.contract.name)] * executors
         if spread > 1:
             _check_threads(spread)
-            self.spread = Plain(loader.session(threads=spread), self.contract.name)
+            self.spread = CpuExecutor(loader.session(threads=spread), self.contract.name)
 
-    def _load_on_gpu(self, loader: Loader, path: Path, max_batch: int, executors: int, gpu: Gpu) -> None:
+    def _load_on_gpu(self, loader: SessionLoader, path: Path, max_batch: int, executors: int, gpu: Gpu) -> None:
         self.contract = loader.contract(loader.description())
         self.max_batch = min(max_batch, self.contract.max_batch or max_batch)
         try:
-            self.executors += _on_gpu(loader, self.contract, buckets(self.max_batch), executors, gpu)
+            self.executors += _on_gpu(loader, self.contract, batch_sizes(self.max_batch), executors, gpu)
         except EngineError:
             raise
         except Exception as error:
             raise EngineError(f"{path}: can't be run on {self.device}: {error}") from error
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Runs each batch size on each executor, so that no photo waits for the device's search for kernels.
 
         Executors run beside one another, as they will: a second stream of a session makes handles of its own. Not so
@@ -238,13 +238,13 @@ class Engine:
 
     def _warm(self, executor: Predictor) -> None:
         size = self.contract.input_size
-        for batch in buckets(self.max_batch):
+        for batch in batch_sizes(self.max_batch):
             for _ in range(1 if self.device == "cpu" else WARM_RUNS):
                 executor.predict(np.zeros((batch, 1, size, size), np.float32))
 
-    def places(self, photos: int) -> int:
+    def padded_size(self, photos: int) -> int:
         """The size of the batch that so many photos are run as."""
-        return photos if self.device == "cpu" else next(size for size in buckets(self.max_batch) if size >= photos)
+        return photos if self.device == "cpu" else next(size for size in batch_sizes(self.max_batch) if size >= photos)
 
     def predict(self, lightness: Batch) -> Floats:
         """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most `max_batch`.
@@ -257,12 +257,12 @@ class Engine:
 def _check_threads(count: int) -> None:
     """Raises EngineError when so many threads can't be started: ONNX Runtime would wait for them for ever."""
     try:
-        Threads(count, "spread").stop(wait=True)
+        LifoThreadPool(count, "spread").stop(wait=True)
     except OSError as error:
         raise EngineError(str(error)) from error
 
 
-def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:
+def _on_gpu(loader: SessionLoader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:
     """The executors of one GPU.
 
     A session for each batch size: cuDNN's plan of a convolution is made anew whenever the shape changes from one run
@@ -275,15 +275,15 @@ def _on_gpu(loader: Loader, contract: Contract, sizes: list[int], executors: int
         return {batch: loader.session(batch) for batch in sizes}
 
     def executor(sessions: dict[int, ort.InferenceSession]) -> Predictor:
-        return Executor(sessions, contract.input_size, Place("cuda", gpu.id), contract.name)
+        return PaddingExecutor(sessions, contract.input_size, DeviceRef("cuda", gpu.id), contract.name)
 
     if gpu.graphs:
-        return [OwnThread(lambda: executor(sessions())) for _ in range(executors)]
+        return [SingleThreadExecutor(lambda: executor(sessions())) for _ in range(executors)]
     shared = sessions()
     return [executor(shared) for _ in range(executors)]
 
 
-def available(device: Literal["auto", "cpu", "cuda"]) -> Device:
+def select_device(device: Literal["auto", "cpu", "cuda"]) -> Device:
     """Return the device to use.
 
     `auto` is a GPU only where the runtime has its provider and the driver is there. Raises EngineError for `cuda` where

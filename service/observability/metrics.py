@@ -18,11 +18,11 @@ from prometheus_client.registry import Collector
 
 from service.errors import ClientGone, Problem, UploadTooSlow
 from service.runtime import memory
-from service.runtime.admission import Places
+from service.runtime.admission import Slots
 
 if TYPE_CHECKING:
-    from service.pipeline.colorizer import Answer, Colorizer
-    from service.runtime.worker_pool import Workers
+    from service.pipeline.colorizer import ColoredImage, Colorizer
+    from service.runtime.worker_pool import WorkerPool
     from service.web.reload import Reloader
 
 STAGES = ("receive", "decode", "queue", "infer", "merge", "encode")
@@ -152,17 +152,17 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-class Watched(Protocol):
+class ServiceState(Protocol):
     """What merely is: the part of the routes' state that the figures are read from."""
 
     colorizer: "Colorizer"
     reloader: "Reloader"
-    uploads: Places
-    batch_uploads: Places
-    upload_bytes: Places
-    unread: Places
-    connections: Places
-    workers: "Workers"
+    uploads: Slots
+    batch_uploads: Slots
+    upload_bytes: Slots
+    unread: Slots
+    connections: Slots
+    workers: "WorkerPool"
 
     def not_ready_reason(self) -> str | None:
         """Why the service is not ready, if it is not."""
@@ -235,7 +235,7 @@ class Metrics:
         """Counts one stage of a photo that was coloured."""
         self._stages[stage].observe(seconds)
 
-    def photo(self, answer: "Answer", uploaded: int) -> None:
+    def photo(self, answer: "ColoredImage", uploaded: int) -> None:
         """Counts a photo, of so many bytes as it came, and its stages; of one that was kept, only that it was."""
         self._photos.labels((answer.model or "").partition("/")[0]).inc()
         if answer.model is None:
@@ -247,16 +247,16 @@ class Metrics:
         for stage, seconds in answer.seconds.items():
             self.stage(stage, seconds)
 
-    def batch(self, photos: int, places: int) -> None:
+    def batch(self, photos: int, padded_size: int) -> None:
         """Counts a run of a model with so many photos in so many places."""
         self._batch_size.observe(photos)
-        self._padding.inc(places - photos)
+        self._padding.inc(padded_size - photos)
 
     def reload(self, *, success: bool) -> None:
         """Counts a reload."""
         self._reloads[success].inc()
 
-    def watch(self, state: "Watched") -> None:
+    def observe(self, state: "ServiceState") -> None:
         """Has what merely is read from there."""
         self.registry.register(_Watch(state))
 
@@ -273,7 +273,7 @@ class Metrics:
 class _Watch(Collector):
     """Reads what the service's parts know about themselves."""
 
-    def __init__(self, state: "Watched") -> None:
+    def __init__(self, state: "ServiceState") -> None:
         self._state = state
         self._build = {"version": version("tomau"), "python": python_version(), "onnxruntime": ort.__version__}
 
@@ -282,22 +282,22 @@ class _Watch(Collector):
         state = self._state
         workers = state.workers
         yield _gauge(READY, state.not_ready_reason() is None)
-        yield _gauge(INSIDE, workers.places.taken)
-        yield _gauge(PLACES, workers.places.limit)
+        yield _gauge(INSIDE, workers.slots.in_use)
+        yield _gauge(PLACES, workers.slots.limit)
         yield _gauge(WAITING, workers.waiting)
         yield _gauge(WAIT_SECONDS, workers.longest_wait())
-        yield _gauge(UPLOADS, state.uploads.taken + state.batch_uploads.taken)
-        yield _gauge(UPLOAD_BYTES, state.upload_bytes.taken)
-        yield _gauge(UNREAD, state.unread.taken)
-        yield _gauge(CONNECTIONS, state.connections.taken)
+        yield _gauge(UPLOADS, state.uploads.in_use + state.batch_uploads.in_use)
+        yield _gauge(UPLOAD_BYTES, state.upload_bytes.in_use)
+        yield _gauge(UNREAD, state.unread.in_use)
+        yield _gauge(CONNECTIONS, state.connections.in_use)
         yield _gauge(RELOADS_OVERDUE, state.reloader.overdue)
         yield _gauge(MEMORY_LIMIT, memory.limit())
         yield from self._models()
         yield _family(BUILD, [(self._build, 1)])
 
     def _models(self) -> Iterator[GaugeMetricFamily]:
-        catalog = self._state.colorizer.catalog
-        yield _family(QUEUE_DEPTH, [({"model": model.contract.name}, model.batcher.depth) for model in catalog])
+        registry = self._state.colorizer.models
+        yield _family(QUEUE_DEPTH, [({"model": model.contract.name}, model.batcher.depth) for model in registry])
         infos = [
             {
                 "name": model.contract.name,
@@ -305,9 +305,9 @@ class _Watch(Collector):
                 "sha256": model.sha256,
                 "color_space": model.contract.color_space,
                 "device": model.device,
-                "default": str(model.contract.name == catalog.default).lower(),
+                "default": str(model.contract.name == registry.default).lower(),
             }
-            for model in catalog
+            for model in registry
         ]
         yield _family(MODEL, [(info, 1) for info in infos])
 

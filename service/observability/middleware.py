@@ -45,7 +45,7 @@ def server_timing(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{stage};dur={1000 * duration:.1f}" for stage, duration in seconds.items())
 
 
-def note(scope: Scope, seconds: Mapping[str, float], begun: Mapping[str, float]) -> None:
+def record_stages(scope: Scope, seconds: Mapping[str, float], begun: Mapping[str, float]) -> None:
     """Has the stages of the request's photo logged and traced. `begun` are times of `time.monotonic`."""
     exchange: _Exchange = scope[EXCHANGE]
     exchange.seconds, exchange.begun = seconds, begun

@@ -18,11 +18,11 @@ from service.formats.registry import FORMATS, MEDIA_TYPES, Format, Source
 from service.imaging import color, decoding, encoding, identification, resizing
 from service.imaging.color import Bytes, Floats
 from service.imaging.photo import Photo, Pixels, Planes, Tone
-from service.inference.registry import Catalog, Model
+from service.inference.registry import Model, ModelRegistry
 from service.metadata import transfer
 from service.metadata.transfer import Metadata
 from service.pipeline.options import Options
-from service.runtime.core_scheduler import Cores
+from service.runtime.core_scheduler import CoreScheduler
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ STAGES = ("decode", "queue", "infer", "merge", "encode")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ColoredImage:
     """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode.
 
     model, device: None for a photo that was in colour and kept so. tone: what the upload was, where that was asked for.
@@ -92,15 +92,15 @@ class _Way:
 class Colorizer:
     """Colours photos; synchronous, and safe to call from many threads at once."""
 
-    def __init__(self, catalog: Catalog, settings: Settings) -> None:
+    def __init__(self, models: ModelRegistry, settings: Settings) -> None:
         # Photos run beside one another, one core each.
         cv2.setNumThreads(1)
-        self.catalog = catalog
+        self.models = models
         self._limits = Limits(
             settings.max_pixels, settings.max_side, max(settings.deadline_s, decoding_cost.LEAST_SECONDS)
         )
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
-        self._cores = Cores(settings.cores)
+        self._cores = CoreScheduler(settings.cores)
         self._lock = threading.Lock()
         self._inside = 0  # photos that are being coloured
 
@@ -112,7 +112,7 @@ class Colorizer:
         model: Model | None = None,
         deadline: float | None = None,
         cancelled: threading.Event | None = None,
-    ) -> Answer:
+    ) -> ColoredImage:
         """Colours one encoded photo.
 
         model: by default the one of the options. deadline: a time of `time.monotonic`. Raises what
@@ -120,7 +120,7 @@ class Colorizer:
         `cancelled` is set.
         """
         way = _Way(deadline, cancelled)
-        model = model or self.catalog.get(options.model)
+        model = model or self.models.get(options.model)
         with self._counted():
             return self._answer(data, options, model, way)
 
@@ -134,8 +134,8 @@ class Colorizer:
             with self._lock:
                 self._inside -= 1
 
-    def _answer(self, data: bytes, options: Options, model: Model, way: _Way) -> Answer:
-        with self._cores.to_begin(), way.stage("decode"):
+    def _answer(self, data: bytes, options: Options, model: Model, way: _Way) -> ColoredImage:
+        with self._cores.acquire_to_start(), way.stage("decode"):
             source = identification.source_of(data)
             upload = _Upload(data, source, transfer.read(data, source), options)
             look = options.if_color is not None
@@ -143,14 +143,14 @@ class Colorizer:
         if photo.tone == "color" and options.if_color == "reject":
             raise ColorPhoto("the photo is in colour already", field="if_color")
         if photo.tone == "color" and options.if_color == "keep":
-            with self._cores.to_go_on():
+            with self._cores.acquire_to_continue():
                 return self._kept(upload, photo, way)
         return self._coloured(upload, photo, model, way)
 
-    def _coloured(self, upload: _Upload, photo: Photo, model: Model, way: _Way) -> Answer:
+    def _coloured(self, upload: _Upload, photo: Photo, model: Model, way: _Way) -> ColoredImage:
         options = upload.options
         space = model.contract.color_space
-        with self._cores.to_go_on(), way.stage("decode"):
+        with self._cores.acquire_to_continue(), way.stage("decode"):
             pixels_in = photo.luma.size
             upright = photo.size
             format_ = _format(upload, photo)
@@ -158,7 +158,7 @@ class Colorizer:
             registry.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
         chroma = self._predict(model, lightness, way) * options.strength
-        with self._cores.to_go_on():
+        with self._cores.acquire_to_continue():
             with way.stage("merge"):
                 merged = _merge(photo, chroma, space, format_, options.merge)
             with way.stage("encode"):
@@ -166,7 +166,7 @@ class Colorizer:
                 coloured = _encode(merged, format_, options.quality or encoding.default_quality(photo), said)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
-        return Answer(
+        return ColoredImage(
             coloured,
             MEDIA_TYPES[format_],
             name,
@@ -178,14 +178,16 @@ class Colorizer:
             photo.luma.size,
         )
 
-    def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> Answer:
+    def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> ColoredImage:
         """The upload itself, or as an uncoloured answer where its options ask for a change."""
         options, source = upload.options, upload.source
         seconds = dict.fromkeys(STAGES, 0.0)
         if not _asks_for_change(options, source, photo):
             seconds |= way.seconds
             size = photo.luma.size
-            return Answer(upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size)
+            return ColoredImage(
+                upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size
+            )
         with way.stage("decode"):
             pixels = decoding.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
             format_ = _format(upload, photo)
@@ -197,14 +199,14 @@ class Colorizer:
             encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), said)
         seconds |= way.seconds
         sizes = photo.luma.size, height * width
-        return Answer(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
+        return ColoredImage(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
 
-    def warm(self) -> None:
+    def warm_up(self) -> None:
         """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
         ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
         for format_ in FORMATS:
             photo = encoding.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, encoding.QUALITY)
-            for model in self.catalog.fresh:
+            for model in self.models.fresh:
                 self.colorize(photo, Options(model=model.contract.name))
 
     def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:

@@ -16,7 +16,7 @@ from service.imaging.identification import source_of
 from service.inference.executor import EngineError
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
-from service.pipeline.output_folder import Answers, Record, digest
+from service.pipeline.output_folder import OutputFolders, OutputRecord, digest
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def plan(photos: Sequence[Path], output: str, wanted: str | None = None) -> tupl
     """
     path = Path(output)
     if path.is_dir() or output.endswith(SEPARATORS) or path.suffix.lower() not in PHOTO_SUFFIXES:
-        return jobs(photos, path), path, wanted
+        return find_jobs(photos, path), path, wanted
     if len(photos) > 1 or photos[0].is_dir():
         raise OutputError(f"--output: {path} is a name for one photo; for several name a folder, with a / at its end")
     media_type = PHOTO_SUFFIXES[path.suffix.lower()]
@@ -80,15 +80,15 @@ def plan(photos: Sequence[Path], output: str, wanted: str | None = None) -> tupl
     return [Job(photos[0], path)], path.parent, named
 
 
-def make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make the folder for answers. Raises OSError, before a night's work, when they can't be written there."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"--output: nothing can be written to {folder}")
-    Record(folder).check()
+    OutputRecord(folder).check()
 
 
-def jobs(given: Iterable[Path], folder: Path) -> list[Job]:
+def find_jobs(given: Iterable[Path], folder: Path) -> list[Job]:
     """Return the photos to colour, in order: the files, and those in the folders, whose own folders are made anew.
 
     A photo that is reached twice, be it by a link, is taken once. An answer's name is its photo's and nothing else's,
@@ -142,7 +142,7 @@ def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
             continue
         seen.add(identity)
         folders[:] = sorted(name for name in folders if not _is_passed_over(name))
-        record = Record(here)
+        record = OutputRecord(here)
         for name in sorted(name for name in names if not _is_passed_over(name)):
             photo = here / name
             if photo.suffix.lower() not in PHOTO_SUFFIXES:
@@ -165,7 +165,7 @@ def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
         )
 
 
-def _is_answer(record: Record, photo: Path) -> bool:
+def _is_answer(record: OutputRecord, photo: Path) -> bool:
     try:
         return record.holds(photo)
     except OSError:
@@ -187,7 +187,7 @@ def _identity(path: Path) -> Identity | None:
     return (status.st_dev, status.st_ino) if status.st_ino else str(path.resolve())
 
 
-def colorize(
+def colorize_all(
     colorizer: Colorizer, photos: Sequence[Job], options: Options, *, threads: int, force: bool = False
 ) -> Generator[Outcome, None, None]:
     """Colour photo after photo, and tell of each in order. Those that have an answer are skipped, unless `force`.
@@ -213,7 +213,7 @@ class _Run:
         self._options = options
         self._originals = originals
         self._force = force
-        self._answers = Answers()
+        self._answers = OutputFolders()
         self._names: dict[str, Job] = {}
 
     def reserve(self, job: Job, head: bytes) -> Job:

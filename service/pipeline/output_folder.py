@@ -22,7 +22,7 @@ def digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def record_of(folder: Path) -> Path:
+def record_path(folder: Path) -> Path:
     """Return where the record of a folder's answers is: a hidden file beside the folder, `.NAME.tomau-answers`.
 
     A folder of answers then holds pictures only, as photo apps and people expect. The record is inside the folder, as
@@ -48,7 +48,7 @@ def _digest_of(path: Path) -> bytes | None:
         return hashlib.file_digest(file, "sha256").digest()
 
 
-class Record:
+class OutputRecord:
     """The answers that tomau wrote into one folder, as a hidden text file tells them.
 
     A line has two hashes and no name, so files can be renamed. Lines are only added, each before its answer is put
@@ -57,7 +57,7 @@ class Record:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = record_of(folder)
+        self._path = record_path(folder)
         self._lock = threading.Lock()
         self._pairs: set[bytes] = set()
         self._photos: set[bytes] = set()
@@ -145,12 +145,12 @@ class Record:
         self._answers.update(pair[DIGEST:] for pair in pairs)
 
 
-class Answers:
+class OutputFolders:
     """The answers in all folders. Safe to use from many threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._records: dict[Path, Record] = {}
+        self._records: dict[Path, OutputRecord] = {}
 
     def has(self, path: Path, photo: bytes) -> bool:
         """Return whether a file is an answer to the photo, as tomau wrote it. Raises OSError when it can't be read.
@@ -195,9 +195,9 @@ class Answers:
             return force
         return True
 
-    def _record(self, folder: Path) -> Record:
+    def _record(self, folder: Path) -> OutputRecord:
         with self._lock:
-            return self._records.setdefault(folder, Record(folder))
+            return self._records.setdefault(folder, OutputRecord(folder))
 
 
 def _link(part: Path, path: Path) -> None:

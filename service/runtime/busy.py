@@ -8,7 +8,7 @@ from contextlib import contextmanager
 Clock = Callable[[], float]
 
 
-class Stints:
+class BusyTracker:
     """What those who may be at work at once have begun, and when."""
 
     def __init__(self, most: int, clock: Clock = time.monotonic) -> None:
@@ -18,7 +18,7 @@ class Stints:
         self._numbers = itertools.count()
 
     @contextmanager
-    def one(self, name: str = "") -> Iterator[None]:
+    def track(self, name: str = "") -> Iterator[None]:
         """Count someone of that name as at work, for as long as the context lasts."""
         number = next(self._numbers)
         self._begun[number] = self._clock(), name

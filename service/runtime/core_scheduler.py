@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from queue import SimpleQueue
 
 
-class Cores:
+class CoreScheduler:
     """So many rights to keep a core busy.
 
     Who goes on with a photo comes before who begins one: else all would decode theirs before anyone is done, and as
@@ -20,11 +20,11 @@ class Cores:
         self._beginning: deque[SimpleQueue[None]] = deque()
         self._going_on: deque[SimpleQueue[None]] = deque()
 
-    def to_begin(self) -> AbstractContextManager[None]:
+    def acquire_to_start(self) -> AbstractContextManager[None]:
         """A core, once none is wanted to go on with."""
         return self._core(self._beginning)
 
-    def to_go_on(self) -> AbstractContextManager[None]:
+    def acquire_to_continue(self) -> AbstractContextManager[None]:
         """The next core that is free."""
         return self._core(self._going_on)
 

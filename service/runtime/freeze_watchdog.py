@@ -59,7 +59,7 @@ def dump_tracebacks() -> None:
     faulthandler.dump_traceback(STANDARD_ERROR)
 
 
-class Watchdog:
+class FreezeWatchdog:
     """Ends the process with EXIT_FROZEN when the event loop has not run for some time."""
 
     def __init__(self, limit_s: float, loading_for: Callable[[], float | None]) -> None:

@@ -19,7 +19,7 @@ KEPT = 256 * MIB
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-def keep_freed() -> bool:
+def keep_freed_memory() -> bool:
     """Has freed memory kept for the next photo; whether the C library could be told so.
 
     By default every plane of a photo is given back to the system, which then hands each of its pages out anew: at two

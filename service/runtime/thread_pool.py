@@ -29,7 +29,7 @@ class Job(Generic[T]):
             self.future.set_result(result)
 
 
-class Threads:
+class LifoThreadPool:
     """A pool of threads that all run from the start.
 
     The threads of a ThreadPoolExecutor take turns, and so photos that come one by one move from core to core: the
@@ -98,20 +98,20 @@ class Threads:
             thread.shutdown(wait=wait)
 
 
-class Apart(threading.Thread):
+class DetachedThread(threading.Thread):
     """A thread that nobody waits for at the process's end."""
 
     def __init__(self, job: Job[Any]) -> None:
         super().__init__(target=job.run, name="apart", daemon=True)
 
 
-async def apart(call: Callable[[], T]) -> T:
+async def run_detached(call: Callable[[], T]) -> T:
     """Runs `call` in a thread of its own; those of asyncio keep the process from ending."""
     job = Job(call)
-    Apart(job).start()
+    DetachedThread(job).start()
     return await asyncio.wrap_future(job.future)
 
 
-def is_any_apart() -> bool:
+def is_any_detached() -> bool:
     """Whether a call goes on that way."""
-    return any(isinstance(thread, Apart) for thread in threading.enumerate())
+    return any(isinstance(thread, DetachedThread) for thread in threading.enumerate())

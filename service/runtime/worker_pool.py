@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any, TypeVar
 
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.runtime.admission import Places
-from service.runtime.busy import Stints
+from service.runtime.admission import Slots
+from service.runtime.busy import BusyTracker
 from service.runtime.freeze_watchdog import run_named
 from service.runtime.request_context import request_id
-from service.runtime.thread_pool import Threads
+from service.runtime.thread_pool import LifoThreadPool
 
 T = TypeVar("T")
 
@@ -27,25 +27,25 @@ T = TypeVar("T")
 ALWAYS_WAITING = 4
 
 
-class Workers:
+class WorkerPool:
     """A pool of threads and the places of the photos inside it.
 
     A thread inside a C call can't be stopped: its request is answered in time, but its place is free only when the
     thread returns.
     """
 
-    def __init__(self, count: int, places: Places, max_wait: float = math.inf) -> None:
+    def __init__(self, count: int, slots: Slots, max_wait: float = math.inf) -> None:
         """max_wait: when a photo has waited for a thread for so many seconds, no more are taken for now."""
         self.count = count
-        self.places = places
+        self.slots = slots
         self.max_wait = max_wait
         self._waiting: dict[int, float] = {}
         self._line: deque[asyncio.Future[None]] = deque()
-        self._threads = Threads(count, "photo")
-        self._stints = Stints(count)
+        self._threads = LifoThreadPool(count, "photo")
+        self._busy_tracker = BusyTracker(count)
         self._numbers = itertools.count()
 
-    async def line_up(self) -> None:
+    async def wait_for_slot(self) -> None:
         """Waits for a place, however long, and takes it for a `run`: first come, first served.
 
         The places that those in the line wait for are kept from the others, but for half of all.
@@ -64,14 +64,14 @@ class Workers:
             raise
 
     def _serve_line(self) -> None:
-        while self._line and self.places.taken < self.places.limit and self._long_wait() is None:
+        while self._line and self.slots.in_use < self.slots.limit and self._long_wait() is None:
             turn = self._line.popleft()
             if not turn.done():
-                self.places.take()
+                self.slots.acquire()
                 turn.set_result(None)
 
     def _give_back(self) -> None:
-        self.places.give_back()
+        self.slots.release()
         self._serve_line()
 
     async def run(
@@ -80,7 +80,7 @@ class Workers:
         *,
         deadline: float,
         gone: Callable[[], Awaitable[None]],
-        has_place: bool = False,
+        has_slot: bool = False,
     ) -> T:
         """Runs `call` in a thread. It is given an event that is set when nobody waits for it any more.
 
@@ -89,7 +89,7 @@ class Workers:
         ClientGone, and what `call` raises.
         """
         cancelled = threading.Event()
-        if not has_place:
+        if not has_slot:
             self._take_place()
         job = self._submit(call, cancelled)
         answer = asyncio.wrap_future(job)
@@ -125,7 +125,7 @@ class Workers:
         if wait is not None:
             detail = f"the photos that wait for their turn have done so for {wait:.1f} s"
             raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(2 * wait)))
-        self.places.take(leave=min(len(self._line), self.places.limit // 2))
+        self.slots.acquire(leave=min(len(self._line), self.slots.limit // 2))
 
     def _long_wait(self) -> float | None:
         """Seconds that the first in the queue has waited, when that is too long for another photo to come in.
@@ -135,7 +135,7 @@ class Workers:
         photos of all sizes may be mixed.
         """
         wait = self.longest_wait()
-        always = min(ALWAYS_WAITING * self.count, self.places.limit // 2)
+        always = min(ALWAYS_WAITING * self.count, self.slots.limit // 2)
         return wait if wait > self.max_wait and len(self._waiting) >= always else None
 
     def _submit(self, call: Callable[[threading.Event], T], cancelled: threading.Event) -> Future[T]:
@@ -148,7 +148,7 @@ class Workers:
 
         def work() -> T:
             try:
-                with self._stints.one(request):
+                with self._busy_tracker.track(request):
                     self._waiting.pop(number, None)
                     if self._line:
                         loop.call_soon_threadsafe(self._serve_line)
@@ -178,17 +178,17 @@ class Workers:
 
     def stuck_for(self) -> float:
         """Seconds since any worker took a photo, when all of them have one; else 0."""
-        return self._stints.stuck_for()
+        return self._busy_tracker.stuck_for()
 
     @property
     def busy(self) -> int:
         """How many workers have a photo."""
-        return self._stints.busy
+        return self._busy_tracker.busy
 
     @property
     def requests(self) -> list[str]:
         """The ids of the requests whose photos workers have, the longest at work first."""
-        return self._stints.names
+        return self._busy_tracker.names
 
     def stop(self) -> None:
         """Lets running photos end, drops waiting ones."""

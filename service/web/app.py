@@ -13,13 +13,13 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from service.errors import InternalError, MethodNotAllowed, NotFound, Problem
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.observability.metrics import Metrics
 from service.observability.middleware import Telemetry
 from service.observability.tracing import Tracer
 from service.pipeline.colorizer import Colorizer
 from service.runtime import memory
-from service.runtime.thread_pool import is_any_apart
+from service.runtime.thread_pool import is_any_detached
 from service.settings import Settings, warn_about_unused
 from service.web import auth, cors, openapi, security_headers
 from service.web.openapi import PROBLEM, REQUEST_ID
@@ -58,7 +58,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     if app.state.tracer is not None:
         await asyncio.to_thread(app.state.tracer.stop)
     await wait_for_workers(state)
-    if is_any_apart():
+    if is_any_detached():
         # A reload, most likely. Python's own end would break it off in the midst of a C call, and crash.
         log.info("the process ends without waiting for what it still loads or tries")
         os._exit(0)
@@ -85,7 +85,7 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: 
     app.add_middleware(security_headers.SecurityHeadersMiddleware)
 
 
-def create_app(settings: Settings | None = None, catalog: Catalog | None = None) -> FastAPI:
+def create_app(settings: Settings | None = None, registry: ModelRegistry | None = None) -> FastAPI:
     """The service, its models loaded, verified and warm.
 
     Raises AccessError when the settings don't say properly who may call; CatalogError, ContractError or EngineError
@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
     """
     settings = settings or Settings()
     tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
-    memory.keep_freed()
+    memory.keep_freed_memory()
     app = FastAPI(
         title="tomau",
         description="Colours black-and-white photographs, and keeps every pixel's own lightness.",
@@ -111,11 +111,11 @@ def create_app(settings: Settings | None = None, catalog: Catalog | None = None)
         path for route in (*uploads.routes, *router.routes, *app.routes) if (path := getattr(route, "path", None))
     )
     _add_middleware(app, settings, metrics, tracer)
-    colorizer = Colorizer(catalog or Catalog(settings), settings)
-    colorizer.warm()
+    colorizer = Colorizer(registry or ModelRegistry(settings), settings)
+    colorizer.warm_up()
     app.state.tomau = State(settings, colorizer, metrics)
     warn_about_cap(settings)
-    warn_about_unused(settings, colorizer.catalog.device)
+    warn_about_unused(settings, colorizer.models.device)
     app.state.tracer = tracer
     app.add_exception_handler(Problem, _raise_problem)
     app.add_exception_handler(HTTPException, _http_exception)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import ClientGone, InternalError, Problem
 from service.formats.registry import SUFFIXES
-from service.pipeline.colorizer import Answer
+from service.pipeline.colorizer import ColoredImage
 from service.runtime.request_context import request_id
 from service.web.disconnect import raise_on_disconnect
 from service.web.form import UploadedPhoto
@@ -33,7 +33,7 @@ class BatchSlots:
         self.count = count
         self._slots = asyncio.Semaphore(count)
 
-    async def take(self, colour: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def take(self, colour: Callable[[], Awaitable[ColoredImage]]) -> ColoredImage:
         """Waits for a turn, first come, first served."""
         async with self._slots:
             return await colour()
@@ -45,7 +45,7 @@ class BatchZip:
     def __init__(
         self,
         photos: list[UploadedPhoto],
-        colour: Callable[[bytes], Awaitable[Answer]],
+        colour: Callable[[bytes], Awaitable[ColoredImage]],
         slots: BatchSlots,
         done: Callable[[int], None],
         failed: Callable[[str], None],
@@ -105,7 +105,7 @@ class BatchZip:
             # Not kept while the next one is coloured.
             del outcome
 
-    async def _outcome(self, photo: UploadedPhoto) -> Answer | Problem:
+    async def _outcome(self, photo: UploadedPhoto) -> ColoredImage | Problem:
         """Whatever is wrong with one photo is its own problem."""
         if photo.problem:
             return photo.problem

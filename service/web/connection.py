@@ -76,8 +76,8 @@ class LimitedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio."""
         super().connection_made(cast("asyncio.Transport", CountingTransport(transport)))
-        self.state.connections.taken += 1
-        if self.state.connections.taken > self.state.connections.limit:
+        self.state.connections.in_use += 1
+        if self.state.connections.in_use > self.state.connections.limit:
             self._evict_or_refuse()
         self.idle[self] = self.loop.time()
         self._start_header_timer()
@@ -94,7 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         self.app = self.limit_app
         connections = self.state.connections
-        if connections.taken - connections.limit > SPARE_FILES // 2:
+        if connections.in_use - connections.limit > SPARE_FILES // 2:
             self.transport.abort()
 
     def _longest_idle(self) -> "LimitedProtocol | None":
@@ -105,7 +105,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio."""
-        self.state.connections.give_back()
+        self.state.connections.release()
         self.idle.pop(self, None)
         self._stop_header_timer()
         if self._read_timer is not None:
@@ -284,7 +284,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().resume_writing()
 
     def _set_unread(self, count: int) -> None:
-        self.state.unread.taken += count - self._unread_bytes
+        self.state.unread.in_use += count - self._unread_bytes
         self._unread_bytes = count
 
     def _schedule_read_check(self) -> None:

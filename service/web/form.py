@@ -21,7 +21,7 @@ from service.errors import (
     TooManyPhotos,
     UnsupportedType,
 )
-from service.runtime.admission import Receiving
+from service.runtime.admission import UploadReservation
 
 FILE = "file"
 # HTML's name for a hidden field that holds the form's encoding (RFC 7578, 4.6). It is not an option.
@@ -123,7 +123,7 @@ class Form:
     that photo are thrown away.
     """
 
-    def __init__(self, boundary: bytes, options: frozenset[str], receiving: Receiving, limits: Limits) -> None:
+    def __init__(self, boundary: bytes, options: frozenset[str], receiving: UploadReservation, limits: Limits) -> None:
         """Begin a form. options: names of fields that are no photos, even when they are sent as files."""
         self._known_options = options
         self._receiving = receiving

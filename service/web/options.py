@@ -52,7 +52,7 @@ def requested_options(request: Request, state: State, form: Mapping[str, str], a
     """
     options = options_of(request.query_params.multi_items(), form, accept)
     for name in (options.model, form.get("model")):
-        state.colorizer.catalog.get(name)
+        state.colorizer.models.get(name)
     return options
 
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from service.inference.contract import ContractError
 from service.inference.executor import EngineError
-from service.inference.registry import Catalog, CatalogError
+from service.inference.registry import ModelRegistry, ModelRegistryError
 from service.observability.metrics import Metrics
 from service.pipeline.colorizer import Colorizer
-from service.runtime.thread_pool import apart
+from service.runtime.thread_pool import run_detached
 from service.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Reloader:
         while self._is_requested:
             await self._wait_for_free_load()
             self._is_requested = False
-            load = asyncio.ensure_future(apart(self.reload))
+            load = asyncio.ensure_future(run_detached(self.reload))
             self._loads[load] = time.monotonic()
             load.add_done_callback(self._on_load_end)
             self.on_load()
@@ -100,34 +100,34 @@ class Reloader:
         """Reads the models again, in this thread; whether that could be done."""
         number = next(self._numbers)
         try:
-            catalog = self._load()
-        except (CatalogError, ContractError, EngineError, OSError) as error:
+            registry = self._load()
+        except (ModelRegistryError, ContractError, EngineError, OSError) as error:
             log.error("the models were not reloaded, and nothing has changed: %s", error)
         except Exception:
             log.exception("the models were not reloaded, and nothing has changed")
         else:
-            if self._serve(catalog, number):
+            if self._serve(registry, number):
                 self._metrics.reload(success=True)
                 return True
             log.error("the models were not reloaded, and nothing has changed: a later load has ended before")
         self._metrics.reload(success=False)
         return False
 
-    def _serve(self, catalog: Catalog, number: int) -> bool:
+    def _serve(self, registry: ModelRegistry, number: int) -> bool:
         """Has a catalogue serve, unless that of a later load does."""
         with self._swap:
             if number < self._served_number:
                 return False
             self._served_number = number
-            self._colorizer.catalog = catalog
-        names = ", ".join(f"{model.contract.name} {model.contract.version} {model.sha256:.12}" for model in catalog)
-        log.info("the models were reloaded (%d of them new): %s", len(catalog.fresh), names)
+            self._colorizer.models = registry
+        names = ", ".join(f"{model.contract.name} {model.contract.version} {model.sha256:.12}" for model in registry)
+        log.info("the models were reloaded (%d of them new): %s", len(registry.fresh), names)
         return True
 
-    def _load(self) -> Catalog:
-        old = self._colorizer.catalog
+    def _load(self) -> ModelRegistry:
+        old = self._colorizer.models
         # A GPU without room for both is no reason to go on with the CPU.
-        catalog = Catalog(self._settings.model_copy(update={"device": old.device}), known=old)
-        Colorizer(catalog, self._settings).warm()
-        catalog.watch(self._metrics.batch)
-        return catalog
+        registry = ModelRegistry(self._settings.model_copy(update={"device": old.device}), known=old)
+        Colorizer(registry, self._settings).warm_up()
+        registry.observe_runs(self._metrics.batch)
+        return registry

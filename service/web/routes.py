@@ -18,9 +18,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import Draining
 from service.inference.registry import Model
 from service.observability import middleware
-from service.pipeline.colorizer import Answer
+from service.pipeline.colorizer import ColoredImage
 from service.pipeline.options import Options
-from service.runtime.admission import Receiving
+from service.runtime.admission import UploadReservation
 from service.web import openapi, security_headers
 from service.web.batch import BatchResponse, BatchZip
 from service.web.disconnect import wait_for_disconnect
@@ -71,7 +71,7 @@ Shared = Annotated[State, Depends(_state)]
 
 def _check_unread(state: State) -> None:
     """No photo is begun when there is no room for its answer: raises Overloaded, else takes nothing."""
-    state.unread.take(0)
+    state.unread.acquire(0)
 
 
 @uploads.post(
@@ -103,7 +103,7 @@ async def colorize(request: Request) -> Response:
     state: State = request.app.state.tomau
     _check_unread(state)
     check_query(request, state)
-    with Receiving(state.uploads, state.upload_bytes) as receiving:
+    with UploadReservation(state.uploads, state.upload_bytes) as receiving:
         upload = await receive(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         received = time.monotonic()
@@ -111,7 +111,7 @@ async def colorize(request: Request) -> Response:
         options = requested_options(request, state, upload.fields, accept)
         answer = await _coloured(upload.data, state, options, partial(wait_for_disconnect, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
-    middleware.note(request.scope, seconds, {"receive": started, **answer.begun})
+    middleware.record_stages(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
     headers["Server-Timing"] = middleware.server_timing(seconds)
@@ -122,7 +122,7 @@ async def colorize(request: Request) -> Response:
 class PhotoResponse(Response):
     """A coloured photo, which is counted once it was sent to a client that was there."""
 
-    def __init__(self, answer: Answer, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
+    def __init__(self, answer: ColoredImage, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
         super().__init__(answer.data, media_type=answer.media_type, headers=headers)
         self._counted = counted
 
@@ -133,7 +133,7 @@ class PhotoResponse(Response):
             self._counted()
 
 
-def _count(state: State, answer: Answer, uploaded: int, receive_s: float) -> None:
+def _count(state: State, answer: ColoredImage, uploaded: int, receive_s: float) -> None:
     if answer.model is not None:
         state.metrics.stage("receive", receive_s)
     state.metrics.photo(answer, uploaded)
@@ -167,22 +167,22 @@ async def colorize_batch(request: Request) -> Response:
     _check_unread(state)
     check_query(request, state)
     with ExitStack() as inside:
-        state.batches.take()
-        inside.callback(state.batches.give_back)
+        state.batches.acquire()
+        inside.callback(state.batches.release)
         leave = reserved_for_photos(state.settings)
-        receiving = inside.enter_context(Receiving(state.batch_uploads, state.upload_bytes, leave=leave))
+        receiving = inside.enter_context(UploadReservation(state.batch_uploads, state.upload_bytes, leave=leave))
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         options = requested_options(request, state, upload.fields)
         # Held, so that a reload in its middle does not take the model away.
-        model = state.colorizer.catalog.get(options.model)
+        model = state.colorizer.models.get(options.model)
         colour = partial(_coloured_of_batch, state=state, options=options, model=model)
         album = BatchZip(upload.photos, colour, state.batch_slots, receiving.shrink, state.metrics.drop)
         return BatchResponse(album, inside.pop_all())
 
 
-async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> Answer:
-    await state.workers.line_up()
+async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> ColoredImage:
+    await state.workers.wait_for_slot()
     answer = await _coloured(data, state, options, _never, model)
     state.metrics.photo(answer, len(data))
     return answer
@@ -195,12 +195,12 @@ async def _never() -> None:
 
 async def _coloured(
     data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]], model: Model | None = None
-) -> Answer:
+) -> ColoredImage:
     """A whole photo takes its place, and has the deadline's time from now. One of a batch has its place and model."""
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
     call = partial(_colorize, state, data, options, model, received, deadline)
-    return await state.workers.run(call, deadline=deadline, gone=gone, has_place=model is not None)
+    return await state.workers.run(call, deadline=deadline, gone=gone, has_slot=model is not None)
 
 
 def _colorize(
@@ -211,7 +211,7 @@ def _colorize(
     received: float,
     deadline: float,
     cancelled: threading.Event,
-) -> Answer:
+) -> ColoredImage:
     """In a worker thread. The wait for the thread is a part of the queue's time."""
     waited = time.monotonic() - received
     answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
@@ -225,7 +225,7 @@ def _colorize(
 )
 async def models(state: Shared) -> Models:
     """Every served model; `default` marks the one that is used when none is named."""
-    catalog = state.colorizer.catalog
+    registry = state.colorizer.models
     return Models(
         models=[
             ModelInfo(
@@ -237,9 +237,9 @@ async def models(state: Shared) -> Models:
                 license=model.contract.license,
                 data=model.contract.data,
                 device=model.device,
-                default=model.contract.name == catalog.default,
+                default=model.contract.name == registry.default,
             )
-            for model in catalog
+            for model in registry
         ]
     )
 
@@ -259,9 +259,9 @@ async def readyz(state: Shared) -> Ready:
     """Models are loaded, warm and not failing, nothing is stuck, and the service is not about to stop."""
     if reason := state.not_ready_reason():
         raise Draining(reason)
-    catalog = state.colorizer.catalog
-    default = catalog.get(None)
-    return Ready(device=default.device, models=[model.contract.name for model in catalog])
+    registry = state.colorizer.models
+    default = registry.get(None)
+    return Ready(device=default.device, models=[model.contract.name for model in registry])
 
 
 @router.get(

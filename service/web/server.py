@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.observability.middleware import LAST_DRAIN_S
-from service.runtime.freeze_watchdog import Watchdog
+from service.runtime.freeze_watchdog import FreezeWatchdog
 from service.settings import Settings
 from service.web.connection import SPARE_FILES, LimitedProtocol
 from service.web.overload import ConnectionLimitApp
@@ -73,7 +73,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=round(settings.deadline_s) + 5,
         )
         super().__init__(config)
-        self._watchdog = Watchdog(settings.stuck_s, self._state.reloader.loading_for)
+        self._watchdog = FreezeWatchdog(settings.stuck_s, self._state.reloader.loading_for)
         self._state.reloader.on_load = self._watchdog.arm
         self._delay = settings.drain_delay_s
         self._batch_s = settings.drain_batch_s
@@ -109,7 +109,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finishes what is inside; a batch may take longer than one photo."""
         graceful = self.config.timeout_graceful_shutdown or 0
-        if self._state.batches.taken:
+        if self._state.batches.in_use:
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
         # What was cut off says so; once the signal is raised again there is no time for it.

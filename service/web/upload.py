@@ -17,7 +17,7 @@ from service.errors import (
     UploadTooSlow,
 )
 from service.pipeline.options import Options
-from service.runtime.admission import Receiving
+from service.runtime.admission import UploadReservation
 from service.settings import FORM_OVERHEAD, Settings
 from service.web.form import MAX_FIELD_BYTES, Form, Limits, UploadedPhoto
 
@@ -80,7 +80,7 @@ class _Body:
         self,
         request: Mapping[str, str],
         receive: Receive,
-        receiving: Receiving,
+        receiving: UploadReservation,
         settings: Settings,
         limits: Limits,
     ) -> None:
@@ -147,7 +147,7 @@ def _is_longer(length: str, limit: int) -> bool:
     return len(digits) > len(str(limit)) or int(digits) > limit
 
 
-async def _receive_form(body: _Body, boundary: bytes | None, receiving: Receiving, limits: Limits) -> Form:
+async def _receive_form(body: _Body, boundary: bytes | None, receiving: UploadReservation, limits: Limits) -> Form:
     # A boundary ends with no space (RFC 2046, 5.1.1): there may be some behind it.
     boundary = (boundary or b"").rstrip(b" \t")
     if not boundary:
@@ -172,7 +172,9 @@ def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
     return kind, parameters.get(b"boundary")
 
 
-async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings) -> Upload:
+async def receive(
+    request: Mapping[str, str], stream: Receive, receiving: UploadReservation, settings: Settings
+) -> Upload:
     """Receives a photo. `request` are the headers, `stream` the ASGI channel.
 
     Raises TooManyBytes (from Content-Length where there is one), UploadTooSlow, BrokenUpload, MissingFile,
@@ -193,7 +195,7 @@ async def receive(request: Mapping[str, str], stream: Receive, receiving: Receiv
 
 
 async def receive_batch(
-    request: Mapping[str, str], stream: Receive, receiving: Receiving, settings: Settings
+    request: Mapping[str, str], stream: Receive, receiving: UploadReservation, settings: Settings
 ) -> BatchUpload:
     """Receives several photos. One that is too large comes as its problem, without its bytes.
 

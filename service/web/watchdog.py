@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import partial
 
 from service.runtime import freeze_watchdog
-from service.runtime.thread_pool import apart
+from service.runtime.thread_pool import run_detached
 from service.web.state import State
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,11 @@ def _exit_reason(state: State) -> tuple[int, str] | None:
     limit = state.settings.stuck_s
     if state.workers.stuck_for() > limit:
         return EXIT_STUCK, f"all {state.workers.count} workers are stuck for {limit:.0f} s"
-    for model in state.colorizer.catalog:
+    for model in state.colorizer.models:
         name = model.contract.name
         if model.batcher.runs.stuck_for() > limit:
             return EXIT_STUCK, f"all runs of the model {name} are stuck for {limit:.0f} s"
-        if model.batcher.suspects.failing_for() > limit:
+        if model.batcher.failing_executors.failing_for() > limit:
             return EXIT_FAILING, f"the model {name} has failed, on a black photo too, for {limit:.0f} s"
     return None
 
@@ -66,10 +66,10 @@ async def probe(state: State) -> None:
     """Tries the models that failed: while it is not ready, no photo may come that would show that they work again."""
     while True:
         await asyncio.sleep(PROBE_S)
-        for model in state.colorizer.catalog:
-            if model.batcher.suspects:
+        for model in state.colorizer.models:
+            if model.batcher.failing_executors:
                 with suppress(RuntimeError):  # There is no thread for it now.
-                    await apart(partial(model.batcher.suspects.probe, model.black))
+                    await run_detached(partial(model.batcher.failing_executors.probe, model.black))
 
 
 async def wait_for_workers(state: State) -> None:

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.pipeline.colorizer import Answer, Colorizer
+from service.pipeline.colorizer import ColoredImage, Colorizer
 from service.settings import Settings
 from service.web.app import create_app
 from tests.api.test_metrics import has_inside, scrape, total
@@ -248,7 +248,7 @@ def test_each_photo_has_the_deadline_to_itself(models: Path, jpeg: bytes, monkey
     app = create_app(Settings(models=models, device="cpu", workers=1, deadline_s=1))
     colorize = Colorizer.colorize
 
-    def slowly(*args: object, **options: object) -> Answer:
+    def slowly(*args: object, **options: object) -> ColoredImage:
         time.sleep(0.1)
         return colorize(*args, **options)
 

@@ -9,7 +9,7 @@ import pytest
 
 from service import cli
 from service.pipeline.options import Options
-from service.pipeline.output_folder import record_of
+from service.pipeline.output_folder import record_path
 from tests.conftest import decoded, encoded, luma
 
 
@@ -151,8 +151,8 @@ def test_one_answer_for_two_photos_is_a_fault(tomau, tmp_path: Path, jpeg: bytes
 def test_no_answer_is_written_where_none_can_be_recorded(tomau, tmp_path: Path, jpeg: bytes) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg)
     (tmp_path / "coloured").mkdir()
-    record_of(tmp_path / "coloured").symlink_to(tmp_path / "photo.jpg")
-    record = record_of(tmp_path / "coloured")
+    record_path(tmp_path / "coloured").symlink_to(tmp_path / "photo.jpg")
+    record = record_path(tmp_path / "coloured")
     said = tomau("colorize", "photo.jpg", "-o", "coloured", code=1)
     assert said == f"tomau: {record} is not a plain file, so no answer can be recorded there; move it away\n"
     assert (tmp_path / "photo.jpg").read_bytes() == jpeg

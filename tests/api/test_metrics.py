@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.observability.metrics import STAGES
-from service.pipeline.colorizer import Answer, Colorizer
+from service.pipeline.colorizer import ColoredImage, Colorizer
 from service.settings import Settings
 from service.web.app import create_app
 from tests.conftest import Serve, Server, encoded
@@ -197,7 +197,7 @@ def test_a_photo_that_nobody_waited_for_is_not_counted(
     done = threading.Event()
     colorize = Colorizer.colorize
 
-    def late(*args: object, deadline: float, **options: object) -> Answer:
+    def late(*args: object, deadline: float, **options: object) -> ColoredImage:
         answer = colorize(*args, **options)
         time.sleep(max(0.0, deadline - time.monotonic()) + 0.1)
         done.set()

@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from service.inference.batcher import Batcher
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.pipeline.options import Options
 from service.settings import Settings
 from service.web.app import create_app
@@ -261,7 +261,7 @@ def no_gc() -> Iterator[None]:
 def test_a_photo_under_way_ends_with_its_model_which_is_then_freed(
     state: State, folder: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = state.colorizer.catalog.get(None).batcher
+    old = state.colorizer.models.get(None).batcher
     freed = threading.Event()
     weakref.finalize(old, freed.set)
     begun, door = threading.Event(), threading.Event()
@@ -331,13 +331,13 @@ class Loads:
         self.doors: list[threading.Event] = []
         load = Reloader._load
 
-        def slow(reloader: Reloader) -> Catalog:
+        def slow(reloader: Reloader) -> ModelRegistry:
             door = threading.Event()
             self.doors.append(door)
             put(folder, str(len(self.doors) + 1))
-            catalog = load(reloader)
+            registry = load(reloader)
             assert door.wait(WAIT_S)
-            return catalog
+            return registry
 
         monkeypatch.setattr(Reloader, "_load", slow)
 
@@ -354,7 +354,7 @@ def impatient(folder: Path) -> State:
 
 
 def served(state: State) -> str:
-    return state.colorizer.catalog.get(None).contract.version
+    return state.colorizer.models.get(None).contract.version
 
 
 def figure(state: State, name: str, **labels: str) -> float | None:
@@ -424,7 +424,7 @@ def test_a_load_that_no_thread_can_be_had_for_is_a_failure(
         await eventually(lambda: figure(state, "tomau_reloads_total", result="failure") == 1)
         assert state.reloader.loading_for() is None
 
-    monkeypatch.setattr("service.web.reload.apart", nothing)
+    monkeypatch.setattr("service.web.reload.run_detached", nothing)
     asyncio.run(scene())
     assert "the models were not reloaded: can't start new thread" in caplog.text
 
@@ -432,12 +432,12 @@ def test_a_load_that_no_thread_can_be_had_for_is_a_failure(
 def test_an_unexpected_fault_changes_nothing_either(
     state: State, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = state.colorizer.catalog
+    before = state.colorizer.models
 
     def broken(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("service.web.reload.Catalog", broken)
+    monkeypatch.setattr("service.web.reload.ModelRegistry", broken)
     assert not state.reloader.reload()
-    assert state.colorizer.catalog is before
+    assert state.colorizer.models is before
     assert "nothing has changed" in caplog.text

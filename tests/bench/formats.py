@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import skimage.data
 
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.settings import Settings
@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
     settings = Settings(device="cpu")
-    colorizer = Colorizer(Catalog(settings), settings)
+    colorizer = Colorizer(ModelRegistry(settings), settings)
     print("| upload | CPU ms | MB in | MB out |\n| --- | --- | --- | --- |")
     for name, data, options in ways(gray(arguments.megapixels)):
         answer = colorizer.colorize(data, options)

@@ -19,10 +19,10 @@ import psutil
 
 from service.inference.batcher import Batcher
 from service.inference.contract import INPUT, OUTPUT
-from service.inference.executor import Bound, Device, Place, Plain, host_memory
+from service.inference.executor import BoundSession, CpuExecutor, Device, DeviceRef, host_memory
 from service.inference.half_precision import half_of
-from service.inference.registry import EXECUTORS_A_GPU, Catalog
-from service.inference.session import Engine, Gpu, Loader, buckets
+from service.inference.registry import EXECUTORS_A_GPU, ModelRegistry
+from service.inference.session import Engine, Gpu, SessionLoader, batch_sizes
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.runtime import memory
@@ -58,7 +58,7 @@ class Plan:
         return EXECUTORS_A_GPU if self.device == "cuda" else CORES
 
     def gpu(self, variant: str) -> Gpu:
-        # Half precision needs TF32 to be allowed: see Catalog.
+        # Half precision needs TF32 to be allowed: see ModelRegistry.
         return Gpu(0, variant != FP32, self.graphs, options=self.options)
 
     def settings(self, folder: Path) -> Settings:
@@ -124,14 +124,14 @@ def photos_a_second(calls: Sequence[Callable[[], int]], seconds: float) -> tuple
 def _session(file: Path, plan: Plan, variant: str, batch: int) -> ort.InferenceSession:
     """As the service makes them. A captured graph is one thread's only, so bare loops run without."""
     gpu = replace(plan.gpu(variant), graphs=False)
-    return Loader(file, file.read_bytes(), plan.device, gpu).session(batch)
+    return SessionLoader(file, file.read_bytes(), plan.device, gpu).session(batch)
 
 
 def _inputs(batch: int) -> np.ndarray:
     return np.random.default_rng(0).random((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), np.float32)
 
 
-def _pinned_run(session: ort.InferenceSession, place: Place, batch: int) -> Callable[[np.ndarray], np.ndarray]:
+def _pinned_run(session: ort.InferenceSession, place: DeviceRef, batch: int) -> Callable[[np.ndarray], np.ndarray]:
     """A plain run of an input that is copied into pinned memory first."""
     value = host_memory((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), place)
     host = value.numpy()
@@ -145,15 +145,15 @@ def _pinned_run(session: ort.InferenceSession, place: Place, batch: int) -> Call
 
 
 def measure_bare(folder: Path, plan: Plan) -> Iterator[Bare]:
-    place = Place(plan.device)
+    place = DeviceRef(plan.device)
     for variant in plan.variants:
-        for batch in buckets(plan.max_batch):
+        for batch in batch_sizes(plan.max_batch):
             session = _session(_file(folder, variant), plan, variant, batch)
             lightness = _inputs(batch)
             each = range(plan.executors)
             ways: dict[str, list[Callable[[np.ndarray], np.ndarray]]] = {
-                BOUND: [Bound(session, batch, model.INPUT_SIZE, place, model.NAME).run for _ in each],
-                PLAIN: [Plain(session, model.NAME).predict for _ in each],
+                BOUND: [BoundSession(session, batch, model.INPUT_SIZE, place, model.NAME).run for _ in each],
+                PLAIN: [CpuExecutor(session, model.NAME).predict for _ in each],
                 PINNED: [_pinned_run(session, place, batch) for _ in each],
             }
             for way, runs in ways.items():
@@ -171,7 +171,7 @@ def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
         engine = Engine(
             file, file.read_bytes(), plan.device, plan.max_batch, executors=plan.executors, gpu=plan.gpu(variant)
         )
-        engine.warm()
+        engine.warm_up()
         ready_s = time.monotonic() - started
         # So many that each executor can be full while as many photos wait.
         threads = 2 * plan.executors * engine.max_batch
@@ -198,24 +198,24 @@ def _precision(folder: Path, sha256: str) -> str:
 
 def measure_direct(folder: Path, plan: Plan, files: list[Path]) -> Served:
     """The service's own way of a photo in as many threads as it has, without HTTP."""
-    memory.keep_freed()
+    memory.keep_freed_memory()
     cv2.setNumThreads(1)
     settings = plan.settings(folder)
-    catalog = Catalog(settings)
-    colorizer = Colorizer(catalog, settings)
+    registry = ModelRegistry(settings)
+    colorizer = Colorizer(registry, settings)
     data = [file.read_bytes() for file in files]
 
     def one(number: int) -> int:
         colorizer.colorize(data[number % len(data)], Options())
         return 1
 
-    calls = [lambda number=number: one(number) for number in range(catalog.workers)]
+    calls = [lambda number=number: one(number) for number in range(registry.workers)]
     photos_a_second(calls, plan.seconds / 4)
     used, wall = time.process_time(), time.monotonic()
     images, rate = photos_a_second(calls, plan.seconds)
     used, wall = time.process_time() - used, time.monotonic() - wall
-    precision = _precision(folder, catalog.get(None).sha256)
-    return Served("no HTTP", precision, catalog.workers, images, rate, used / wall)
+    precision = _precision(folder, registry.get(None).sha256)
+    return Served("no HTTP", precision, registry.workers, images, rate, used / wall)
 
 
 def _served_hash(server: Server) -> str:

@@ -26,10 +26,10 @@ SIZES = ((512, 384), (4000, 3000))
 def serve() -> None:
     """The service, in a process of its own."""
     from service.cli import main
-    from service.pipeline.colorizer import Answer, Colorizer
+    from service.pipeline.colorizer import ColoredImage, Colorizer
 
-    def colorize(_: Colorizer, data: bytes, *_arguments: object, **_options: object) -> Answer:
-        return Answer(data, "image/jpeg", "nothing/1", "cpu", {"queue": 0.0})
+    def colorize(_: Colorizer, data: bytes, *_arguments: object, **_options: object) -> ColoredImage:
+        return ColoredImage(data, "image/jpeg", "nothing/1", "cpu", {"queue": 0.0})
 
     with patch.object(Colorizer, "colorize", colorize):
         main(["serve"])

@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from model_export.evaluation import metrics
 from service.imaging import color
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.settings import SHIPPED_MODELS, Settings
@@ -21,7 +21,7 @@ from tests.conftest import decoded, encoded, luma
 @pytest.fixture(scope="module")
 def colorizer() -> Colorizer:
     settings = Settings(device="cpu")
-    return Colorizer(Catalog(settings), settings)
+    return Colorizer(ModelRegistry(settings), settings)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ MODELS = sorted(path.stem for path in SHIPPED_MODELS.glob("*.onnx"))
 
 
 def test_both_colour_spaces_are_served(colorizer: Colorizer) -> None:
-    assert {model.contract.color_space for model in colorizer.catalog} == set(color.COLOR_SPACES)
+    assert {model.contract.color_space for model in colorizer.models} == set(color.COLOR_SPACES)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -96,7 +96,7 @@ def test_the_folder_is_small_and_its_hashes_are_right() -> None:
 
 
 def test_every_shipped_model_says_what_it_is(colorizer: Colorizer) -> None:
-    for model in colorizer.catalog:
+    for model in colorizer.models:
         assert "research" in model.contract.license.lower()
         assert Path(model.contract.name).name == model.contract.name
 

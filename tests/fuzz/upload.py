@@ -11,7 +11,7 @@ from tests.fuzz.run import run
 
 with atheris.instrument_imports(include=["service", "python_multipart"]):
     from service.errors import Problem
-    from service.runtime.admission import Places, Receiving
+    from service.runtime.admission import Slots, UploadReservation
     from service.settings import Settings
     from service.web.options import options_of
     from service.web.upload import Upload, receive, receive_batch
@@ -51,9 +51,9 @@ def one_body(data: bytes) -> None:
     step = max(1, data[0])
     chunks = [body[start : start + step] for start in range(0, len(body), step)] or [b""]
     for call in (receive, receive_batch):
-        uploads, held = Places("uploads", 1), Places("bytes", 10_000)
+        uploads, held = Slots("uploads", 1), Slots("bytes", 10_000)
         try:
-            with Receiving(uploads, held) as receiving:
+            with UploadReservation(uploads, held) as receiving:
                 headers = {"content-type": declared.decode("latin-1")}
                 upload = RUNNER.run(call(headers, channel(chunks), receiving, SETTINGS))
                 if isinstance(upload, Upload) and len(upload.data) > SETTINGS.max_bytes:
@@ -62,7 +62,7 @@ def one_body(data: bytes) -> None:
         except Problem as problem:
             if not 400 <= problem.status < 500:
                 raise
-        if uploads.taken or held.taken:
+        if uploads.in_use or held.in_use:
             raise AssertionError(f"{uploads.taken} places and {held.taken} bytes are not given back")
 
 

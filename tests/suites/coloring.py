@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from service.errors import Problem
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.settings import Settings
@@ -19,7 +19,7 @@ def main() -> None:
     logging.disable()
     warnings.simplefilter("ignore")
     settings = Settings(models=Settings().models)
-    colorizer = Colorizer(Catalog(settings), settings)
+    colorizer = Colorizer(ModelRegistry(settings), settings)
 
     def one(question: dict[str, Any]) -> dict[str, Any]:
         try:

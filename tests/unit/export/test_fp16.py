@@ -20,8 +20,8 @@ from service.errors import UnknownModel
 from service.inference import half_precision
 from service.inference.contract import INPUT, OUTPUT, Contract
 from service.inference.executor import EngineError
-from service.inference.half_precision import VariantError, choose
-from service.inference.registry import Catalog, CatalogError
+from service.inference.half_precision import HalfPrecisionError, choose
+from service.inference.registry import ModelRegistry, ModelRegistryError
 from service.inference.session import Engine, Gpu
 from service.settings import Settings
 from tests.conftest import contract, tint_model
@@ -192,7 +192,7 @@ def test_the_half_is_chosen_where_it_answers_the_same(folder: Path) -> None:
     assert choose(path, "fp32", never) == path
     its_half.unlink()
     assert choose(path, "auto", never) == path
-    with pytest.raises(VariantError, match=r"tint\.fp16\.onnx: there is no such file"):
+    with pytest.raises(HalfPrecisionError, match=r"tint\.fp16\.onnx: there is no such file"):
         choose(path, "fp16", never)
 
 
@@ -214,7 +214,7 @@ def test_a_half_that_is_not_the_same_is_left_alone(
         assert choose(folder / "tint.onnx", "auto", load) == folder / "tint.onnx"
     assert f"{folder / 'tint.fp16.onnx'} is not used: " in caplog.text
     assert why in caplog.text
-    with pytest.raises(VariantError, match=why):
+    with pytest.raises(HalfPrecisionError, match=why):
         choose(folder / "tint.onnx", "fp16", load)
 
 
@@ -225,7 +225,7 @@ def test_the_limits_are_of_the_colour_space(tmp_path: Path) -> None:
         for n, chroma in enumerate((0.3, 0.302, 0.4))
     )
     half_precision.check(whole, near)
-    with pytest.raises(VariantError, match=r"over 0\.005 or 0\.08"):
+    with pytest.raises(HalfPrecisionError, match=r"over 0\.005 or 0\.08"):
         half_precision.check(whole, far)
 
 
@@ -234,11 +234,11 @@ def settings(folder: Path, **changes: object) -> Settings:
 
 
 def test_a_cpu_never_takes_the_half_and_it_is_no_model_of_its_own(folder: Path) -> None:
-    catalog = Catalog(settings(folder, device="cpu", precision="fp16"))
-    assert [model.contract.name for model in catalog] == ["tint"]
-    assert catalog.get(None).sha256 == variants_sha(folder / "tint.onnx")
+    registry = ModelRegistry(settings(folder, device="cpu", precision="fp16"))
+    assert [model.contract.name for model in registry] == ["tint"]
+    assert registry.get(None).sha256 == variants_sha(folder / "tint.onnx")
     with pytest.raises(UnknownModel):
-        catalog.get("tint.fp16")
+        registry.get("tint.fp16")
 
 
 def variants_sha(path: Path) -> str:
@@ -258,37 +258,37 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Gpu]]:
         return Engine(path, data, "cpu", max_batch, executors=executors)
 
     monkeypatch.setattr("service.inference.registry.Engine", on_the_cpu)
-    monkeypatch.setattr("service.inference.registry.available", lambda device: device)
+    monkeypatch.setattr("service.inference.registry.select_device", lambda device: device)
     return made
 
 
 def test_a_gpu_takes_the_half_with_tensor_cores_whatever_is_said_of_tf32(
     folder: Path, gpus: list[tuple[str, Gpu]]
 ) -> None:
-    model = Catalog(settings(folder, device="cuda", tf32=False)).get(None)
+    model = ModelRegistry(settings(folder, device="cuda", tf32=False)).get(None)
     assert model.sha256 == variants_sha(folder / "tint.fp16.onnx")
     assert [name for name, _ in gpus] == ["tint.onnx", "tint.fp16.onnx", "tint.fp16.onnx"]
     assert [gpu.tf32 for _, gpu in gpus] == [False, True, True]
 
 
 def test_several_gpus_have_an_engine_each_and_one_queue(folder: Path, gpus: list[tuple[str, Gpu]]) -> None:
-    catalog = Catalog(
+    registry = ModelRegistry(
         settings(
             folder, device="cuda", gpus="1,0,1", precision="fp32", gpu_arena_mib=512, cuda_options={"prefer_nhwc": "1"}
         )
     )
     want = Gpu(1, arena_bytes=512 << 20, options={"prefer_nhwc": "1"})
     assert gpus == [("tint.onnx", want), ("tint.onnx", replace(want, id=0))]
-    assert len(catalog.get(None).batcher._free) == 4
-    assert (catalog.workers, catalog.max_photos) == (2 * 4 * 2, 4 * 4 * 2)
+    assert len(registry.get(None).batcher._free) == 4
+    assert (registry.workers, registry.max_photos) == (2 * 4 * 2, 4 * 4 * 2)
     lightness = np.full((1, 32, 32), 0.5, np.float32)
-    assert catalog.get(None).batcher.predict(lightness).chroma[0, 0, 0] == pytest.approx(10)
+    assert registry.get(None).batcher.predict(lightness).chroma[0, 0, 0] == pytest.approx(10)
 
 
 def test_a_half_with_another_hash_is_refused(folder: Path, gpus: list[tuple[str, Gpu]]) -> None:
     (folder / "tint.fp16.onnx.sha256").write_text("0" * 64)
-    with pytest.raises(CatalogError, match=r"tint\.fp16\.onnx: its SHA-256"):
-        Catalog(settings(folder, device="cuda"))
+    with pytest.raises(ModelRegistryError, match=r"tint\.fp16\.onnx: its SHA-256"):
+        ModelRegistry(settings(folder, device="cuda"))
 
 
 Parse = Callable[[], Settings]

@@ -17,7 +17,7 @@ from model_export.export import wrap
 from model_export.export.foreign import PRESETS, Interface
 from model_export.export.wrap import MismatchError
 from service.imaging.color import split
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.inference.session import Engine
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
@@ -298,7 +298,7 @@ def test_the_service_serves_it(tmp_path: Path, jpeg: bytes, serve: Serve) -> Non
     assert output.with_suffix(".onnx.sha256").read_text("utf-8") == f"{digest}  mine.onnx\n"
 
     settings = Settings(models=output.parent, default_model="mine", device="cpu")
-    here = Colorizer(Catalog(settings), settings).colorize(jpeg, Options())
+    here = Colorizer(ModelRegistry(settings), settings).colorize(jpeg, Options())
     assert here.model == "mine/1"
     with serve(models=output.parent, default_model="mine") as server:
         answer = httpx.post(f"{server.url}/colorize", files={"file": jpeg}, timeout=30)

@@ -13,7 +13,7 @@ from service.formats import jpeg_structure, png_structure
 from service.formats.decoding_limits import library_call
 from service.imaging import decoding, icc_profiles
 from service.imaging.decoders import bmp, jpeg, tiff
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.settings import Settings
@@ -91,7 +91,7 @@ FAULTS = (AttributeError, TypeError, ValueError, KeyError, IndexError, Assertion
 @pytest.fixture(scope="module")
 def colorizer(models: Path) -> Colorizer:
     settings = Settings(models=models, device="cpu")
-    return Colorizer(Catalog(settings), settings)
+    return Colorizer(ModelRegistry(settings), settings)
 
 
 @pytest.mark.parametrize(("owner", "name", "files"), OURS, ids=[name for _, name, _ in OURS])

@@ -257,11 +257,11 @@ def test_a_photo_that_fails_makes_its_executor_suspect_and_a_black_one_clears_it
     batcher = Batcher([bad, good], max_batch=1, capacity=8)
     with pytest.raises(RuntimeError, match="can't do"):
         batcher.predict(item(1))
-    assert batcher.suspects
-    assert batcher.suspects.failing_for() == 0, "it may be the photo's fault"
-    assert batcher.suspects.probe(BLACK)
+    assert batcher.failing_executors
+    assert batcher.failing_executors.failing_for() == 0, "it may be the photo's fault"
+    assert batcher.failing_executors.probe(BLACK)
     assert (bad.batches, good.batches) == ([[1], [0]], []), "only it was tried"
-    assert not batcher.suspects
+    assert not batcher.failing_executors
 
 
 def test_an_executor_that_fails_on_a_black_photo_fails_until_a_photo_is_run() -> None:
@@ -270,13 +270,13 @@ def test_an_executor_that_fails_on_a_black_photo_fails_until_a_photo_is_run() ->
     batcher = Batcher([engine] * 2, max_batch=1, capacity=8, clock=clock)
     with pytest.raises(RuntimeError, match="can't do"):
         batcher.predict(item(1))
-    assert not batcher.suspects.probe(BLACK)
+    assert not batcher.failing_executors.probe(BLACK)
     clock.now += 5
-    assert not batcher.suspects.probe(BLACK)
+    assert not batcher.failing_executors.probe(BLACK)
     clock.now += 5
-    assert batcher.suspects.failing_for() == 10, "since the first time"
+    assert batcher.failing_executors.failing_for() == 10, "since the first time"
     assert value_of(batcher.predict(item(2))) == 4
-    assert (bool(batcher.suspects), batcher.suspects.failing_for()) == (False, 0)
+    assert (bool(batcher.failing_executors), batcher.failing_executors.failing_for()) == (False, 0)
 
 
 def test_a_batch_that_fails_together_but_not_one_by_one_makes_no_suspect(pool: ThreadPoolExecutor) -> None:
@@ -294,19 +294,19 @@ def test_a_batch_that_fails_together_but_not_one_by_one_makes_no_suspect(pool: T
     engine.door.set()
     assert [value_of(future.result(WAIT_S)) for future in [first, *rest]] == [0, 2, 4]
     assert engine.batches == [[0], [1, 2], [1], [2]]
-    assert not batcher.suspects
+    assert not batcher.failing_executors
 
 
 def test_it_works_only_if_every_executor_does() -> None:
     narrow, wide = Doubler(), Doubler()
     batcher = Batcher([narrow] * 2, max_batch=1, capacity=8, spread=wide)
-    assert batcher.works(BLACK)
+    assert batcher.can_run(BLACK)
     assert (narrow.batches, wide.batches) == ([[0]], [[0]])
     wide.fails_on = frozenset({0.0})
-    assert not batcher.works(BLACK)
+    assert not batcher.can_run(BLACK)
     wide.fails_on = frozenset()
-    assert batcher.works(BLACK)
-    assert not batcher.suspects
+    assert batcher.can_run(BLACK)
+    assert not batcher.failing_executors
 
 
 def test_a_cancelled_one_is_not_run(pool: ThreadPoolExecutor) -> None:

@@ -10,12 +10,19 @@ import onnxruntime as ort
 import pytest
 
 from service.inference import executor
-from service.inference.executor import Bound, EngineError, Executor, OwnThread, Place, Plain
-from service.inference.session import Engine, Gpu, available, buckets, providers
+from service.inference.executor import (
+    BoundSession,
+    CpuExecutor,
+    DeviceRef,
+    EngineError,
+    PaddingExecutor,
+    SingleThreadExecutor,
+)
+from service.inference.session import Engine, Gpu, batch_sizes, providers, select_device
 from tests.conftest import contract, tint_model, unrunnable_model
 from tests.waiting import WAIT_S
 
-CPU = Place("cpu")
+CPU = DeviceRef("cpu")
 SIZE = 32
 MODEL = tint_model(contract(), (10, -20))
 
@@ -28,7 +35,7 @@ def session(batch: int, model: bytes = MODEL) -> ort.InferenceSession:
 
 
 def sessions(max_batch: int = 8) -> dict[int, ort.InferenceSession]:
-    return {batch: session(batch) for batch in buckets(max_batch)}
+    return {batch: session(batch) for batch in batch_sizes(max_batch)}
 
 
 def photos(count: int, seed: int = 0) -> np.ndarray:
@@ -40,24 +47,24 @@ def plainly(lightness: np.ndarray) -> np.ndarray:
 
 
 @pytest.fixture
-def bound() -> Executor:
-    return Executor(sessions(), SIZE, CPU, "tint")
+def bound() -> PaddingExecutor:
+    return PaddingExecutor(sessions(), SIZE, CPU, "tint")
 
 
 @pytest.mark.parametrize("count", range(1, 9))
-def test_every_count_is_answered_as_by_a_plain_run(bound: Executor, count: int) -> None:
+def test_every_count_is_answered_as_by_a_plain_run(bound: PaddingExecutor, count: int) -> None:
     lightness = photos(count)
     np.testing.assert_array_equal(bound.predict(lightness), plainly(lightness))
     np.testing.assert_array_equal(bound.predict(list(lightness)), plainly(lightness))
 
 
 def test_a_plain_executor_takes_photos_one_by_one_too() -> None:
-    plain = Plain(ort.InferenceSession(MODEL, providers=["CPUExecutionProvider"]), "tint")
+    plain = CpuExecutor(ort.InferenceSession(MODEL, providers=["CPUExecutionProvider"]), "tint")
     np.testing.assert_array_equal(plain.predict(list(photos(3))), plainly(photos(3)))
     np.testing.assert_array_equal(plain.predict(photos(3)), plainly(photos(3)))
 
 
-def test_answers_stay_what_they_are_while_buffers_are_used_again(bound: Executor) -> None:
+def test_answers_stay_what_they_are_while_buffers_are_used_again(bound: PaddingExecutor) -> None:
     inputs = [photos(count, seed) for seed, count in enumerate((4, 3, 4, 1, 8, 4))]
     answers = [bound.predict(lightness) for lightness in inputs]
     for lightness, answer in zip(inputs, answers, strict=True):
@@ -65,7 +72,7 @@ def test_answers_stay_what_they_are_while_buffers_are_used_again(bound: Executor
 
 
 def test_nothing_is_allocated_for_a_run() -> None:
-    one = Bound(session(4), 4, SIZE, CPU, "tint")
+    one = BoundSession(session(4), 4, SIZE, CPU, "tint")
     before = [value.data_ptr() for value in (one._host_value, one._input, one._output)]
     assert one._host.ctypes.data == before[0], "a view of the buffer and no copy"
     for count in (4, 2, 3):
@@ -75,7 +82,7 @@ def test_nothing_is_allocated_for_a_run() -> None:
 
 
 def test_no_photo_of_an_earlier_batch_is_left_in_the_padding() -> None:
-    one = Bound(session(4), 4, SIZE, CPU, "tint")
+    one = BoundSession(session(4), 4, SIZE, CPU, "tint")
     one.run(photos(4))
     one.run(photos(1, seed=1))
     assert not one._input.numpy()[1:].any()
@@ -86,7 +93,7 @@ def test_two_executors_of_the_same_sessions_run_beside_each_other() -> None:
     start = threading.Barrier(2)
 
     def work(seed: int) -> None:
-        mine = Executor(shared, SIZE, CPU, "tint")
+        mine = PaddingExecutor(shared, SIZE, CPU, "tint")
         start.wait(WAIT_S)
         for number in range(50):
             lightness = photos(number % 8 + 1, seed * 1000 + number)
@@ -100,7 +107,7 @@ def pooled(lightness: np.ndarray) -> np.ndarray:
     return lightness.reshape(len(lightness), SIZE // 4, 4, SIZE // 4, 4).mean(axis=(2, 4))
 
 
-def test_one_executor_never_mixes_two_threads(bound: Executor) -> None:
+def test_one_executor_never_mixes_two_threads(bound: PaddingExecutor) -> None:
     def work(seed: int) -> None:
         for number in range(50):
             lightness = photos(3, seed * 1000 + number)
@@ -114,7 +121,7 @@ def test_an_answer_of_another_shape_or_not_finite_is_a_fault() -> None:
     for value in (float("nan"), float("inf"), -1e30):
         broken = tint_model(contract(), (value, 1))
         with pytest.raises(EngineError, match="finite"):
-            Executor({1: session(1, broken)}, SIZE, CPU, "tint").predict(photos(1))
+            PaddingExecutor({1: session(1, broken)}, SIZE, CPU, "tint").predict(photos(1))
     with pytest.raises(EngineError, match=r"shape \(1, 2, 8, 8\), not \[2, 2, s, s\]"):
         executor._check_shape((1, 2, 8, 8), 2, "tint")
 
@@ -130,7 +137,7 @@ def test_an_own_thread_is_always_the_same_and_passes_errors_on() -> None:
             assert threading.get_ident() == self.made_in
             return np.full(1, threading.get_ident())
 
-    own = OwnThread(Engine)
+    own = SingleThreadExecutor(Engine)
     with ThreadPoolExecutor(4) as pool:
         seen = {int(answer[0]) for answer in pool.map(own.predict, [photos(1)] * 8)}
     assert len(seen) == 1
@@ -140,12 +147,12 @@ def test_an_own_thread_is_always_the_same_and_passes_errors_on() -> None:
 
 
 def test_without_pinned_memory_a_gpu_is_warned_about_once(caplog: pytest.LogCaptureFixture) -> None:
-    if available("auto") == "cuda":
+    if select_device("auto") == "cuda":
         pytest.skip("there is a GPU")
     executor._pinned.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert executor.host_memory((1, 1, SIZE, SIZE), Place("cuda", 3)).shape() == [1, 1, SIZE, SIZE]
-        executor.host_memory((2, 1, SIZE, SIZE), Place("cuda", 3))
+        assert executor.host_memory((1, 1, SIZE, SIZE), DeviceRef("cuda", 3)).shape() == [1, 1, SIZE, SIZE]
+        executor.host_memory((2, 1, SIZE, SIZE), DeviceRef("cuda", 3))
     assert [record.getMessage()[:27] for record in caplog.records] == ["no pinned memory for GPU 3,"]
 
 
@@ -178,7 +185,7 @@ def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str,
         return [("CPUExecutionProvider", {})]
 
     monkeypatch.setattr("service.inference.session.providers", on_the_cpu)
-    monkeypatch.setattr("service.inference.session.Place", lambda device, id_: Place("cpu"))
+    monkeypatch.setattr("service.inference.session.DeviceRef", lambda device, id_: DeviceRef("cpu"))
     return asked
 
 
@@ -192,7 +199,7 @@ def test_an_engine_has_a_session_for_each_batch_size(
     assert {options["device_id"] for _, options in as_if_on_a_gpu} == {"2"}
     assert engine.max_batch == 8
     assert len(engine.executors) == 2
-    engine.warm()
+    engine.warm_up()
     for one in engine.executors:
         np.testing.assert_array_equal(one.predict(photos(5)), plainly(photos(5)))
 

@@ -10,9 +10,9 @@ import pytest
 from service.errors import UnknownModel
 from service.imaging.color import Floats
 from service.inference.contract import ContractError
-from service.inference.executor import Batch, EngineError, Plain
-from service.inference.registry import Catalog, CatalogError, Model
-from service.inference.session import Engine, available, buckets
+from service.inference.executor import Batch, CpuExecutor, EngineError
+from service.inference.registry import Model, ModelRegistry, ModelRegistryError
+from service.inference.session import Engine, batch_sizes, select_device
 from service.settings import Settings
 from tests.conftest import contract, tint_model, unrunnable_model
 
@@ -28,55 +28,55 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_model_is_listed_with_its_hash(folder: Path) -> None:
-    catalog = Catalog(settings(folder))
-    model = catalog.get(None)
-    assert model is catalog.get("tint")
+    registry = ModelRegistry(settings(folder))
+    model = registry.get(None)
+    assert model is registry.get("tint")
     assert model.sha256 == hashlib.sha256((folder / "tint.onnx").read_bytes()).hexdigest()
-    assert [each.contract for each in catalog] == [contract()]
+    assert [each.contract for each in registry] == [contract()]
 
 
 def test_an_unknown_model_is_a_problem(folder: Path) -> None:
     with pytest.raises(UnknownModel, match="tint"):
-        Catalog(settings(folder)).get("../../etc/passwd")
+        ModelRegistry(settings(folder)).get("../../etc/passwd")
 
 
 def test_a_changed_file_is_refused(folder: Path) -> None:
     digest = hashlib.sha256((folder / "tint.onnx").read_bytes()).hexdigest()
     (folder / "tint.onnx.sha256").write_text(f"{digest}  tint.onnx\n")
-    Catalog(settings(folder))
+    ModelRegistry(settings(folder))
     (folder / "tint.onnx").write_bytes(tint_model(contract(), (10, 21)))
-    with pytest.raises(CatalogError, match="SHA-256"):
-        Catalog(settings(folder))
+    with pytest.raises(ModelRegistryError, match="SHA-256"):
+        ModelRegistry(settings(folder))
 
 
 def test_no_default_is_refused_with_what_there_is(folder: Path) -> None:
-    with pytest.raises(CatalogError, match=r"'other'.*found: tint"):
-        Catalog(Settings(models=folder, default_model="other", device="cpu"))
+    with pytest.raises(ModelRegistryError, match=r"'other'.*found: tint"):
+        ModelRegistry(Settings(models=folder, default_model="other", device="cpu"))
 
 
 def test_two_models_of_one_name_are_refused(folder: Path) -> None:
     (folder / "again.onnx").write_bytes(tint_model(contract(version="2"), (1, 2)))
-    with pytest.raises(CatalogError, match="already"):
-        Catalog(settings(folder))
+    with pytest.raises(ModelRegistryError, match="already"):
+        ModelRegistry(settings(folder))
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", b"\x00" * 1000])
 def test_a_file_that_is_no_model_is_refused_by_name(folder: Path, content: bytes) -> None:
     (folder / "broken.onnx").write_bytes(content)
     with pytest.raises(EngineError, match=r"broken\.onnx"):
-        Catalog(settings(folder))
+        ModelRegistry(settings(folder))
 
 
 def test_a_model_that_loads_but_can_not_run_is_refused_by_name(folder: Path) -> None:
     (folder / "broken.onnx").write_bytes(unrunnable_model())
     with pytest.raises(EngineError, match=r"broken\.onnx: can't be run on cpu"):
-        Catalog(settings(folder))
+        ModelRegistry(settings(folder))
 
 
 def test_a_model_without_the_contract_is_refused_by_name(folder: Path) -> None:
     (folder / "foreign.onnx").write_bytes(tint_model(contract(), (1, 2), metadata={"author": "somebody"}))
     with pytest.raises(ContractError, match=r"foreign\.onnx.*tomau\.contract"):
-        Catalog(settings(folder))
+        ModelRegistry(settings(folder))
 
 
 def test_cuda_refuses_to_start_without_a_gpu(folder: Path) -> None:
@@ -85,8 +85,8 @@ def test_cuda_refuses_to_start_without_a_gpu(folder: Path) -> None:
     is_for_cpus = "CUDAExecutionProvider" not in ort.get_available_providers()
     how = r"make serve TARGET=gpu VENV=\.venv-gpu.*GPU image.*onnxruntime-gpu" if is_for_cpus else ""
     with pytest.raises(EngineError, match=f"cuda.*{how}"):
-        Catalog(Settings(models=folder, default_model="tint", device="cuda"))
-    assert available("auto") == "cpu"
+        ModelRegistry(Settings(models=folder, default_model="tint", device="cuda"))
+    assert select_device("auto") == "cpu"
 
 
 def test_an_engine_answers_what_its_graph_says() -> None:
@@ -101,7 +101,7 @@ def test_an_engine_answers_what_its_graph_says() -> None:
 def test_a_spread_photo_gets_the_very_same_colours() -> None:
     shipped = Settings().models / "compact.onnx"
     engine = Engine(shipped, shipped.read_bytes(), "cpu", spread=3)
-    engine.warm()
+    engine.warm_up()
     size = engine.contract.input_size
     lightness = np.random.default_rng(0).random((1, 1, size, size), np.float32)
     assert engine.spread is not None
@@ -123,7 +123,7 @@ def test_how_far_a_single_photo_is_spread(
 
     monkeypatch.setattr(ort, "InferenceSession", seen)
     monkeypatch.setattr(Settings, "cores", cores)
-    Catalog(settings(folder, spread_model_mib=limit))
+    ModelRegistry(settings(folder, spread_model_mib=limit))
     assert threads == [1] if wanted == 1 else [1, wanted]
 
 
@@ -134,7 +134,7 @@ def test_without_threads_to_spread_over_a_model_is_refused(folder: Path, monkeyp
     monkeypatch.setattr(Settings, "cores", 4)
     monkeypatch.setattr(threading.Thread, "start", fails)
     with pytest.raises(EngineError, match="4 spread threads can't be started"):
-        Catalog(settings(folder))
+        ModelRegistry(settings(folder))
 
 
 def test_values_that_are_not_finite_are_a_fault() -> None:
@@ -155,22 +155,22 @@ def test_a_model_is_parsed_from_a_file_of_the_verified_bytes(folder: Path, monke
 
     monkeypatch.setattr(ort, "InferenceSession", record)
     before = len(list(Path("/proc/self/fd").iterdir()))
-    Catalog(settings(folder))
+    ModelRegistry(settings(folder))
     assert set(seen) == {(folder / "tint.onnx").read_bytes()}
     assert len(list(Path("/proc/self/fd").iterdir())) == before, "it is closed again"
 
 
 def test_the_places_of_a_batch() -> None:
     engine = Engine(Path("tint.onnx"), tint_model(contract(), (10, -20)), "cpu")
-    assert [engine.places(photos) for photos in (1, 3)] == [1, 3], "nothing is padded on a CPU"
+    assert [engine.padded_size(photos) for photos in (1, 3)] == [1, 3], "nothing is padded on a CPU"
     engine.device, engine.max_batch = "cuda", 20
-    assert [engine.places(photos) for photos in (1, 3, 8, 17, 20)] == [1, 4, 8, 20, 20]
+    assert [engine.padded_size(photos) for photos in (1, 3, 8, 17, 20)] == [1, 4, 8, 20, 20]
 
 
 def test_what_is_known_is_taken_over_and_the_rest_is_fresh(folder: Path) -> None:
-    old = Catalog(settings(folder))
+    old = ModelRegistry(settings(folder))
     (folder / "other.onnx").write_bytes(tint_model(contract(name="other"), (1, 2)))
-    new = Catalog(settings(folder), known=old)
+    new = ModelRegistry(settings(folder), known=old)
     assert new.get("tint") is old.get("tint")
     assert new.fresh == [new.get("other")]
     assert old.fresh == [old.get("tint")]
@@ -179,25 +179,25 @@ def test_what_is_known_is_taken_over_and_the_rest_is_fresh(folder: Path) -> None
 def breaks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on the sessions that it has fail, as after an error of the device."""
     broken = model.batcher._all
-    predict = Plain.predict
+    predict = CpuExecutor.predict
 
-    def perhaps(plain: Plain, lightness: Batch) -> Floats:
+    def perhaps(plain: CpuExecutor, lightness: Batch) -> Floats:
         if plain in broken:
             raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
         return predict(plain, lightness)
 
-    monkeypatch.setattr(Plain, "predict", perhaps)
+    monkeypatch.setattr(CpuExecutor, "predict", perhaps)
 
 
 def test_what_is_known_but_does_not_run_any_more_is_loaded_anew(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    old = Catalog(settings(folder))
+    old = ModelRegistry(settings(folder))
     breaks(old.get("tint"), monkeypatch)
-    new = Catalog(settings(folder), known=old)
+    new = ModelRegistry(settings(folder), known=old)
     assert new.get("tint") is not old.get("tint")
     assert new.fresh == [new.get("tint")]
-    assert new.get("tint").batcher.works(new.get("tint").black)
+    assert new.get("tint").batcher.can_run(new.get("tint").black)
     assert "does not run any more, and is loaded anew" in caplog.text
 
 
@@ -207,20 +207,20 @@ def test_what_is_known_but_can_not_be_run_nor_loaded_anew_is_refused(
     def broken(*_: object) -> None:
         raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
-    old = Catalog(settings(folder))
-    monkeypatch.setattr(Plain, "predict", broken)
+    old = ModelRegistry(settings(folder))
+    monkeypatch.setattr(CpuExecutor, "predict", broken)
     with pytest.raises(EngineError, match=r"tint\.onnx: can't be run on cpu: CUDA failure 700"):
-        Catalog(settings(folder), known=old)
-    assert old.get("tint").batcher.suspects.failing_for() > 0, "it is not ready any more"
+        ModelRegistry(settings(folder), known=old)
+    assert old.get("tint").batcher.failing_executors.failing_for() > 0, "it is not ready any more"
 
 
 def test_runs_are_told_with_their_places(folder: Path) -> None:
-    catalog = Catalog(settings(folder))
+    registry = ModelRegistry(settings(folder))
     lightness = np.ones((1, 32, 32), np.float32)
     told: list[tuple[int, int]] = []
-    catalog.get(None).batcher.predict(lightness)
-    catalog.watch(lambda photos, places: told.append((photos, places)))
-    catalog.get(None).batcher.predict(lightness)
+    registry.get(None).batcher.predict(lightness)
+    registry.observe_runs(lambda photos, padded_size: told.append((photos, padded_size)))
+    registry.get(None).batcher.predict(lightness)
     assert told == [(1, 1)]
 
 
@@ -228,4 +228,4 @@ def test_runs_are_told_with_their_places(folder: Path) -> None:
     ("most", "sizes"), [(1, [1]), (2, [1, 2]), (32, [1, 2, 4, 8, 16, 32]), (20, [1, 2, 4, 8, 16, 20])]
 )
 def test_buckets(most: int, sizes: list[int]) -> None:
-    assert buckets(most) == sizes
+    assert batch_sizes(most) == sizes

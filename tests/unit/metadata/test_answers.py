@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from service.formats import heif_reader
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.metadata import transfer
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
@@ -29,7 +29,7 @@ from tests.unit.metadata.test_regions import (
 @pytest.fixture(scope="module")
 def colorizer(models: Path) -> Colorizer:
     chosen = Settings(models=models, device="cpu")
-    return Colorizer(Catalog(chosen), chosen)
+    return Colorizer(ModelRegistry(chosen), chosen)
 
 
 def photo_with_a_face() -> Image.Image:

@@ -15,7 +15,7 @@ from service.formats.geometry import Reshape
 from service.formats.registry import Format
 from service.imaging import encoding
 from service.imaging.photo import Pixels
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.metadata import exif, iptc, transfer, xmp
 from service.metadata.reader import COPIES
 from service.metadata.transfer import Comment, Metadata
@@ -325,7 +325,7 @@ def test_copies_in_the_texts_of_a_png(keyword: str, is_copy: bool) -> None:
 @pytest.fixture(scope="module")
 def colorizer(models: Path) -> Colorizer:
     settings = Settings(models=models, device="cpu")
-    return Colorizer(Catalog(settings), settings)
+    return Colorizer(ModelRegistry(settings), settings)
 
 
 LIES = packet(

@@ -180,8 +180,8 @@ def test_problems_of_requests_and_of_what_never_was_one() -> None:
 
 def test_batches_and_their_padding() -> None:
     metrics = Metrics()
-    for photos, places in [(1, 1), (3, 4), (20, 32)]:
-        metrics.batch(photos, places)
+    for photos, slots in [(1, 1), (3, 4), (20, 32)]:
+        metrics.batch(photos, slots)
     assert value(metrics, "tomau_batch_padding_total") == 13
     assert value(metrics, "tomau_batch_size_bucket", le="4.0") == 2
     assert value(metrics, "tomau_batch_size_sum") == 24
@@ -190,10 +190,10 @@ def test_batches_and_their_padding() -> None:
 def test_gauges_are_read_when_they_are_asked_for(state: State) -> None:
     assert value(state.metrics, "tomau_ready") == 1
     before = value(state.metrics, "tomau_photos_inside")
-    state.workers.places.take(3)
-    state.upload_bytes.take(1000)
-    state.unread.take(2000)
-    state.connections.take(7)
+    state.workers.slots.acquire(3)
+    state.upload_bytes.acquire(1000)
+    state.unread.acquire(2000)
+    state.connections.acquire(7)
     try:
         assert value(state.metrics, "tomau_photos_inside") == before + 3
         assert value(state.metrics, "tomau_upload_bytes_inflight") == 1000
@@ -203,10 +203,10 @@ def test_gauges_are_read_when_they_are_asked_for(state: State) -> None:
         assert value(state.metrics, "tomau_ready") == 0
     finally:
         state.draining = False
-        state.workers.places.give_back(3)
-        state.upload_bytes.give_back(1000)
-        state.unread.give_back(2000)
-        state.connections.give_back(7)
+        state.workers.slots.release(3)
+        state.upload_bytes.release(1000)
+        state.unread.release(2000)
+        state.connections.release(7)
     assert value(state.metrics, "tomau_photos_inside") == before
 
 

@@ -12,7 +12,7 @@ import pytest
 from service.errors import NotFound, Overloaded, Problem
 from service.observability.logging import set_up_logging
 from service.observability.metrics import Metrics
-from service.observability.middleware import Telemetry, note
+from service.observability.middleware import Telemetry, record_stages
 from service.observability.tracing import parse_traceparent
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -85,7 +85,7 @@ def exchange(app, *headers: tuple[bytes, bytes], path: str = "/colorize") -> lis
 
 async def coloured(scope, _receive, send) -> None:
     logging.getLogger("service.work").warning("a line\nin two")
-    note(scope, {"decode": 0.25, "infer": 0.5}, {})
+    record_stages(scope, {"decode": 0.25, "infer": 0.5}, {})
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"12345"})
 
@@ -141,8 +141,8 @@ def test_text_lines(logged: Logged) -> None:
     exchange(coloured, (b"x-request-id", b"mine"), (b"traceparent", VALID.encode()))
     exchange(coloured, (b"x-request-id", b"other"), (b"traceparent", b"00-zero"))
     text = "\n".join(logged())
-    assert f"INFO service.telemetry [mine {TRACE}] POST /colorize 200 " in text
-    assert "INFO service.telemetry [other] POST /colorize 200 " in text
+    assert f"INFO service.observability.middleware [mine {TRACE}] POST /colorize 200 " in text
+    assert "INFO service.observability.middleware [other] POST /colorize 200 " in text
 
 
 def test_a_problem_names_its_request_and_not_its_trace(logged: Logged) -> None:

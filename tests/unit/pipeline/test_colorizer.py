@@ -16,8 +16,8 @@ from service.errors import ClientGone, ColorPhoto, DeadlineExceeded, UnknownMode
 from service.formats import tiff_tags
 from service.formats.registry import FORMATS
 from service.imaging import color, decoding
-from service.inference.executor import Plain
-from service.inference.registry import Catalog
+from service.inference.executor import CpuExecutor
+from service.inference.registry import ModelRegistry
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.settings import Settings
@@ -28,7 +28,7 @@ from tests.waiting import WAIT_S, until
 @pytest.fixture(scope="module")
 def colorizer(models: Path) -> Colorizer:
     settings = Settings(models=models, device="cpu")
-    return Colorizer(Catalog(settings), settings)
+    return Colorizer(ModelRegistry(settings), settings)
 
 
 def test_a_gray_jpeg_comes_back_coloured_with_its_own_luma(colorizer: Colorizer, jpeg: bytes) -> None:
@@ -43,8 +43,8 @@ def test_a_gray_jpeg_comes_back_coloured_with_its_own_luma(colorizer: Colorizer,
 
 def test_only_a_photo_that_is_alone_is_spread(models: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(models=models, device="cpu")
-    colorizer = Colorizer(Catalog(settings), settings)
-    batcher = colorizer.catalog.get(None).batcher
+    colorizer = Colorizer(ModelRegistry(settings), settings)
+    batcher = colorizer.models.get(None).batcher
     predict, alone = batcher.predict, []
     both = threading.Barrier(2)
 
@@ -79,7 +79,7 @@ def test_a_photo_is_finished_before_the_next_is_begun(
     """Else as many decoded photos as there are threads wait in memory."""
     monkeypatch.setattr(Settings, "cores", 1)
     settings = Settings(models=models, device="cpu")
-    colorizer = Colorizer(Catalog(settings), settings)
+    colorizer = Colorizer(ModelRegistry(settings), settings)
     stages: list[str] = []
     predicts, door = threading.Event(), threading.Event()
 
@@ -94,11 +94,11 @@ def test_a_photo_is_finished_before_the_next_is_begun(
 
     spy(decoding, "decode", lambda: stages.append("decode"))
     spy(color, "merge_planes", lambda: stages.append("merge"))
-    spy(Plain, "predict", lambda: (predicts.set(), door.wait(WAIT_S)))
+    spy(CpuExecutor, "predict", lambda: (predicts.set(), door.wait(WAIT_S)))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(colorizer.colorize, jpeg, Options())
         assert predicts.wait(WAIT_S)
-        with colorizer._cores.to_begin():
+        with colorizer._cores.acquire_to_start():
             second = pool.submit(colorizer.colorize, jpeg, Options())
             until(lambda: len(colorizer._cores._beginning) == 1)
             door.set()

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from service.inference.executor import EngineError
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.pipeline import directory
-from service.pipeline.colorizer import Answer, Colorizer
+from service.pipeline.colorizer import ColoredImage, Colorizer
 from service.pipeline.options import Options
-from service.pipeline.output_folder import RECORD, record_of
+from service.pipeline.output_folder import RECORD, record_path
 from service.settings import Settings
 from tests.conftest import encoded
 
@@ -20,7 +20,7 @@ from tests.conftest import encoded
 @pytest.fixture
 def colorizer(models: Path) -> Colorizer:
     settings = Settings(models=models, device="cpu")
-    return Colorizer(Catalog(settings), settings)
+    return Colorizer(ModelRegistry(settings), settings)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_fault_with_one_photo_is_nothing_to_the_others(
     second.write_bytes(second.read_bytes() + b"the second")
     colorize = colorizer.colorize
 
-    def fails(data: bytes, options: Options) -> Answer:
+    def fails(data: bytes, options: Options) -> ColoredImage:
         if data.endswith(b"the second"):
             raise error
         return colorize(data, options)
@@ -60,7 +60,7 @@ def test_a_fault_with_one_photo_is_nothing_to_the_others(
     monkeypatch.setattr(colorizer, "colorize", fails)
     with caplog.at_level(logging.ERROR):
         outcomes = list(
-            directory.colorize(colorizer, directory.jobs([album], album.parent / "out"), Options(), threads=2)
+            directory.colorize_all(colorizer, directory.find_jobs([album], album.parent / "out"), Options(), threads=2)
         )
     assert [(outcome.photo.name, outcome.reason) for outcome in outcomes] == [
         ("a.jpg", ""),
@@ -74,11 +74,11 @@ def test_a_fault_with_one_photo_is_nothing_to_the_others(
 
 def test_a_second_run_does_only_what_is_missing(colorizer: Colorizer, album: Path) -> None:
     out = album.parent / "out"
-    jobs = directory.jobs([album], out)
-    assert not any(outcome.skipped for outcome in directory.colorize(colorizer, jobs, Options(), threads=2))
+    jobs = directory.find_jobs([album], out)
+    assert not any(outcome.skipped for outcome in directory.colorize_all(colorizer, jobs, Options(), threads=2))
     first = {path: path.stat().st_mtime_ns for path in out.glob("[!.]*")}
     (out / "c.jpg").unlink()
-    outcomes = list(directory.colorize(colorizer, jobs, Options(), threads=2))
+    outcomes = list(directory.colorize_all(colorizer, jobs, Options(), threads=2))
     assert [outcome.skipped for outcome in outcomes] == [True, True, False, True]
     now = {path: path.stat().st_mtime_ns for path in first}
     assert {path.name for path, time in now.items() if time != first[path]} == {"c.jpg"}
@@ -86,8 +86,8 @@ def test_a_second_run_does_only_what_is_missing(colorizer: Colorizer, album: Pat
 
 def run(colorizer: Colorizer, given: list[Path], out: Path, *, force: bool = False, **options: str) -> list[str]:
     """What became of each photo: the name of its answer, "skipped", or the reason against it."""
-    jobs = directory.jobs(given, out)
-    outcomes = directory.colorize(colorizer, jobs, Options.model_validate(options), threads=2, force=force)
+    jobs = directory.find_jobs(given, out)
+    outcomes = directory.colorize_all(colorizer, jobs, Options.model_validate(options), threads=2, force=force)
     return [outcome.reason or ("skipped" if outcome.skipped else outcome.written.name) for outcome in outcomes]
 
 
@@ -147,7 +147,7 @@ def test_answers_within_the_album_are_not_coloured_again(colorizer: Colorizer, a
     assert run(colorizer, [album], out) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
     assert run(colorizer, [album], out) == ["skipped"] * 4
     with pytest.raises(directory.OutputError, match="where the photos are"):
-        directory.jobs([album], album)
+        directory.find_jobs([album], album)
 
 
 def test_linked_folders_and_empty_ones(colorizer: Colorizer, album: Path, tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_one_name_in_two_folders(colorizer: Colorizer, album: Path, tmp_path: Pa
     assert run(colorizer, [album], out) == ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "a.jpg", "a.jpg"]
     assert run(colorizer, [album], out) == ["skipped"] * 6
     # The folder can be moved with its record, and a part of it is done again alone.
-    record_of(out).rename(out / RECORD)
+    record_path(out).rename(out / RECORD)
     out = out.rename(tmp_path / "moved")
     assert run(colorizer, [album], out) == ["skipped"] * 6
     assert run(colorizer, [album / "1931"], out / "1931", force=True) == ["a.jpg"]
@@ -365,7 +365,7 @@ def test_what_comes_while_a_photo_is_coloured_is_left(
     run(colorizer, [album / "b.jpg"], out)
     colorize = colorizer.colorize
 
-    def comes_first(data: bytes, options: Options) -> Answer:
+    def comes_first(data: bytes, options: Options) -> ColoredImage:
         (out / "a.jpg").write_bytes(b"foreign")
         (out / "b.jpg").write_bytes(b"edited")
         return colorize(data, options)
@@ -475,7 +475,7 @@ def test_a_record_that_was_lost(colorizer: Colorizer, album: Path, tmp_path: Pat
     out = tmp_path / "out"
     run(colorizer, [album], out)
     before = contents(out)
-    record_of(out).write_bytes(b"\xff\0garbage\n")
+    record_path(out).write_bytes(b"\xff\0garbage\n")
     (album / "e.jpg").write_bytes((album / "a.jpg").read_bytes())
     *faults, done = run(colorizer, [album], out, force=force)
     assert all("is there already" in fault for fault in faults)

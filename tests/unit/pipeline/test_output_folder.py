@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.pipeline import output_folder
-from service.pipeline.output_folder import RECORD, Answers, Record, digest, record_of
+from service.pipeline.output_folder import RECORD, OutputFolders, OutputRecord, digest, record_path
 
 PHOTO = digest(b"a photo")
 OTHER_PHOTO = digest(b"another photo")
@@ -18,13 +18,13 @@ def names(folder: Path) -> set[str]:
 
 def test_an_answer_is_known_to_a_later_run_and_replaced_if_forced(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jpg"
-    assert Answers().write(path, b"first", PHOTO, force=False)
-    assert Answers().has(path, PHOTO)
-    assert not Answers().write(path, b"second", PHOTO, force=False)
+    assert OutputFolders().write(path, b"first", PHOTO, force=False)
+    assert OutputFolders().has(path, PHOTO)
+    assert not OutputFolders().write(path, b"second", PHOTO, force=False)
     assert path.read_bytes() == b"first"
-    assert Answers().write(path, b"second", PHOTO, force=True)
+    assert OutputFolders().write(path, b"second", PHOTO, force=True)
     assert path.read_bytes() == b"second"
-    assert Answers().has(path, PHOTO)
+    assert OutputFolders().has(path, PHOTO)
     assert names(path.parent) == {"a.jpg"}
 
 
@@ -34,10 +34,10 @@ def test_an_answer_is_known_to_a_later_run_and_replaced_if_forced(tmp_path: Path
 )
 def test_what_is_no_answer_to_this_photo_is_left(tmp_path: Path, there: bytes, photo: bytes, force: bool) -> None:
     path = tmp_path / "a.jpg"
-    Answers().write(path, b"first", PHOTO, force=False)
+    OutputFolders().write(path, b"first", PHOTO, force=False)
     path.write_bytes(there)
     with pytest.raises(FileExistsError, match=r"a\.jpg is there already, and stays: (it|tomau) "):
-        Answers().write(path, b"second", photo, force=force)
+        OutputFolders().write(path, b"second", photo, force=force)
     assert path.read_bytes() == there
     assert names(tmp_path) == {"a.jpg"}
 
@@ -58,7 +58,7 @@ def test_a_file_that_comes_in_the_last_moment_is_left(
 
     monkeypatch.setattr(os, "link", comes_first)
     with pytest.raises(FileExistsError, match=r"a\.jpg"):
-        Answers().write(path, b"first", PHOTO, force=force)
+        OutputFolders().write(path, b"first", PHOTO, force=force)
     assert path.read_bytes() == b"foreign"
     assert names(tmp_path) == {"a.jpg"}
 
@@ -69,12 +69,12 @@ def test_a_file_system_without_hard_links(tmp_path: Path, monkeypatch: pytest.Mo
 
     path = tmp_path / "a.jpg"
     monkeypatch.setattr(os, "link", fails)
-    assert Answers().write(path, b"first", PHOTO, force=False)
-    assert Answers().write(path, b"second", PHOTO, force=True)
+    assert OutputFolders().write(path, b"first", PHOTO, force=False)
+    assert OutputFolders().write(path, b"second", PHOTO, force=True)
     assert path.read_bytes() == b"second"
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises(OSError, match="not permitted"):
-        Answers().write(tmp_path / "b.jpg", b"first", PHOTO, force=False)
+        OutputFolders().write(tmp_path / "b.jpg", b"first", PHOTO, force=False)
     assert names(tmp_path) == {"a.jpg"}
 
 
@@ -86,7 +86,7 @@ def test_a_link_to_another_file_is_left(tmp_path: Path, is_broken: bool, force: 
     if not is_broken:
         elsewhere.write_bytes(b"foreign")
     with pytest.raises(FileExistsError, match=r"a\.jpg"):
-        Answers().write(path, b"first", PHOTO, force=force)
+        OutputFolders().write(path, b"first", PHOTO, force=force)
     assert path.is_symlink()
     assert elsewhere.exists() != is_broken
 
@@ -97,12 +97,12 @@ def test_a_folder_or_a_pipe_of_that_name(tmp_path: Path, force: bool) -> None:
     os.mkfifo(tmp_path / "b.jpg")
     for name in ("a.jpg", "b.jpg"):
         with pytest.raises(FileExistsError, match=name):
-            Answers().write(tmp_path / name, b"first", PHOTO, force=force)
+            OutputFolders().write(tmp_path / name, b"first", PHOTO, force=force)
 
 
 def test_after_a_crash_before_the_answer_was_put_into_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.jpg"
-    Answers().write(path, b"first", PHOTO, force=False)
+    OutputFolders().write(path, b"first", PHOTO, force=False)
 
     def ends(*_: object) -> None:
         raise SystemExit
@@ -110,44 +110,44 @@ def test_after_a_crash_before_the_answer_was_put_into_place(tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(output_folder, "_link", ends)
         with pytest.raises(SystemExit):
-            Answers().write(path, b"second", PHOTO, force=True)
+            OutputFolders().write(path, b"second", PHOTO, force=True)
     assert path.read_bytes() == b"first"
-    assert Answers().has(path, PHOTO)
-    assert Answers().write(path, b"third", PHOTO, force=True)
-    assert Answers().has(path, PHOTO)
+    assert OutputFolders().has(path, PHOTO)
+    assert OutputFolders().write(path, b"third", PHOTO, force=True)
+    assert OutputFolders().has(path, PHOTO)
 
 
 def test_a_record_that_was_damaged_loses_what_is_damaged(tmp_path: Path) -> None:
     for number in range(4):
-        Answers().write(tmp_path / f"{number}.jpg", b"%d" % number, PHOTO, force=False)
-    record = record_of(tmp_path)
+        OutputFolders().write(tmp_path / f"{number}.jpg", b"%d" % number, PHOTO, force=False)
+    record = record_path(tmp_path)
     header, *lines, last = record.read_bytes().splitlines(keepends=True)
     lines[1] = lines[1].replace(lines[1][70:72], b"\xff\0")
     record.write_bytes(b"\0" * 4096 + b"\n".join([header, *lines, last[:100]]))
-    known = [Answers().has(tmp_path / f"{number}.jpg", PHOTO) for number in range(4)]
+    known = [OutputFolders().has(tmp_path / f"{number}.jpg", PHOTO) for number in range(4)]
     assert known == [True, False, True, False]
     # Half a line does not damage the next one.
-    Answers().write(tmp_path / "4.jpg", b"4", PHOTO, force=False)
-    assert Answers().has(tmp_path / "4.jpg", PHOTO)
+    OutputFolders().write(tmp_path / "4.jpg", b"4", PHOTO, force=False)
+    assert OutputFolders().has(tmp_path / "4.jpg", PHOTO)
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_without_its_record_nothing_is_an_answer(tmp_path: Path, force: bool) -> None:
     path = tmp_path / "a.jpg"
-    Answers().write(path, b"first", PHOTO, force=False)
-    record_of(tmp_path).unlink()
+    OutputFolders().write(path, b"first", PHOTO, force=False)
+    record_path(tmp_path).unlink()
     with pytest.raises(FileExistsError):
-        Answers().write(path, b"second", PHOTO, force=force)
+        OutputFolders().write(path, b"second", PHOTO, force=force)
     assert path.read_bytes() == b"first"
 
 
 def test_a_record_that_is_deleted_meanwhile_is_begun_anew(tmp_path: Path) -> None:
-    run = Answers()
+    run = OutputFolders()
     run.write(tmp_path / "a.jpg", b"first", PHOTO, force=False)
-    record_of(tmp_path).unlink()
+    record_path(tmp_path).unlink()
     run.write(tmp_path / "b.jpg", b"second", PHOTO, force=False)
-    assert not Answers().has(tmp_path / "a.jpg", PHOTO)
-    assert Answers().has(tmp_path / "b.jpg", PHOTO)
+    assert not OutputFolders().has(tmp_path / "a.jpg", PHOTO)
+    assert OutputFolders().has(tmp_path / "b.jpg", PHOTO)
 
 
 def test_nothing_is_written_where_no_record_can_be(tmp_path: Path) -> None:
@@ -156,42 +156,42 @@ def test_nothing_is_written_where_no_record_can_be(tmp_path: Path) -> None:
     linked, taken = tmp_path / "linked", tmp_path / "taken"
     for folder in (linked, taken):
         folder.mkdir()
-    record_of(linked).symlink_to(photo)
-    record_of(taken).mkdir()
+    record_path(linked).symlink_to(photo)
+    record_path(taken).mkdir()
     for folder in (linked, taken):
         with pytest.raises(OSError, match="not a plain file"):
-            Record(folder).check()
+            OutputRecord(folder).check()
         with pytest.raises(OSError, match="not a plain file"):
-            Answers().write(folder / "a.jpg", b"first", PHOTO, force=True)
+            OutputFolders().write(folder / "a.jpg", b"first", PHOTO, force=True)
         assert names(folder) == set()
     assert photo.read_bytes() == b"precious"
 
 
 def test_a_record_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Answers().write(tmp_path / "a.jpg", b"first", PHOTO, force=False)
+    OutputFolders().write(tmp_path / "a.jpg", b"first", PHOTO, force=False)
     opened = Path.open
 
     def is_read_only(path: Path, mode: str = "r", **options: object) -> object:
         # Root, as whom tests may run, can write what is read-only.
-        if path == record_of(tmp_path) and mode != "rb":
+        if path == record_path(tmp_path) and mode != "rb":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return opened(path, mode, **options)
 
     monkeypatch.setattr(Path, "open", is_read_only)
     with pytest.raises(PermissionError, match=RECORD):
-        Record(tmp_path).check()
+        OutputRecord(tmp_path).check()
     with pytest.raises(PermissionError, match=RECORD):
-        Answers().write(tmp_path / "b.jpg", b"second", PHOTO, force=False)
+        OutputFolders().write(tmp_path / "b.jpg", b"second", PHOTO, force=False)
     assert names(tmp_path) == {"a.jpg"}
-    assert Answers().has(tmp_path / "a.jpg", PHOTO)
+    assert OutputFolders().has(tmp_path / "a.jpg", PHOTO)
 
 
 def test_runs_beside_one_another(tmp_path: Path) -> None:
     """Every answer is written once, by one of them, and each knows those of the others."""
-    runs = [Answers() for _ in range(4)]
+    runs = [OutputFolders() for _ in range(4)]
     wanted = [(run, number) for number in range(40) for run in runs]
 
-    def write(what: tuple[Answers, int]) -> bool:
+    def write(what: tuple[OutputFolders, int]) -> bool:
         run, number = what
         return run.write(tmp_path / f"{number}.jpg", b"%d" % number, digest(b"%d" % number), force=False)
 
@@ -203,24 +203,24 @@ def test_runs_beside_one_another(tmp_path: Path) -> None:
 
 def test_what_is_recorded_already_is_not_recorded_again(tmp_path: Path) -> None:
     for _ in range(3):
-        Answers().write(tmp_path / "a.jpg", b"first", PHOTO, force=True)
-    assert len(record_of(tmp_path).read_bytes().splitlines()) == 2
+        OutputFolders().write(tmp_path / "a.jpg", b"first", PHOTO, force=True)
+    assert len(record_path(tmp_path).read_bytes().splitlines()) == 2
 
 
 def test_a_record_is_beside_the_folder_so_that_the_folder_has_pictures_only(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    Answers().write(out / "a.jpg", b"first", PHOTO, force=False)
+    OutputFolders().write(out / "a.jpg", b"first", PHOTO, force=False)
     assert names(tmp_path) == {"out", f".out{RECORD}"}
-    assert record_of(Path("/")) == Path("/") / RECORD
+    assert record_path(Path("/")) == Path("/") / RECORD
 
 
 def test_a_record_inside_the_folder_counts_there(tmp_path: Path) -> None:
     out, moved = tmp_path / "out", tmp_path / "moved"
-    Answers().write(out / "a.jpg", b"first", PHOTO, force=False)
-    record_of(out).rename(out / RECORD)
+    OutputFolders().write(out / "a.jpg", b"first", PHOTO, force=False)
+    record_path(out).rename(out / RECORD)
     out.rename(moved)
-    assert Answers().has(moved / "a.jpg", PHOTO)
-    Answers().write(moved / "b.jpg", b"second", PHOTO, force=False)
+    assert OutputFolders().has(moved / "a.jpg", PHOTO)
+    OutputFolders().write(moved / "b.jpg", b"second", PHOTO, force=False)
     assert names(moved) == {"a.jpg", "b.jpg", RECORD}
 
 
@@ -234,6 +234,6 @@ def test_a_record_that_can_not_be_beside_its_folder_is_inside(
     elif reason == "read-only parent":
         # Root, as whom tests may run, can write everywhere.
         monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
-    Answers().write(out / "a.jpg", b"first", PHOTO, force=False)
+    OutputFolders().write(out / "a.jpg", b"first", PHOTO, force=False)
     assert names(out) == {"a.jpg", RECORD}
-    assert Answers().has(out / "a.jpg", PHOTO)
+    assert OutputFolders().has(out / "a.jpg", PHOTO)

@@ -15,7 +15,7 @@ import pytest
 from model_export.data import sources
 from model_export.export.fp16 import emulated, halve
 from service.inference import half_precision
-from service.inference.registry import Catalog
+from service.inference.registry import ModelRegistry
 from service.inference.session import Engine
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
@@ -159,7 +159,7 @@ def test_photographs_are_gray_of_their_size_and_always_the_same() -> None:
 def test_the_floor_answers_what_the_service_does(bench_model: Path, route: str, limit: float, levels: float) -> None:
     photo = photos.photograph(photos.NAMES[0], *SIZE)
     settings = Settings(models=bench_model.parent, default_model=model.NAME, device="cpu")
-    served = Colorizer(Catalog(settings), settings).colorize(photo, Options()).data
+    served = Colorizer(ModelRegistry(settings), settings).colorize(photo, Options()).data
     answer = floor.ROUTES[route](photo, floor.load(bench_model))
     assert check.de00(check.rgb_of(answer), check.rgb_of(served)) < limit
     assert check.luma_difference(answer, check.luma_of(photo))[0] < levels

@@ -5,16 +5,16 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from service.runtime.core_scheduler import Cores
+from service.runtime.core_scheduler import CoreScheduler
 from tests.waiting import WAIT_S, until
 
 
-def in_line(cores: Cores) -> int:
+def in_line(cores: CoreScheduler) -> int:
     return len(cores._beginning) + len(cores._going_on)
 
 
 def test_who_goes_on_comes_before_who_begins_and_each_in_turn() -> None:
-    cores = Cores(1)
+    cores = CoreScheduler(1)
     came: list[str] = []
 
     def work(name: str, core: AbstractContextManager[None]) -> None:
@@ -22,10 +22,12 @@ def test_who_goes_on_comes_before_who_begins_and_each_in_turn() -> None:
             came.append(name)
 
     with ThreadPoolExecutor(4) as pool:
-        with cores.to_begin():
+        with cores.acquire_to_start():
             for name in ("begin 1", "begin 2", "go on 1", "go on 2"):
                 before = in_line(cores)
-                pool.submit(work, name, cores.to_go_on() if name.startswith("go on") else cores.to_begin())
+                pool.submit(
+                    work, name, cores.acquire_to_continue() if name.startswith("go on") else cores.acquire_to_start()
+                )
                 until(lambda before=before: in_line(cores) == before + 1)
             assert came == []
         until(lambda: len(came) == 4)
@@ -33,8 +35,8 @@ def test_who_goes_on_comes_before_who_begins_and_each_in_turn() -> None:
 
 
 def test_an_error_gives_the_core_back() -> None:
-    cores = Cores(1)
-    for core in (cores.to_begin, cores.to_go_on, cores.to_begin):
+    cores = CoreScheduler(1)
+    for core in (cores.acquire_to_start, cores.acquire_to_continue, cores.acquire_to_start):
         with pytest.raises(ValueError, match="broken"), core():
             raise ValueError("broken")
     assert cores._free == 1
@@ -42,7 +44,7 @@ def test_an_error_gives_the_core_back() -> None:
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_never_more_than_there_are_and_nobody_is_left_behind(count: int) -> None:
-    cores = Cores(count)
+    cores = CoreScheduler(count)
     lock = threading.Lock()
     busy = most = 0
 
@@ -50,7 +52,7 @@ def test_never_more_than_there_are_and_nobody_is_left_behind(count: int) -> None
         nonlocal busy, most
         chance = random.Random(seed)
         for _ in range(200):
-            with cores.to_go_on() if chance.random() < 0.5 else cores.to_begin():
+            with cores.acquire_to_continue() if chance.random() < 0.5 else cores.acquire_to_start():
                 with lock:
                     busy += 1
                     most = max(most, busy)

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.runtime import freeze_watchdog
-from service.runtime.busy import Stints
-from service.runtime.freeze_watchdog import LEAST_S, LOAD_S, Watchdog, await_named, run_named
+from service.runtime.busy import BusyTracker
+from service.runtime.freeze_watchdog import LEAST_S, LOAD_S, FreezeWatchdog, await_named, run_named
 from tests.waiting import eventually
 
 
@@ -67,7 +67,7 @@ def timers(monkeypatch: pytest.MonkeyPatch) -> Timers:
 
 def test_the_timer_is_set_anew_and_cancelled_at_the_end(timers: Timers, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
-        watch = asyncio.create_task(Watchdog(60, lambda: None).watch())
+        watch = asyncio.create_task(FreezeWatchdog(60, lambda: None).watch())
         await eventually(lambda: len(timers.limits) > 3)
         assert not timers.cancelled
         watch.cancel()
@@ -82,13 +82,13 @@ def test_the_timer_is_set_anew_and_cancelled_at_the_end(timers: Timers, monkeypa
 
 def test_a_load_has_longer_but_not_for_ever(timers: Timers) -> None:
     for limit, loading in ((60, None), (60, 0.0), (60, 100.0), (60, LOAD_S - 1), (60, 10 * LOAD_S), (0.5, None)):
-        Watchdog(limit, lambda loading=loading: loading).arm()
+        FreezeWatchdog(limit, lambda loading=loading: loading).arm()
     assert timers.limits == [60, LOAD_S, LOAD_S - 100, 60, 60, LEAST_S]
 
 
 def test_that_there_is_no_thread_for_the_timer_is_told_once(timers: Timers, caplog: pytest.LogCaptureFixture) -> None:
     timers.error = RuntimeError("unable to start watchdog thread")
-    watchdog = Watchdog(60, lambda: None)
+    watchdog = FreezeWatchdog(60, lambda: None)
     watchdog.arm()
     watchdog.arm()
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -98,7 +98,7 @@ def test_that_there_is_no_thread_for_the_timer_is_told_once(timers: Timers, capl
 
 
 def test_who_is_at_work_is_known_by_name() -> None:
-    stints = Stints(3)
-    with stints.one("a"), stints.one("b"):
+    stints = BusyTracker(3)
+    with stints.track("a"), stints.track("b"):
         assert stints.names == ["a", "b"]
     assert stints.names == []

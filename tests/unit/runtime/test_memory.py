@@ -28,7 +28,7 @@ def work():
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 if {keep}:
-    assert memory.keep_freed()
+    assert memory.keep_freed_memory()
 thread = threading.Thread(target=work)
 thread.start()
 thread.join()
@@ -70,13 +70,13 @@ class _Library:
 
 def test_a_c_library_without_mallopt_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.runtime.memory.ctypes.CDLL", lambda _: object())
-    assert memory.keep_freed() is False
+    assert memory.keep_freed_memory() is False
 
 
 def test_an_older_c_library_is_given_its_largest_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
     library = _Library(32 * memory.MIB)
     monkeypatch.setattr("service.runtime.memory.ctypes.CDLL", lambda _: library)
-    assert memory.keep_freed() is True
+    assert memory.keep_freed_memory() is True
     assert library.told == {
         memory.M_MMAP_THRESHOLD: 32 * memory.MIB,
         memory.M_TRIM_THRESHOLD: memory.KEPT,
@@ -88,7 +88,7 @@ def test_nothing_is_set_where_the_threshold_can_not_be(monkeypatch: pytest.Monke
     """The trim threshold alone would end the heap's own learning, and cost more than it saves."""
     library = _Library(0)
     monkeypatch.setattr("service.runtime.memory.ctypes.CDLL", lambda _: library)
-    assert memory.keep_freed() is False
+    assert memory.keep_freed_memory() is False
     assert library.told == {}
 
 

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 
 import pytest
 
-from service.runtime.thread_pool import Job, Threads
+from service.runtime.thread_pool import Job, LifoThreadPool
 from tests.waiting import WAIT_S
 
 
 @contextmanager
-def threads(count: int) -> Iterator[Threads]:
-    pool = Threads(count, "test")
+def threads(count: int) -> Iterator[LifoThreadPool]:
+    pool = LifoThreadPool(count, "test")
     try:
         yield pool
     finally:
@@ -22,7 +22,7 @@ def threads(count: int) -> Iterator[Threads]:
 
 
 @contextmanager
-def occupied(pool: Threads, count: int) -> Iterator[list[Future[bool]]]:
+def occupied(pool: LifoThreadPool, count: int) -> Iterator[list[Future[bool]]]:
     """So many threads wait at a door until the block ends."""
     door = threading.Event()
     inside = threading.Barrier(count + 1)
@@ -83,7 +83,7 @@ def test_a_cancelled_call_never_runs() -> None:
 
 
 def test_stopping_lets_running_calls_end_and_cancels_waiting_ones() -> None:
-    pool = Threads(2, "test")
+    pool = LifoThreadPool(2, "test")
     with occupied(pool, 2) as running:
         waiting = [pool.submit(int) for _ in range(5)]
         pool.stop()
@@ -112,7 +112,7 @@ def test_a_hand_over_that_fails_loses_neither_thread_nor_call(monkeypatch: pytes
 
 
 def test_what_was_given_to_a_thread_does_not_begin_after_the_stop() -> None:
-    pool = Threads(1, "test")
+    pool = LifoThreadPool(1, "test")
     job = Job(int)
     with occupied(pool, 1):
         pool.stop()
@@ -155,7 +155,7 @@ def test_an_idle_thread_holds_neither_a_call_nor_its_result() -> None:
         held.append(weakref.ref(answer))
         return answer
 
-    def work(pool: Threads) -> None:
+    def work(pool: LifoThreadPool) -> None:
         plane = Plane()
         pool.submit(lambda: colour(plane)).result(10)
 
@@ -172,7 +172,7 @@ def test_an_idle_thread_holds_neither_a_call_nor_its_result() -> None:
 
 
 def test_threads_that_nobody_stopped_end_with_their_pool() -> None:
-    pool = Threads(2, "forgotten")
+    pool = LifoThreadPool(2, "forgotten")
     pool.submit(int).result(10)
     of_pool = [thread for thread in threading.enumerate() if thread.name.startswith("forgotten")]
     assert len(of_pool) == 2

@@ -10,8 +10,8 @@ from typing import TypeVar
 import pytest
 
 from service.errors import ClientGone, DeadlineExceeded, Overloaded
-from service.runtime.admission import Places
-from service.runtime.worker_pool import Workers
+from service.runtime.admission import Slots
+from service.runtime.worker_pool import WorkerPool
 from tests.waiting import WAIT_S, eventually
 
 T = TypeVar("T")
@@ -22,14 +22,14 @@ async def never() -> None:
 
 
 def play(
-    scene: Callable[[Workers], Awaitable[T]], *, workers: int = 1, places: int = 2, max_wait: float = math.inf
+    scene: Callable[[WorkerPool], Awaitable[T]], *, workers: int = 1, slots: int = 2, max_wait: float = math.inf
 ) -> T:
     async def main() -> T:
-        pool = Workers(workers, Places("photos", places), max_wait)
+        pool = WorkerPool(workers, Slots("photos", slots), max_wait)
         try:
             return await scene(pool)
         finally:
-            await eventually(lambda: not pool.places.taken)
+            await eventually(lambda: not pool.slots.in_use)
             pool.stop()
 
     return asyncio.run(main())
@@ -40,7 +40,7 @@ def soon(seconds: float = WAIT_S) -> float:
 
 
 def test_an_answer_and_an_error_come_back() -> None:
-    async def scene(pool: Workers) -> int:
+    async def scene(pool: WorkerPool) -> int:
         with pytest.raises(ValueError, match="broken"):
             await pool.run(lambda _: int("broken"), deadline=soon(), gone=never)
         return await pool.run(lambda _: 42, deadline=soon(), gone=never)
@@ -57,10 +57,10 @@ def test_the_deadline_is_kept_though_the_thread_goes_on() -> None:
         if cancelled.is_set():
             told.set()
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         with pytest.raises(DeadlineExceeded):
             await pool.run(stuck, deadline=soon(0.3), gone=never)
-        assert pool.places.taken == 1, "the place is free only when the thread is back"
+        assert pool.slots.in_use == 1, "the place is free only when the thread is back"
         assert pool.stuck_for() > 0
         door.set()
         assert await asyncio.to_thread(told.wait, WAIT_S)
@@ -75,12 +75,12 @@ def test_a_client_that_hangs_up_frees_what_has_not_begun() -> None:
     async def gone() -> None:
         await asyncio.sleep(0.05)
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         first = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
         await eventually(lambda: pool.busy == 1)
         with pytest.raises(ClientGone):
             await pool.run(lambda _: ran.append(1), deadline=soon(), gone=gone)
-        await eventually(lambda: pool.places.taken == 1)
+        await eventually(lambda: pool.slots.in_use == 1)
         door.set()
         assert await first
 
@@ -91,11 +91,11 @@ def test_a_client_that_hangs_up_frees_what_has_not_begun() -> None:
 def test_no_place_is_an_immediate_refusal() -> None:
     door = threading.Event()
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         jobs = [
             asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never)) for _ in range(2)
         ]
-        await eventually(lambda: pool.places.taken == 2)
+        await eventually(lambda: pool.slots.in_use == 2)
         with pytest.raises(Overloaded) as caught:
             await pool.run(lambda _: None, deadline=soon(), gone=never)
         assert caught.value.retry_after == 1
@@ -109,7 +109,7 @@ def test_workers_that_take_photos_are_not_stuck() -> None:
     """One thread hangs, the other takes photo after photo: busy, but not stuck."""
     door = threading.Event()
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         assert pool.stuck_for() == 0
         began = time.monotonic()
         held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
@@ -136,7 +136,7 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
     async def gone() -> None:
         await asyncio.sleep(0.02)
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
         await eventually(lambda: pool.busy == 1)
         photo = Photo()
@@ -153,7 +153,7 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
     play(scene)
 
 
-async def photos_inside(pool: Workers, count: int, door: threading.Event) -> list[asyncio.Future[bool]]:
+async def photos_inside(pool: WorkerPool, count: int, door: threading.Event) -> list[asyncio.Future[bool]]:
     """So many more that work or wait until the door is open."""
     before = pool.busy + pool.waiting
     inside = [
@@ -164,7 +164,7 @@ async def photos_inside(pool: Workers, count: int, door: threading.Event) -> lis
 
 
 def test_a_burst_is_taken_whole_but_no_more_once_it_has_waited_too_long() -> None:
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         door = threading.Event()
         inside = await photos_inside(pool, 6, door)
         inside += await photos_inside(pool, 2, door)
@@ -177,11 +177,11 @@ def test_a_burst_is_taken_whole_but_no_more_once_it_has_waited_too_long() -> Non
         assert pool.longest_wait() == 0
         assert await pool.run(lambda _: 42, deadline=soon(), gone=never) == 42
 
-    play(scene, places=32, max_wait=1)
+    play(scene, slots=32, max_wait=1)
 
 
 def test_a_few_photos_may_wait_however_long() -> None:
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         door = threading.Event()
         inside = await photos_inside(pool, 4, door)  # one works, three wait
         inside += await photos_inside(pool, 1, door)
@@ -190,14 +190,14 @@ def test_a_few_photos_may_wait_however_long() -> None:
         door.set()
         await asyncio.gather(*inside)
 
-    play(scene, places=32, max_wait=1e-6)
+    play(scene, slots=32, max_wait=1e-6)
 
 
 @pytest.mark.parametrize("max_wait", [math.inf, 0.001])
 def test_who_lines_up_comes_in_among_others_that_try_again_at_once(max_wait: float) -> None:
     singles, in_line = 0, 10
 
-    async def try_again(pool: Workers) -> None:
+    async def try_again(pool: WorkerPool) -> None:
         nonlocal singles
         while in_line:
             try:
@@ -206,28 +206,28 @@ def test_who_lines_up_comes_in_among_others_that_try_again_at_once(max_wait: flo
             except Overloaded:
                 await asyncio.sleep(0.001)  # With 0 the loop spins, and the thread hardly gets Python's lock.
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         nonlocal in_line
         others = [asyncio.create_task(try_again(pool)) for _ in range(20)]
         await asyncio.sleep(0.05)
         for _ in range(10):
-            await pool.line_up()
-            await pool.run(lambda _: time.sleep(0.01), deadline=soon(), gone=never, has_place=True)
+            await pool.wait_for_slot()
+            await pool.run(lambda _: time.sleep(0.01), deadline=soon(), gone=never, has_slot=True)
             in_line -= 1
         await asyncio.gather(*others)
         assert 5 <= singles <= 60
 
-    play(scene, places=4, max_wait=max_wait)
+    play(scene, slots=4, max_wait=max_wait)
 
 
 def test_the_line_is_first_come_first_served_and_may_be_left() -> None:
     served: list[int] = []
 
-    async def one(pool: Workers, number: int) -> None:
-        await pool.line_up()
-        await pool.run(lambda _: served.append(number), deadline=soon(), gone=never, has_place=True)
+    async def one(pool: WorkerPool, number: int) -> None:
+        await pool.wait_for_slot()
+        await pool.run(lambda _: served.append(number), deadline=soon(), gone=never, has_slot=True)
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         door = threading.Event()
         inside = await photos_inside(pool, 2, door)
         line = [asyncio.create_task(one(pool, number)) for number in range(4)]
@@ -241,23 +241,23 @@ def test_the_line_is_first_come_first_served_and_may_be_left() -> None:
 
 
 def test_a_place_that_comes_in_the_moment_of_a_cancellation_is_given_back() -> None:
-    async def scene(pool: Workers) -> None:
-        pool.places.take(2)
-        late = asyncio.create_task(pool.line_up())
+    async def scene(pool: WorkerPool) -> None:
+        pool.slots.acquire(2)
+        late = asyncio.create_task(pool.wait_for_slot())
         await eventually(lambda: len(pool._line) == 1)
         pool._give_back()
-        assert pool.places.taken == 2, "it has the place, and does not know yet"
+        assert pool.slots.in_use == 2, "it has the place, and does not know yet"
         late.cancel()
         await asyncio.wait([late])
         assert late.cancelled()
-        assert pool.places.taken == 1
-        pool.places.give_back()
+        assert pool.slots.in_use == 1
+        pool.slots.release()
 
     play(scene)
 
 
 def test_a_cancelled_photo_waits_no_more() -> None:
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         door = threading.Event()
         inside = await photos_inside(pool, 1, door)
         with pytest.raises(DeadlineExceeded):
@@ -274,7 +274,7 @@ def test_what_would_end_a_worker_is_an_error_of_its_photo(error: type[BaseExcept
     def end(_: threading.Event) -> None:
         raise error
 
-    async def scene(pool: Workers) -> int:
+    async def scene(pool: WorkerPool) -> int:
         for _ in range(3):
             with pytest.raises(RuntimeError, match=f"a worker was to end: {error.__name__}"):
                 await pool.run(end, deadline=soon(), gone=never)
@@ -304,7 +304,7 @@ def test_a_failed_photo_is_let_go_at_once() -> None:
         except ValueError as error:
             raise RuntimeError("outside") from error
 
-    async def scene(pool: Workers) -> None:
+    async def scene(pool: WorkerPool) -> None:
         with pytest.raises(RuntimeError, match="outside"):
             await pool.run(colour, deadline=soon(), gone=never)
         assert [plane() for plane in planes] == [None, None]
@@ -326,15 +326,15 @@ def test_all_threads_run_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None
     def third_fails(self: threading.Thread) -> None:
         (fails if self.name.startswith("photo_2") else start)(self)
 
-    async def scene(pool: Workers) -> list[int]:
+    async def scene(pool: WorkerPool) -> list[int]:
         monkeypatch.setattr(threading.Thread, "start", fails)
         calls = [pool.run(lambda _: 42, deadline=soon(), gone=never) for _ in range(4)]
         return await asyncio.gather(*calls)
 
-    assert play(scene, workers=4, places=4) == [42] * 4
+    assert play(scene, workers=4, slots=4) == [42] * 4
     monkeypatch.setattr(threading.Thread, "start", third_fails)
     with pytest.raises(OSError, match="4 photo threads can't be started: can't start new thread"):
-        Workers(4, Places("photos", 4))
+        WorkerPool(4, Slots("photos", 4))
     monkeypatch.undo()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("photo_") and not settled(thread)]
 

@@ -16,11 +16,11 @@ import uvicorn
 
 from service.errors import ClientGone, DeadlineExceeded
 from service.imaging.color import Floats
-from service.inference.executor import Batch, Plain
-from service.pipeline.colorizer import Answer
+from service.inference.executor import Batch, CpuExecutor
+from service.pipeline.colorizer import ColoredImage
 from service.pipeline.options import Options
 from service.runtime.request_context import request_id
-from service.runtime.thread_pool import is_any_apart
+from service.runtime.thread_pool import is_any_detached
 from service.settings import Settings
 from service.web import app, watchdog
 from service.web.reload import Reloader
@@ -97,7 +97,7 @@ async def colour(state: State, photos: list[bytes], deadline_s: float = 10) -> l
     async def never() -> None:
         await asyncio.Event().wait()
 
-    def one(photo: bytes) -> Awaitable[Answer]:
+    def one(photo: bytes) -> Awaitable[ColoredImage]:
         ends = time.monotonic() + deadline_s
         call = partial(_colorize, state, photo, Options(), None, time.monotonic(), ends)
         return state.workers.run(call, deadline=ends, gone=never)
@@ -115,15 +115,15 @@ def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
 ) -> None:
     settings = Settings(models=models, device="cpu", workers=6, deadline_s=0.4, stuck_s=2)
     state: State = app.create_app(settings).state.tomau
-    runs = state.colorizer.catalog.get(None).batcher.runs
+    runs = state.colorizer.models.get(None).batcher.runs
     door = threading.Event()
-    predict = Plain.predict
+    predict = CpuExecutor.predict
 
-    def hang(self: Plain, lightness: Batch) -> Floats:
+    def hang(self: CpuExecutor, lightness: Batch) -> Floats:
         door.wait()
         return predict(self, lightness)
 
-    monkeypatch.setattr(Plain, "predict", hang)
+    monkeypatch.setattr(CpuExecutor, "predict", hang)
 
     async def scene() -> None:
         watch = asyncio.create_task(watchdog.watch(state))
@@ -150,15 +150,15 @@ class Device:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_broken = False
         self.blacks = 0
-        predict = Plain.predict
+        predict = CpuExecutor.predict
 
-        def perhaps(plain: Plain, lightness: Batch) -> Floats:
+        def perhaps(plain: CpuExecutor, lightness: Batch) -> Floats:
             self.blacks += not np.any(lightness)
             if self.is_broken or np.mean(lightness) > 0.9:
                 raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
             return predict(plain, lightness)
 
-        monkeypatch.setattr(Plain, "predict", perhaps)
+        monkeypatch.setattr(CpuExecutor, "predict", perhaps)
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ def test_a_photo_that_fails_again_and_again_does_not_make_it_unready(models: Pat
             while device.blacks < warmed + 5:
                 assert await colour(state, [white] * 3) == [RuntimeError] * 3
                 assert state.not_ready_reason() is None
-            await eventually(lambda: not state.colorizer.catalog.get(None).batcher.suspects)
+            await eventually(lambda: not state.colorizer.models.get(None).batcher.failing_executors)
 
     asyncio.run(scene())
 
@@ -243,7 +243,7 @@ def test_the_end_does_not_wait_for_a_reload_nor_breaks_it_off(
         asyncio.run(scene())
     assert (ended, done) == ([0], [])
     door.set()
-    until(lambda: not is_any_apart())
+    until(lambda: not is_any_detached())
     ended.clear()
 
     async def nothing_to_wait_for() -> None:
@@ -268,7 +268,7 @@ def test_a_batch_has_longer_to_finish_than_a_photo(
         given.append(self.config.timeout_graceful_shutdown)
 
     monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
-    state.batches.take(batches)
+    state.batches.acquire(batches)
     asyncio.run(server.shutdown())
     assert given == [seconds]
 

@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 from service.errors import UnreadableImage
-from service.pipeline.colorizer import Answer
-from service.runtime.admission import Places, Receiving
-from service.runtime.worker_pool import Workers
+from service.pipeline.colorizer import ColoredImage
+from service.runtime.admission import Slots, UploadReservation
+from service.runtime.worker_pool import WorkerPool
 from service.web.batch import CHUNK_BYTES, BatchResponse, BatchSlots, BatchZip
 from service.web.form import UploadedPhoto
 from tests.waiting import WAIT_S, eventually
 
 
-def answer(data: bytes, media_type: str = "image/jpeg") -> Answer:
-    return Answer(data, media_type, "tint/1", "cpu", {"decode": 0.01, "infer": 0.12345678})
+def answer(data: bytes, media_type: str = "image/jpeg") -> ColoredImage:
+    return ColoredImage(data, media_type, "tint/1", "cpu", {"decode": 0.01, "infer": 0.12345678})
 
 
-async def coloured(data: bytes) -> Answer:
+async def coloured(data: bytes) -> ColoredImage:
     if data == b"bad":
         raise UnreadableImage("it is bad", field="file")
     if data == b"fault":
@@ -99,7 +99,7 @@ def test_a_fault_is_one_photos_own_and_logged_without_its_name(caplog: pytest.Lo
 def test_all_albums_together_have_so_many_photos_inside() -> None:
     inside = most = 0
 
-    async def colour(data: bytes) -> Answer:
+    async def colour(data: bytes) -> ColoredImage:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
@@ -118,7 +118,7 @@ def test_all_albums_together_have_so_many_photos_inside() -> None:
 
 
 def test_entries_come_in_the_order_they_are_done() -> None:
-    async def colour(data: bytes) -> Answer:
+    async def colour(data: bytes) -> ColoredImage:
         await asyncio.sleep(float(data))
         return answer(data)
 
@@ -131,7 +131,7 @@ def test_entries_come_in_the_order_they_are_done() -> None:
 def test_who_reads_slowly_holds_the_work_back() -> None:
     begun = []
 
-    async def colour(data: bytes) -> Answer:
+    async def colour(data: bytes) -> ColoredImage:
         begun.append(data)
         return answer(data)
 
@@ -216,11 +216,11 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
     begun = []
 
     async def scene(client: Client, response: Callable[..., BatchResponse]) -> None:
-        pool = Workers(2, Places("photos", 8))
-        held = Places("bytes", 100)
+        pool = WorkerPool(2, Slots("photos", 8))
+        held = Slots("bytes", 100)
         told = threading.Event()
 
-        def work(data: bytes, cancelled: threading.Event) -> Answer:
+        def work(data: bytes, cancelled: threading.Event) -> ColoredImage:
             begun.append(data)
             if data == b"first":
                 return answer(data)
@@ -228,22 +228,22 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
             told.set()
             return answer(data)
 
-        async def colour(data: bytes) -> Answer:
+        async def colour(data: bytes) -> ColoredImage:
             never = asyncio.Event()
             return await pool.run(partial(work, data), deadline=time.monotonic() + WAIT_S, gone=never.wait)
 
-        with Receiving(Places("uploads", 1), held) as receiving:
+        with UploadReservation(Slots("uploads", 1), held) as receiving:
             receiving.grow(50)
             album = BatchZip(photos(b"first", *[b"other"] * 9), colour, BatchSlots(2), receiving.shrink, ignore)
             task = asyncio.create_task(response(album)({}, client.receive, client.send))
             await eventually(lambda: begun.count(b"other") == 2 and bool(client.body))
-            assert pool.places.taken == 2
-            assert held.taken == 45, "the bytes of the one that is done"
+            assert pool.slots.in_use == 2
+            assert held.in_use == 45, "the bytes of the one that is done"
             client.hangs_up.set()
             await asyncio.wait_for(task, WAIT_S)
         assert await asyncio.to_thread(told.wait, 5), "what runs is told"
-        await eventually(lambda: not pool.places.taken)
-        assert held.taken == 0
+        await eventually(lambda: not pool.slots.in_use)
+        assert held.in_use == 0
         assert not client.is_complete
         assert sorted(begun) == [b"first", b"other", b"other"], "what had not begun is dropped"
         pool.stop()

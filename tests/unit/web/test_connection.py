@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import ClientGone
 from service.observability.metrics import Metrics
 from service.observability.middleware import REFUSED
-from service.runtime.admission import Places
+from service.runtime.admission import Slots
 from service.settings import Settings
 from service.web import connection as connection_module
 from service.web.connection import MAX_HEADER_BYTES, LimitedProtocol
@@ -37,12 +37,12 @@ class Service:
     """A server around one app, in this thread's event loop."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self.unread = Places("bytes", settings.max_unread_bytes)
+        self.unread = Slots("bytes", settings.max_unread_bytes)
         self.state = SimpleNamespace(
             settings=settings,
             metrics=Metrics([]),
             unread=self.unread,
-            connections=Places("connections", settings.max_connections),
+            connections=Slots("connections", settings.max_connections),
             draining=False,
         )
         limits = {"state": self.state, "limit_app": ConnectionLimitApp(app, settings, self.state.metrics), "idle": {}}
@@ -94,7 +94,7 @@ def play(
             await asyncio.sleep(0.05)
             for one in (listener, *service.clients):
                 one.close()
-        assert service.unread.taken == 0
+        assert service.unread.in_use == 0
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())
@@ -162,12 +162,12 @@ def test_an_answer_that_is_not_read_is_dropped_with_its_memory(caplog: pytest.Lo
     async def scene(service: Service) -> None:
         client = await service.connect()
         await send(client, GET)
-        await eventually(lambda: service.unread.taken > 0)
-        assert BIG / 2 < service.unread.taken <= BIG + 1000
+        await eventually(lambda: service.unread.in_use > 0)
+        assert BIG / 2 < service.unread.in_use <= BIG + 1000
         gc.collect()
         assert bodies[0]() is not None
         await service.closes()
-        assert service.unread.taken == 0
+        assert service.unread.in_use == 0
         await eventually(lambda: gc.collect() >= 0 and bodies[0]() is None)
         assert len(await whole(client)) < BIG
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from service.errors import BrokenUpload, MissingFile, TooManyPhotos, UnsupportedType
-from service.runtime.admission import Places
+from service.runtime.admission import Slots
 from service.web.form import MAX_PREAMBLE_BYTES, Preamble, UploadedPhoto
 from service.web.upload import Upload, _is_longer, receive_batch
 from service.web.zip_stream import unique_stems
@@ -41,7 +41,7 @@ def pieces(body: bytes, size: int) -> list[bytes]:
     ],
 )
 def test_what_stands_around_a_form_is_passed_over(body: bytes, size: int) -> None:
-    places = Places("uploads", 1), Places("bytes", 10_000)
+    places = Slots("uploads", 1), Slots("bytes", 10_000)
     assert take(FORM, pieces(body, size), places) == Upload(b"picture")
 
 

@@ -21,7 +21,7 @@ from service.errors import (
     UnsupportedType,
     UploadTooSlow,
 )
-from service.runtime.admission import Places, Receiving
+from service.runtime.admission import Slots, UploadReservation
 from service.settings import FORM_OVERHEAD, Settings
 from service.web.upload import (
     PHOTO_OVERHEAD,
@@ -70,22 +70,22 @@ def channel(chunks: Iterable[bytes], *, hangs: bool = False, ends: bool = True):
 def take(
     content_type: str,
     chunks: Iterable[bytes],
-    places: tuple[Places, Places] | None = None,
+    places: tuple[Slots, Slots] | None = None,
     receive: Callable[..., Awaitable[T]] = receive,
     **how: object,
 ) -> T:
     options = {key: how.pop(key) for key in ("hangs", "ends") if key in how}
-    uploads, held = places or (Places("uploads", 4), Places("bytes", 5000))
+    uploads, held = places or (Slots("uploads", 4), Slots("bytes", 5000))
 
     async def main() -> T:
         headers = {"content-type": content_type, **how.pop("headers", {})}
-        with Receiving(uploads, held) as receiving:
+        with UploadReservation(uploads, held) as receiving:
             return await receive(headers, channel(chunks, **options), receiving, how.pop("settings", SETTINGS))
 
     try:
         return asyncio.run(main())
     finally:
-        assert (uploads.taken, held.taken) == (0, 0)
+        assert (uploads.in_use, held.in_use) == (0, 0)
 
 
 def test_a_form_with_options() -> None:
@@ -201,7 +201,7 @@ def test_a_burst_buys_no_time(trickle: float, came: str) -> None:
         return {"type": "http.request", "body": chunks.pop(0), "more_body": True}
 
     async def main() -> None:
-        with Receiving(Places("uploads", 1), Places("bytes", 1000)) as receiving:
+        with UploadReservation(Slots("uploads", 1), Slots("bytes", 1000)) as receiving:
             hurried = Settings(max_bytes=1000, min_upload_rate=100, upload_grace_s=0.45)
             await receive({"content-type": "image/png"}, receive_slowly, receiving, hurried)
 
@@ -219,7 +219,7 @@ def test_a_steady_upload_may_take_longer_than_the_grace() -> None:
         return {"type": "http.request", "body": left.pop(), "more_body": bool(left)}
 
     async def main() -> Upload:
-        with Receiving(Places("uploads", 1), Places("bytes", 1000)) as receiving:
+        with UploadReservation(Slots("uploads", 1), Slots("bytes", 1000)) as receiving:
             steady = Settings(max_bytes=1000, min_upload_rate=250, upload_grace_s=0.6)
             return await receive({"content-type": "image/png"}, receive_steadily, receiving, steady)
 
@@ -233,7 +233,7 @@ def test_no_upload_lasts_for_ever_however_steady_it_is(rate: int) -> None:
         return {"type": "http.request", "body": b"x", "more_body": True}
 
     async def main() -> None:
-        with Receiving(Places("uploads", 1), Places("bytes", 1_000_000)) as receiving:
+        with UploadReservation(Slots("uploads", 1), Slots("bytes", 1_000_000)) as receiving:
             patient = Settings(max_bytes=1_000_000, min_upload_rate=rate, max_upload_s=0.3)
             await receive({"content-type": "image/png"}, receive_steadily, receiving, patient)
 
@@ -243,22 +243,22 @@ def test_no_upload_lasts_for_ever_however_steady_it_is(rate: int) -> None:
 
 
 def test_places_are_given_back_whatever_happens() -> None:
-    uploads, held = Places("uploads", 1), Places("bytes", 10)
+    uploads, held = Slots("uploads", 1), Slots("bytes", 10)
     with pytest.raises(Overloaded) as caught:
         take("image/png", [b"x" * 11], (uploads, held))
     assert caught.value.retry_after == 1
     assert take("image/png", [b"x" * 10], (uploads, held)).data == b"x" * 10
-    with Receiving(uploads, held), pytest.raises(Overloaded):
-        Receiving(uploads, held).__enter__()
+    with UploadReservation(uploads, held), pytest.raises(Overloaded):
+        UploadReservation(uploads, held).__enter__()
 
 
 def test_a_complete_upload_leaves_its_place_and_keeps_its_bytes() -> None:
-    uploads, held = Places("uploads", 1), Places("bytes", 10)
-    with Receiving(uploads, held) as receiving:
+    uploads, held = Slots("uploads", 1), Slots("bytes", 10)
+    with UploadReservation(uploads, held) as receiving:
         receiving.grow(7)
         receiving.complete()
-        assert (uploads.taken, held.taken) == (0, 7)
-    assert (uploads.taken, held.taken) == (0, 0)
+        assert (uploads.in_use, held.in_use) == (0, 7)
+    assert (uploads.in_use, held.in_use) == (0, 0)
 
 
 take_batch = partial(take, FORM, receive=receive_batch)
@@ -298,21 +298,21 @@ def test_a_name_comes_as_it_was_sent(sent: bytes, name: str) -> None:
 @pytest.mark.parametrize("size", [1, 10, 300, 5000])
 def test_a_photo_of_a_batch_that_is_too_large_is_thrown_away(size: int) -> None:
     body = form(part("file", b"a" * 50, "a"), part("file", b"b" * 1801, "b"), part("file", b"c" * 100, "c"))
-    held = Places("bytes", 5000)
+    held = Slots("bytes", 5000)
     most = 0
 
-    class Watched(Receiving):
+    class Watched(UploadReservation):
         def grow(self, count: int) -> None:
             nonlocal most
             super().grow(count)
-            most = max(most, held.taken)
+            most = max(most, held.in_use)
 
     async def main() -> BatchUpload:
-        with Watched(Places("uploads", 1), held) as receiving:
+        with Watched(Slots("uploads", 1), held) as receiving:
             chunks = channel([body[i : i + size] for i in range(0, len(body), size)])
             upload = await receive_batch({"content-type": FORM}, chunks, receiving, SETTINGS)
             receiving.complete()
-            assert held.taken == len(body) - 1801
+            assert held.in_use == len(body) - 1801
             return upload
 
     a, b, c = asyncio.run(main()).photos
@@ -320,7 +320,7 @@ def test_a_photo_of_a_batch_that_is_too_large_is_thrown_away(size: int) -> None:
     assert (a.problem, c.problem) == (None, None)
     assert isinstance(b.problem, TooManyBytes)
     assert (b.problem.field, b.problem.limit) == ("file", 1000)
-    assert held.taken == 0
+    assert held.in_use == 0
     assert most < 1500 or size == 5000, "its first bytes are let go before its last have come"
 
 
@@ -343,7 +343,7 @@ OVERHEAD = FORM_OVERHEAD + 3 * PHOTO_OVERHEAD
 def test_bad_batches(body: bytes, problem: type[Problem], limit: int | None) -> None:
     for size in (100, len(body)):
         with pytest.raises(problem) as caught:
-            take_batch([body[i : i + size] for i in range(0, len(body), size)], (Places("u", 1), Places("b", 100_000)))
+            take_batch([body[i : i + size] for i in range(0, len(body), size)], (Slots("u", 1), Slots("b", 100_000)))
         assert caught.value.limit == limit
 
 
@@ -392,12 +392,15 @@ def test_batches_leave_some_bytes_to_single_photos() -> None:
     for bytes_ in ({}, {"max_bytes": 1000, "max_upload_bytes": 66_536}, {"max_upload_bytes": 1 << 27}):
         chosen = Settings(**bytes_)
         assert reserved_for_photos(chosen) >= chosen.max_bytes + FORM_OVERHEAD
-    held = Places("bytes", 10)
-    with Receiving(Places("uploads", 1), held, leave=4) as batch, Receiving(Places("uploads", 1), held) as single:
+    held = Slots("bytes", 10)
+    with (
+        UploadReservation(Slots("uploads", 1), held, leave=4) as batch,
+        UploadReservation(Slots("uploads", 1), held) as single,
+    ):
         batch.grow(6)
         with pytest.raises(Overloaded):
             batch.grow(1)
         single.grow(4)
         batch.shrink(5)
-        assert held.taken == 5
-    assert held.taken == 0
+        assert held.in_use == 5
+    assert held.in_use == 0

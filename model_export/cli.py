@@ -18,7 +18,7 @@ CONSTANT_PHOTOGRAPHS = 2000
 # Of every network: its input is halved five times.
 STRIDE = 32
 # Rows of three, of sheet.py, in the 65,500 pixels that a JPEG may be high.
-MOST_ON_A_SHEET = 1275
+MAX_SHEET_PHOTOGRAPHS = 1275
 # Of foreign.py, which is imported only to adapt.
 PRESETS = ("ddcolor", "deoldify", "eccv16", "siggraph17")
 
@@ -72,8 +72,8 @@ def _side(text: str) -> int:
 
 
 def _sheet(text: str) -> int:
-    if (count := _count(text)) > MOST_ON_A_SHEET:
-        raise argparse.ArgumentTypeError(f"{text}: a JPEG has room for {MOST_ON_A_SHEET:,} at most")
+    if (count := _count(text)) > MAX_SHEET_PHOTOGRAPHS:
+        raise argparse.ArgumentTypeError(f"{text}: a JPEG has room for {MAX_SHEET_PHOTOGRAPHS:,} at most")
     return count
 
 
@@ -109,22 +109,22 @@ def _evaluate(args: argparse.Namespace) -> None:
     engine = next(iter(models.values()))
     run = args.held_out_of
     entries = checkpoint.held_out_of(run, args.data) if run else sources.find(args.data)
-    entries, lost = evaluate.readable(entries)
+    entries, lost = evaluate.drop_unreadable(entries)
     shown = [n for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources]
     if not shown:
         raise ValueError(f"no photograph is of the sources {', '.join(args.sources)}")
     training = sources.find(args.training) if args.training else entries
     _, drawn = sources.hold_out(training, min(CONSTANT_PHOTOGRAPHS, len(training)))
-    drawn, lost_drawn = evaluate.readable(drawn)
+    drawn, lost_drawn = evaluate.drop_unreadable(drawn)
     origin = f"{len(drawn):,} training photographs" if args.training else "these photographs themselves"
-    neutral, lost_neutral = evaluate.readable(sources.find(args.neutral) if args.neutral else [])
+    neutral, lost_neutral = evaluate.drop_unreadable(sources.find(args.neutral) if args.neutral else [])
     constant = evaluate.mean_chroma_of(drawn)
     report = evaluate.evaluate(models, entries, neutral, constant, origin, lost + lost_drawn + lost_neutral)
     evaluate.write(report, args.output)
     print(evaluate.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
     if args.gains:
         print(evaluate.gain_table(report.rows[report.model].sample, args.gains))
-    contact_sheet.save_all(entries, shown, report, evaluate.way_of(engine), args.sheet, args.output)
+    contact_sheet.save_all(entries, shown, report, evaluate.predictor_of(engine), args.sheet, args.output)
     plots.save_all({name: report.rows[name].sample for name in models}, histories, args.output)
 
 
@@ -137,7 +137,7 @@ def _export(args: argparse.Namespace) -> None:
     from model_export.export import export
 
     _, photographs = sources.hold_out(sources.find(args.data), PARITY_PHOTOGRAPHS)
-    parity = export.export(
+    difference = export.export(
         args.run,
         args.output,
         name=args.name or args.output.stem,
@@ -151,7 +151,9 @@ def _export(args: argparse.Namespace) -> None:
         weights=args.weights,
     )
     model_files.note_export(args.run, args.output)
-    print(f"{args.output}: differs from the network by {parity.mean:.5f} on average, {parity.largest:.5f} at most")
+    print(
+        f"{args.output}: differs from the network by {difference.mean:.5f} on average, {difference.largest:.5f} at most"
+    )
 
 
 def _half(args: argparse.Namespace) -> None:
@@ -164,7 +166,7 @@ def _half(args: argparse.Namespace) -> None:
     found = fp16.convert(args.model, output, photographs)
     print(
         f"{output}: differs by {found.de00:.4f} CIEDE2000, {found.worst:.4f} on the worst photograph;"
-        f" its chroma by {found.mean:.5f} on average, {found.largest:.5f} at most"
+        f" its chroma by {found.chroma.mean:.5f} on average, {found.chroma.largest:.5f} at most"
     )
 
 
@@ -184,9 +186,10 @@ def _adapt(args: argparse.Namespace) -> None:
     )
     size, single = found.contract.input_size, found.contract.max_batch == 1
     print(f"{args.path}: {size} x {size} pixels, {'one photo at a time' if single else 'batches of any size'}")
-    print(f"differs from {args.file} by {found.mean:.5f} on average, {found.largest:.5f} at most (Lab units)")
-    if found.zeros:
-        print(f"inputs that only get zeros: {', '.join(found.zeros)}")
+    mean, largest = found.chroma.mean, found.chroma.largest
+    print(f"differs from {args.file} by {mean:.5f} on average, {largest:.5f} at most (Lab units)")
+    if found.zero_inputs:
+        print(f"inputs that only get zeros: {', '.join(found.zero_inputs)}")
 
 
 # What is said at once when a command is interrupted; a run that learns says more.
@@ -301,14 +304,14 @@ def _parser() -> argparse.ArgumentParser:
     adapt.add_argument("--data", help="what they were trained on")
     adapt.add_argument(
         "--input",
-        dest="takes",
+        dest="input_kind",
         choices=("lightness", "gray", "rgb"),
         help="one channel of L*, one of sRGB gray, or that gray three times",
     )
     adapt.add_argument("--input-range", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="default 0 1")
     adapt.add_argument("--mean", type=float, nargs="+", help="taken off after that: one, or one a channel (default 0)")
     adapt.add_argument("--std", type=float, nargs="+", help="then divided by (default 1)")
-    adapt.add_argument("--output", dest="answers", choices=("ab", "rgb", "bgr"), help="a* and b*, or a picture")
+    adapt.add_argument("--output", dest="output_kind", choices=("ab", "rgb", "bgr"), help="a* and b*, or a picture")
     adapt.add_argument(
         "--output-range",
         type=float,

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from model_export.data import sources
-from model_export.evaluation.evaluate import Predict, Report, Way
+from model_export.evaluation.evaluate import Predict, Predictor, Report
 from service.imaging import color
 from service.imaging.color import Bytes, ColorSpace
 
@@ -15,7 +15,7 @@ GAP = 4
 CAPTION_HEIGHT = 20
 CAPTION_SCALE = 0.4
 # Photographs on the sheets of the best and of the worst.
-EXTREMES = 10
+RANKED = 10
 
 
 def _fit(rgb: Bytes, height: int, width: int) -> Bytes:
@@ -75,7 +75,7 @@ def save(picture: Bytes, path: Path) -> None:
 
 
 def save_all(
-    entries: Sequence[sources.Entry], among: Sequence[int], report: Report, way: Way, drawn: int, folder: Path
+    entries: Sequence[sources.Entry], among: Sequence[int], report: Report, way: Predictor, drawn: int, folder: Path
 ) -> None:
     """Writes the sheets of a report on `entries`, of photographs whose numbers are `among` those that may be shown.
 
@@ -84,8 +84,8 @@ def save_all(
     """
     _, random = sources.hold_out([entries[number] for number in among], min(drawn, len(among)))
     save(draw(random, way.predict, way.color_space), folder / "sheet.jpg")
-    ranked = sorted(among, key=report.harm().tolist().__getitem__)
-    for name, numbers in (("best", ranked[:EXTREMES]), ("worst", ranked[::-1][:EXTREMES])):
+    ranked = sorted(among, key=report.de00_change().tolist().__getitem__)
+    for name, numbers in (("best", ranked[:RANKED]), ("worst", ranked[::-1][:RANKED])):
         chosen = [entries[number] for number in numbers]
         captions = [f"{entries[number].name}: {report.caption(number)}" for number in numbers]
         picture = draw(chosen, way.predict, way.color_space, columns=2, captions=captions)

@@ -16,16 +16,16 @@ from model_export.evaluation.metrics import (
     Doubles,
     ab_errors,
     ab_rmse,
-    accuracy,
+    auc,
+    chunks,
+    ciede2000,
     colorfulness,
-    difference,
-    differences,
     hs_rmse,
     hue_error,
     mean_chroma,
+    mean_ciede2000,
     psnr,
-    rarity,
-    strips,
+    rebalancing_weights,
     unevenness,
 )
 from model_export.threads import worker_pool
@@ -40,11 +40,11 @@ T = TypeVar("T")
 # Pixels of each photograph that are measured; the same ones in every run.
 PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
-MOST_GAIN = 8.0
+MAX_GAIN = 8.0
 # Photographs are shrunk to this side where their places are compared.
-PLACES = 24
+UNEVENNESS_SIDE = 24
 # A set of less colourfulness has none that answers could be held against.
-NO_COLOR = 0.5
+MIN_COLORFULNESS = 0.5
 # The rows that every table begins with.
 BASELINES = ("gray", "constant")
 # The constant is the mean of photographs shrunk to this side, so that each counts the same.
@@ -95,7 +95,7 @@ class SourceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Measured pixels: luma uint8 [P, n], an answer's chroma float32 [2, P, n], true RGB uint8 [P, n, 3].
+    """Measurement pixels: luma uint8 [P, n], an answer's chroma float32 [2, P, n], true RGB uint8 [P, n, 3].
 
     uneven: the unevenness of each photograph's answer at strength 1, float64 [P].
     """
@@ -106,17 +106,17 @@ class Sample:
     color_space: ColorSpace
     uneven: Doubles | None = None
 
-    def answered(self, strength: float) -> Bytes:
+    def rgb_at(self, strength: float) -> Bytes:
         """The answer's RGB at a strength, uint8 [P, n, 3]."""
         rgb = np.empty_like(self.truth)
-        for rows in strips(len(rgb)):
+        for rows in chunks(len(rgb)):
             x, y = self.chroma[:, rows] * np.float32(strength)
             rgb[rows] = color.rgb_at(self.luma[rows], x, y, self.color_space)
         return rgb
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Predictor:
     """A way to answer: a model's, or one that anyone could think of."""
 
     predict: Predict
@@ -124,7 +124,7 @@ class Way:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class Measurement:
     """A way's figures: of the set, of each photograph (mean CIEDE2000 and hue error, float64 [P]), of each source."""
 
     sample: Sample
@@ -138,11 +138,11 @@ class Measured:
 class Report:
     """All ways, measured on the same photographs. `model` names the row that it is about, `note` what was measured."""
 
-    rows: dict[str, Measured]
+    rows: dict[str, Measurement]
     model: str
     note: str
 
-    def harm(self) -> Doubles:
+    def de00_change(self) -> Doubles:
         """Each photograph's CIEDE2000 minus that of its gray, float64 [P]: below zero where the model helps."""
         return self.rows[self.model].de00 - self.rows["gray"].de00
 
@@ -153,7 +153,7 @@ class Report:
         return f"{error}; hue {row.hue[photograph]:.0f} degrees off"
 
 
-def model_predictor(engine: Engine) -> Predict:
+def model_predict(engine: Engine) -> Predict:
     """What a model answers to a luma plane: chroma, float32 [2, s, s]."""
     contract = engine.contract
 
@@ -165,12 +165,12 @@ def model_predictor(engine: Engine) -> Predict:
     return predict
 
 
-def _told(photos: Iterator[T], total: int, doing: str) -> Iterable[T]:
+def _with_progress(photos: Iterator[T], total: int, doing: str) -> Iterable[T]:
     """With a bar on a terminal, and none in a log."""
     return tqdm(photos, total=total, desc=doing, unit=" photos", disable=None, leave=False)
 
 
-def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int]:
+def drop_unreadable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int]:
     """The photographs that can be read, and the number of the others. Raises ValueError when none of some can be."""
 
     def one(entry: sources.Entry) -> bool:
@@ -182,7 +182,7 @@ def readable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int
         return True
 
     with worker_pool() as pool:
-        fit = list(_told(pool.map(one, entries), len(entries), "reading"))
+        fit = list(_with_progress(pool.map(one, entries), len(entries), "reading"))
     if entries and not any(fit):
         raise ValueError(f"none of {len(entries):,} photographs can be read, the first {entries[0].name}")
     return list(itertools.compress(entries, fit)), fit.count(False)
@@ -196,13 +196,13 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
         luma = color.luma_of_rgb(rgb)
         chroma = predict(luma)
         planes = color.enlarge(chroma, *luma.shape)
-        small = color.merge_rgb(color.square(luma, PLACES), chroma, color_space)
-        uneven = unevenness(small, color.square(rgb, PLACES))
+        small = color.merge_rgb(color.square(luma, UNEVENNESS_SIDE), chroma, color_space)
+        uneven = unevenness(small, color.square(rgb, UNEVENNESS_SIDE))
         drawn = np.random.default_rng(luma.size).integers(luma.size, size=PIXELS)
         return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn], uneven
 
     with worker_pool() as pool:
-        rows = list(_told(pool.map(one, entries), len(entries), "colouring"))
+        rows = list(_with_progress(pool.map(one, entries), len(entries), "colouring"))
     luma, chroma, truth, uneven = (np.stack(parts) for parts in zip(*rows, strict=True))
     return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space, uneven)
 
@@ -210,19 +210,19 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
 def vivid_gain(sample: Sample) -> float | None:
     """The gain at which the answers are as colourful as the truth, to a hundredth; None where none does."""
     aim = colorfulness(sample.truth).mean()
-    low, high = 0.0, MOST_GAIN
-    if aim < NO_COLOR or colorfulness(sample.answered(high)).mean() < aim:
+    low, high = 0.0, MAX_GAIN
+    if aim < MIN_COLORFULNESS or colorfulness(sample.rgb_at(high)).mean() < aim:
         return None
     while high - low > 0.01:
         middle = (low + high) / 2
-        low, high = (middle, high) if colorfulness(sample.answered(middle)).mean() < aim else (low, middle)
+        low, high = (middle, high) if colorfulness(sample.rgb_at(middle)).mean() < aim else (low, middle)
     return high
 
 
 def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
     """All figures of one way to answer."""
-    plain, truth = sample.answered(1), sample.truth
-    by_strength = {strength: difference(sample.answered(strength), truth) for strength in STRENGTHS}
+    plain, truth = sample.rgb_at(1), sample.truth
+    by_strength = {strength: mean_ciede2000(sample.rgb_at(strength), truth) for strength in STRENGTHS}
     best = min(by_strength, key=by_strength.__getitem__)
     gain = vivid_gain(sample)
     gaps = colorfulness(plain) - colorfulness(truth)
@@ -232,14 +232,14 @@ def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
         de00_best=by_strength[best],
         best_strength=best,
         hue=hue_error(plain, truth),
-        de00_vivid=None if gain is None else difference(sample.answered(gain), truth),
+        de00_vivid=None if gain is None else mean_ciede2000(sample.rgb_at(gain), truth),
         vivid_gain=gain,
         cf_gap=float(gaps.mean()),
         cf_err=float(np.abs(gaps).mean()),
-        neutral=None if neutral is None else mean_chroma(neutral.answered(1)),
+        neutral=None if neutral is None else mean_chroma(neutral.rgb_at(1)),
         uneven=None if sample.uneven is None else float(sample.uneven.mean()),
-        auc=accuracy(errors),
-        auc_reb=accuracy(errors, rarity(truth)),
+        auc=auc(errors),
+        auc_reb=auc(errors, rebalancing_weights(truth)),
         ab_rmse=ab_rmse(errors),
         hs_rmse=hs_rmse(plain, truth),
         psnr=psnr(plain, truth),
@@ -251,20 +251,20 @@ def source_of(entry: sources.Entry) -> str:
     return entry.source or "-"
 
 
-def _measure_in_parts(sample: Sample, names: Sequence[str], neutral: Sample | None) -> Measured:
+def _measure_in_parts(sample: Sample, names: Sequence[str], neutral: Sample | None) -> Measurement:
     """Measures the set, its photographs and its sources; `names` has the source of each photograph."""
-    plain, truth = sample.answered(1), sample.truth
-    de00 = differences(plain, truth).mean(axis=1, dtype=np.float64)
+    plain, truth = sample.rgb_at(1), sample.truth
+    de00 = ciede2000(plain, truth).mean(axis=1, dtype=np.float64)
     hue = np.array([hue_error(*pixels) for pixels in zip(plain, truth, strict=True)])
     by_source = {}
     for name in sorted(set(names)):
         rows = np.flatnonzero(np.array(names) == name)
         error = hue_error(plain[rows], truth[rows])
         by_source[name] = SourceFigures(len(rows), float(de00[rows].mean()), error)
-    return Measured(sample, measure(sample, neutral), de00, hue, by_source)
+    return Measurement(sample, measure(sample, neutral), de00, hue, by_source)
 
 
-def constant_predictor(chroma: tuple[float, float]) -> Predict:
+def constant_predict(chroma: tuple[float, float]) -> Predict:
     """The same chroma everywhere; gray for (0, 0)."""
     grid = np.array(chroma, np.float32).reshape(2, 1, 1)
     return lambda _: grid
@@ -301,15 +301,15 @@ def name_models(models: Sequence[tuple[Path, Engine]]) -> dict[str, Engine]:
     return named
 
 
-def way_of(engine: Engine) -> Way:
+def predictor_of(engine: Engine) -> Predictor:
     """What a model answers."""
-    return Way(model_predictor(engine), engine.contract.color_space)
+    return Predictor(model_predict(engine), engine.contract.color_space)
 
 
-def _ways(models: Mapping[str, Engine], constant: tuple[float, float]) -> dict[str, Way]:
+def _predictors(models: Mapping[str, Engine], constant: tuple[float, float]) -> dict[str, Predictor]:
     """The baselines, which no model's colour space changes, and the models."""
-    ways = {name: Way(constant_predictor(c), "lab") for name, c in zip(BASELINES, ((0, 0), constant), strict=True)}
-    return ways | {name: way_of(engine) for name, engine in models.items()}
+    ways = {name: Predictor(constant_predict(c), "lab") for name, c in zip(BASELINES, ((0, 0), constant), strict=True)}
+    return ways | {name: predictor_of(engine) for name, engine in models.items()}
 
 
 def evaluate(
@@ -320,14 +320,14 @@ def evaluate(
     origin: str,
     unreadable: int = 0,
 ) -> Report:
-    """Measures gray, the constant (a*, b*) and the models on the same photographs, all of them `readable` ones.
+    """Measures gray, the constant (a*, b*) and the models on the same photographs, all of them `drop_unreadable` ones.
 
     neutral: nearly neutral photographs, may be none. For the note: whose mean colour the constant is, and how many
     photographs were left out of all of them.
     """
     names = [source_of(entry) for entry in entries]
     rows = {}
-    for name, way in _ways(models, constant).items():
+    for name, way in _predictors(models, constant).items():
         gray = take_sample(neutral, way.predict, way.color_space) if neutral else None
         rows[name] = _measure_in_parts(take_sample(entries, way.predict, way.color_space), names, gray)
     note = f"{len(entries):,} photographs, {PIXELS:,} pixels of each; {len(neutral):,} nearly neutral ones."
@@ -340,9 +340,9 @@ def gain_table(sample: Sample, gains: Sequence[float]) -> str:
     aim = colorfulness(sample.truth).mean()
     lines = ["| gain | de00 | colourfulness, of the truth's |", "| --- | --- | --- |"]
     for gain in gains:
-        answer = sample.answered(gain)
-        share = f"{colorfulness(answer).mean() / aim:.0%}" if aim >= NO_COLOR else "-"
-        lines.append(f"| {gain:g} | {difference(answer, sample.truth):.2f} | {share} |")
+        answer = sample.rgb_at(gain)
+        share = f"{colorfulness(answer).mean() / aim:.0%}" if aim >= MIN_COLORFULNESS else "-"
+        lines.append(f"| {gain:g} | {mean_ciede2000(answer, sample.truth):.2f} | {share} |")
     return "\n".join(lines) + "\n"
 
 

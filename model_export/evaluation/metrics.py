@@ -16,25 +16,25 @@ from service.imaging.color import Bytes, Floats
 Doubles = NDArray[np.float64]
 
 # So many photographs are worked on at once: their temporaries stay in the processor's cache, in half the time.
-STRIP = 16
+CHUNK = 16
 # Below this chroma an answer has no hue, and photographs of which no pixel has more.
-NO_HUE = 0.5
+MIN_HUE_CHROMA = 0.5
 # The error of a hue that is guessed.
-CHANCE = 90.0
+CHANCE_HUE_ERROR = 90.0
 # Zhang et al., "Colorful Image Colorization" (2016): the largest ab error that is counted, and the side of the bins
 # that colours are counted in.
-MOST_ERROR = 150
+MAX_AB_ERROR = 150
 BIN_SIDE = 10
 # Of a place's neighbours, one standard deviation: as a share of the photo's side, and in Lab units of chroma and of L*.
-NEAR = 0.2
-ALIKE = 6.0
-ALIKE_IN_LIGHTNESS = 25.0
+SPATIAL_SIGMA = 0.2
+CHROMA_SIGMA = 6.0
+LIGHTNESS_SIGMA = 25.0
 
 
-def strips(count: int) -> Iterator[slice]:
+def chunks(count: int) -> Iterator[slice]:
     """Slices of 0..count that are worked on one after the other."""
-    for start in range(0, count, STRIP):
-        yield slice(start, start + STRIP)
+    for start in range(0, count, CHUNK):
+        yield slice(start, start + CHUNK)
 
 
 def lab(rgb: Bytes) -> Floats:
@@ -49,18 +49,18 @@ def _hue_and_chroma(rgb: Bytes) -> tuple[Floats, Floats]:
     return np.arctan2(b, a), np.hypot(a, b)
 
 
-def differences(rgb: Bytes, truth: Bytes) -> Floats:
+def ciede2000(rgb: Bytes, truth: Bytes) -> Floats:
     """CIEDE2000 of each pixel, float32 [...] of [..., 3]."""
     parts = [
         deltaE_ciede2000(lab(rgb[rows]), lab(truth[rows]))  # type: ignore[no-untyped-call]
-        for rows in strips(len(rgb))
+        for rows in chunks(len(rgb))
     ]
     return np.concatenate(parts, dtype=np.float32)
 
 
-def difference(rgb: Bytes, truth: Bytes) -> float:
+def mean_ciede2000(rgb: Bytes, truth: Bytes) -> float:
     """Mean CIEDE2000 of pixels [..., 3]."""
-    return float(differences(rgb, truth).mean(dtype=np.float64))
+    return float(ciede2000(rgb, truth).mean(dtype=np.float64))
 
 
 def colorfulness(rgb: Bytes) -> Doubles:
@@ -81,13 +81,13 @@ def hue_error(rgb: Bytes, truth: Bytes) -> float:
     """Mean absolute hue error of pixels [..., 3], weighted by the true chroma; 90 where there is no hue."""
     hue, chroma = _hue_and_chroma(rgb)
     true_hue, weight = _hue_and_chroma(truth)
-    if weight.max() < NO_HUE:
-        return CHANCE
+    if weight.max() < MIN_HUE_CHROMA:
+        return CHANCE_HUE_ERROR
     turn = hue - true_hue
     error = np.abs(np.rad2deg(np.arctan2(np.sin(turn), np.cos(turn))))
     # What differs from chance is averaged, so that gray gets 90 and not 90.00000001.
-    gained = np.where(chroma < NO_HUE, 0, error - CHANCE)
-    return CHANCE + float(np.average(gained, weights=weight))
+    gained = np.where(chroma < MIN_HUE_CHROMA, 0, error - CHANCE_HUE_ERROR)
+    return CHANCE_HUE_ERROR + float(np.average(gained, weights=weight))
 
 
 def hue_histogram(rgb: Bytes, bins: int = 36) -> Doubles:
@@ -96,7 +96,7 @@ def hue_histogram(rgb: Bytes, bins: int = 36) -> Doubles:
     The sum is the mean chroma, less what is too gray to have a hue.
     """
     hue, chroma = _hue_and_chroma(rgb)
-    weight = np.where(chroma < NO_HUE, 0, chroma)
+    weight = np.where(chroma < MIN_HUE_CHROMA, 0, chroma)
     number = np.floor(np.rad2deg(hue) % 360 * (bins / 360)).astype(np.intp) % bins
     return np.bincount(number.ravel(), weight.ravel(), bins) / chroma.size
 
@@ -111,8 +111,10 @@ def unevenness(rgb: Bytes, truth: Bytes) -> float:
     true, answer = (lab(pixels).reshape(-1, 3) for pixels in (truth, rgb))
     side = len(truth)
     y, x = np.divmod(np.arange(len(true), dtype=np.float32), side)
-    scales = np.array((ALIKE_IN_LIGHTNESS, ALIKE, ALIKE), np.float32)
-    features = np.column_stack([y / (NEAR * side), x / (NEAR * side), true / scales]).astype(np.float32)
+    scales = np.array((LIGHTNESS_SIGMA, CHROMA_SIGMA, CHROMA_SIGMA), np.float32)
+    features = np.column_stack([y / (SPATIAL_SIGMA * side), x / (SPATIAL_SIGMA * side), true / scales]).astype(
+        np.float32
+    )
     squares = np.sum(features**2, axis=1)
     likeness = np.exp(features @ features.T - (squares[:, np.newaxis] + squares) / 2)
     weight = likeness.sum(axis=1, keepdims=True)
@@ -132,7 +134,7 @@ def ab_rmse(errors: Floats) -> float:
     return float(np.sqrt(np.square(errors, dtype=np.float64).mean() / 2))
 
 
-def rarity(truth: Bytes) -> Doubles:
+def rebalancing_weights(truth: Bytes) -> Doubles:
     """How much each pixel counts in the rebalanced accuracy, [...] of [..., 3].
 
     Equation 4 of Zhang et al. (2016) with lambda = 0, as they measure (1/2 is for their training): inversely to the
@@ -146,15 +148,16 @@ def rarity(truth: Bytes) -> Doubles:
     return np.asarray(weight[number].reshape(a.shape))
 
 
-def accuracy(errors: Floats, weights: Doubles | None = None) -> float:
+def auc(errors: Floats, weights: Doubles | None = None) -> float:
     """AuC of Zhang et al. (2016), percent: the area under the share of pixels whose ab error is within a threshold.
 
-    errors: of `ab_errors`; weights: of `rarity` for the rebalanced one. Thresholds go from 0 to 150 in steps of 1.
+    errors: of `ab_errors`. weights: of `rebalancing_weights`, for the rebalanced AuC.
+    Thresholds: 0 to 150 in steps of 1.
     """
-    least = np.ceil(np.minimum(errors, MOST_ERROR + 1)).astype(np.intp).ravel()
-    by_threshold = np.bincount(least, None if weights is None else weights.ravel(), MOST_ERROR + 2)
-    within = by_threshold.cumsum()[: MOST_ERROR + 1] / by_threshold.sum()
-    return 100 * float(np.trapezoid(within)) / MOST_ERROR
+    least = np.ceil(np.minimum(errors, MAX_AB_ERROR + 1)).astype(np.intp).ravel()
+    by_threshold = np.bincount(least, None if weights is None else weights.ravel(), MAX_AB_ERROR + 2)
+    within = by_threshold.cumsum()[: MAX_AB_ERROR + 1] / by_threshold.sum()
+    return 100 * float(np.trapezoid(within)) / MAX_AB_ERROR
 
 
 def hs_rmse(rgb: Bytes, truth: Bytes) -> float:

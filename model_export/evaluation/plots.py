@@ -65,10 +65,10 @@ def hues(answers: Mapping[str, Bytes], truth: Bytes) -> Figure:
 def name_runs(runs: Sequence[Path]) -> dict[str, Path]:
     """What runs are called in a drawing: the ends of their paths, as short as tells them apart."""
     paths = list(dict.fromkeys(run.resolve() for run in runs))
-    return {_own_end(path, [other for other in paths if other != path]): path for path in paths}
+    return {_distinct_suffix(path, [other for other in paths if other != path]): path for path in paths}
 
 
-def _own_end(path: Path, others: Sequence[Path]) -> str:
+def _distinct_suffix(path: Path, others: Sequence[Path]) -> str:
     """The last parts of a path, no more than it takes for none of the others to end in them."""
     ends = (path.parts[-count:] for count in range(1, len(path.parts) + 1))
     return str(Path(*next(end for end in ends if all(other.parts[-len(end) :] != end for other in others))))
@@ -101,6 +101,6 @@ def save_all(
 ) -> None:
     """Writes `hues.png` of answers to the same photographs and, if there are runs, their `curves.png`."""
     truth = next(iter(answers.values())).truth
-    hues({name: sample.answered(1) for name, sample in answers.items()}, truth).savefig(folder / "hues.png")
+    hues({name: sample.rgb_at(1) for name, sample in answers.items()}, truth).savefig(folder / "hues.png")
     if histories:
         curves(histories).savefig(folder / "curves.png")

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from onnx import helper
 from model_export import networks
 from model_export.data import batching, sources
 from model_export.export.model_files import check_name, write_model
+from model_export.export.parity import ChromaDifference
 from model_export.weights import checkpoint, onnx_weights
 from model_export.weights.post_processing import CAST_LAYER, PostProcessing
 from model_export.weights.quantization import narrow
@@ -28,26 +28,18 @@ OPSET = 18
 # What may come between the network and its file, in units of the space's own scale. A conversion adds up in another
 # order; it must agree everywhere. Weights stored narrowly move a colour that was in doubt a good deal, and few others:
 # on average by no more than this.
-CONVERTED = {"lab": 0.1, "hsv": 0.001}
-STORED_MEAN = {"lab": 0.1, "hsv": 0.001}
+CONVERSION_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
+STORAGE_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
 # Beside the square of a photograph's mean chroma, which may be nothing.
-SMALL = 1e-6
+EPSILON = 1e-6
 
 
 class ParityError(RuntimeError):
     """The ONNX file answers something else than the network it was made of."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """Differences between network and ONNX file over real photographs, in chroma's units."""
-
-    largest: float
-    mean: float
-
-
-class WithoutCast(layers.Layer):  # type: ignore[misc]
-    """Takes a share of each photograph's mean chroma from what leans the same way: [N, s, s, 2] to the same.
+class CastReduction(layers.Layer):  # type: ignore[misc]
+    """InputKind a share of each photograph's mean chroma from what leans the same way: [N, s, s, 2] to the same.
 
     All of that share from a place that has as much of it as the mean or more, in proportion from one that has less,
     and nothing from one that has none or leans the other way: what is gray stays gray.
@@ -60,7 +52,7 @@ class WithoutCast(layers.Layer):  # type: ignore[misc]
     def call(self, chroma: KerasTensor) -> KerasTensor:
         """Keras."""
         mean = ops.mean(chroma, axis=(1, 2), keepdims=True)
-        square = ops.sum(ops.square(mean), axis=-1, keepdims=True) + SMALL
+        square = ops.sum(ops.square(mean), axis=-1, keepdims=True) + EPSILON
         along = ops.sum(chroma * mean, axis=-1, keepdims=True) / square
         return chroma - self.share * mean * ops.clip(along, 0, 1)
 
@@ -78,7 +70,7 @@ def serving_model(
     answer = network(layers.Reshape((size, size, 1))(lightness))
     chroma = networks.of(setup.recipe).chroma(setup.recipe, setup.bins, gain)(answer)
     if cast:
-        chroma = WithoutCast(cast)(chroma)
+        chroma = CastReduction(cast)(chroma)
     return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
 
 
@@ -110,20 +102,14 @@ def _rename_output(graph: onnx.GraphProto) -> None:
         node.input[:] = [OUTPUT if name == old else name for name in node.input]
 
 
-def answers(run: Callable[[Floats], Any], lightness: Floats) -> Floats:
+def predict_each(run: Callable[[Floats], Any], lightness: Floats) -> Floats:
     """Of one photograph at a time, float32 [N, 1, S, S] to [N, 2, s, s]."""
     return np.concatenate([np.asarray(run(one[np.newaxis])) for one in lightness])
 
 
-def parity(wanted: Floats, had: Floats) -> Parity:
-    """Of two answers to the same photographs, float32 [N, 2, s, s] each."""
-    difference = np.abs(wanted - had)
-    return Parity(float(difference.max()), float(difference.mean()))
-
-
-def _narrow(
-    proto: onnx.ModelProto, check: Callable[[onnx.ModelProto], Parity], most: float
-) -> tuple[onnx.ModelProto, Parity]:
+def _compress_weights(
+    proto: onnx.ModelProto, check: Callable[[onnx.ModelProto], ChromaDifference], most: float
+) -> tuple[onnx.ModelProto, ChromaDifference]:
     """In eight bits where these move the answer by `most` at most, else in half precision."""
     for in_bytes in (True, False):
         narrowed = onnx.ModelProto()
@@ -148,12 +134,13 @@ def export(
     trained_on: str,
     photographs: Sequence[sources.Entry],
     weights: str = checkpoint.BEST,
-) -> Parity:
+) -> ChromaDifference:
     """Write `output` and, beside it, its SHA-256; return how far it is from the network.
 
     size: side of the input; that of the run's last stage if None. gain: what the chroma is multiplied with. cast: the
-    share of each photograph's mean chroma, in 0..1, that is taken away. Each is by default what `defaults` says.
-    photographs: real ones for the parity check. Raises ParityError, and writes nothing, when the file is off.
+    share of each photograph's mean chroma, in 0..1, that is taken away. Each is by default what
+    `default_post_processing` says. photographs: real ones for the parity check.
+    Raises ParityError, and writes nothing, when the file is off.
     """
     check_name(output)
     keras.config.set_dtype_policy("float32")
@@ -168,16 +155,18 @@ def export(
     whole = to_onnx(model, contract)
     photos, _ = batching.fixed(photographs, size, batching.Form(color_space))
     lightness = np.ascontiguousarray(photos.transpose(0, 3, 1, 2))
-    wanted = answers(model.predict_on_batch, lightness)
+    wanted = predict_each(model.predict_on_batch, lightness)
     scale = max(1.0, post.gain)
 
-    def check(proto: onnx.ModelProto) -> Parity:
-        return parity(wanted, answers(Engine(output, proto.SerializeToString(), "cpu").predict, lightness))
+    def check(proto: onnx.ModelProto) -> ChromaDifference:
+        return ChromaDifference.between(
+            wanted, predict_each(Engine(output, proto.SerializeToString(), "cpu").predict, lightness)
+        )
 
     converted = check(whole)
-    if not converted.largest <= CONVERTED[color_space] * scale:
+    if not converted.largest <= CONVERSION_TOLERANCE[color_space] * scale:
         raise ParityError(f"ONNX differs from Keras by {converted.largest:.4f} at most")
-    proto, stored = _narrow(whole, check, STORED_MEAN[color_space] * scale)
+    proto, stored = _compress_weights(whole, check, STORAGE_TOLERANCE[color_space] * scale)
     for key, value in post.to_metadata().items():
         proto.metadata_props.add(key=key, value=value)
     if setup.recipe.network.kind == "compact":
@@ -196,7 +185,7 @@ def _embed(
         log.warning("training can't go on from this file, only from the run's folder: %s", error)
 
 
-def defaults(setup: checkpoint.Setup) -> tuple[PostProcessing, str]:
+def default_post_processing(setup: checkpoint.Setup) -> tuple[PostProcessing, str]:
     """Return the post-processing of a run's exports, and where it comes from.
 
     It is that of the ONNX file that the run began with. Otherwise it is the recipe's gain, which the network was
@@ -212,7 +201,7 @@ def defaults(setup: checkpoint.Setup) -> tuple[PostProcessing, str]:
 
 def _post_processing(setup: checkpoint.Setup, gain: float | None, cast: float | None) -> PostProcessing:
     """Return what is asked for, by default what the run has, and say where it comes from."""
-    default, origin = defaults(setup)
+    default, origin = default_post_processing(setup)
     taken = PostProcessing(default.gain if gain is None else gain, default.cast if cast is None else cast)
     print(
         f"gain {taken.gain:g} ({origin if gain is None else 'as asked for'}),"

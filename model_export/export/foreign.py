@@ -21,16 +21,16 @@ DTYPES: dict[str, type[np.floating]] = {
     "tensor(double)": np.float64,
     "tensor(float16)": np.float16,
 }
-Takes = Literal["lightness", "gray", "rgb"]
-Answers = Literal["ab", "rgb", "bgr"]
+InputKind = Literal["lightness", "gray", "rgb"]
+OutputKind = Literal["ab", "rgb", "bgr"]
 Layout = Literal["nchw", "nhwc"]
 Range = tuple[float, float]
 
 
 # The fields that a user may set, and how the command line calls them.
 OPTIONS = {
-    "takes": "--input",
-    "answers": "--output",
+    "input_kind": "--input",
+    "output_kind": "--output",
     "license": "--license",
     "data": "--data",
     "input_range": "--input-range",
@@ -46,15 +46,15 @@ OPTIONS = {
 class Interface:
     """What a foreign graph takes and answers, and under which licence.
 
-    takes: `lightness` is one channel of L*, `gray` one of sRGB gray values, `rgb` that gray three times.
+    input_kind: `lightness` is one channel of L*, `gray` one of sRGB gray values, `rgb` that gray three times.
     input_range: what it wants for black and white. mean, std: then taken off and divided by, one number or one a
     channel. answers: `ab`, or a picture as `rgb` or `bgr`. output_range: what it answers for a picture's black and
     white, or for the two ends of `ab_range`, Lab units; without one, a* and b* are Lab units as they are.
     size: side of the input where the graph leaves it open, a multiple of `multiple`.
     """
 
-    takes: Takes
-    answers: Answers
+    input_kind: InputKind
+    output_kind: OutputKind
     license: str
     data: str = "not stated"
     input_range: Range = (0.0, 1.0)
@@ -82,12 +82,12 @@ class Interface:
     @property
     def channels(self) -> int:
         """Of the input."""
-        return 3 if self.takes == "rgb" else 1
+        return 3 if self.input_kind == "rgb" else 1
 
     @property
-    def answered_channels(self) -> int:
+    def output_channels(self) -> int:
         """Of the output."""
-        return 2 if self.answers == "ab" else 3
+        return 2 if self.output_kind == "ab" else 3
 
     def dims(self, batch: object, channels: object, height: object, width: object) -> tuple[object, ...]:
         """A shape in this layout."""
@@ -114,7 +114,7 @@ def interface(preset: str | None, changes: Mapping[str, object]) -> Interface:
     """
     if preset is not None:
         return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]
-    missing = [OPTIONS[field] for field in ("takes", "answers", "license") if field not in changes]
+    missing = [OPTIONS[field] for field in ("input_kind", "output_kind", "license") if field not in changes]
     if missing:
         raise ValueError(f"without --preset, {', '.join(missing)} must be given")
     return Interface(**changes)  # type: ignore[arg-type]
@@ -138,7 +138,7 @@ class Port:
         return f"{self.name!r} is {self.type} [{sides}]"
 
 
-class Foreign:
+class ForeignModel:
     """A foreign graph in a session of its own."""
 
     def __init__(self, path: Path, interface: Interface, size: int | None) -> None:
@@ -153,39 +153,39 @@ class Foreign:
         ports = [Port.of(port) for port in self._session.get_inputs()]
         if not ports:
             raise ValueError(f"{path}: the graph has no input")
-        self.photo, *others = ports
-        self.size = self._fit_photo(size)
-        self.zeros = [self._fit_zeros(port) for port in others]
-        self.answer, self.answered_size = self._find_answer()
+        self.image, *others = ports
+        self.size = self._input_side(size)
+        self.zero_inputs = [self._zero_input(port) for port in others]
+        self.output, self.output_size = self._find_output()
         # The contract allows no larger one.
-        self.chroma_size = min(self.size, self.answered_size)
+        self.chroma_size = min(self.size, self.output_size)
 
-    def _fit_photo(self, size: int | None) -> int:
+    def _input_side(self, size: int | None) -> int:
         interface = self.interface
         wanted = interface.dims("batch", interface.channels, *("size" if size is None else size,) * 2)
-        wrong = f"input {self.photo}, not a float tensor [{', '.join(map(str, wanted))}]"
-        if self.photo.type not in DTYPES or len(self.photo.shape) != 4:
+        wrong = f"input {self.image}, not a float tensor [{', '.join(map(str, wanted))}]"
+        if self.image.type not in DTYPES or len(self.image.shape) != 4:
             raise ValueError(wrong)
-        batch, *rest = self.photo.shape
+        batch, *rest = self.image.shape
         channels, height, width = rest if interface.layout == "nchw" else (rest[2], rest[0], rest[1])
         sides = {side for side in (height, width, size) if side is not None}
         if channels not in (None, interface.channels) or len(sides) > 1:
             raise ValueError(wrong)
         if batch not in (None, 1):
             raise ValueError(
-                f"input {self.photo}: its batch is fixed at {batch}, but the service may have one photo only;"
+                f"input {self.image}: its batch is fixed at {batch}, but the service may have one photo only;"
                 " export it with a batch of 1, or an open one"
             )
         side = sides.pop() if sides else interface.size
         if side is None:
-            raise ValueError(f"input {self.photo} leaves its size open: say which with --size")
+            raise ValueError(f"input {self.image} leaves its size open: say which with --size")
         if not 1 <= side <= MAX_INPUT_SIZE:
-            raise ValueError(f"input {self.photo.name!r}: a size of {side} is not within 1 to {MAX_INPUT_SIZE}")
+            raise ValueError(f"input {self.image.name!r}: a size of {side} is not within 1 to {MAX_INPUT_SIZE}")
         if side % interface.multiple:
-            raise ValueError(f"input {self.photo.name!r}: a size of {side} is no multiple of {interface.multiple}")
+            raise ValueError(f"input {self.image.name!r}: a size of {side} is no multiple of {interface.multiple}")
         return side
 
-    def _fit_zeros(self, port: Port) -> Port:
+    def _zero_input(self, port: Port) -> Port:
         """An input beside the photo (colour hints, their mask): all of its sizes but the batch have to be known."""
         batch, *rest = port.shape or [0]
         if len(rest) == 3:
@@ -195,7 +195,7 @@ class Foreign:
             raise ValueError(f"input {port}, not a float tensor of known size that could be fed zeros")
         return Port(port.name, port.type, [batch, *rest])
 
-    def _find_answer(self) -> tuple[Port, int]:
+    def _find_output(self) -> tuple[Port, int]:
         """The output with the right channels, and its side; sizes are those of a real answer."""
         ports = [Port.of(port) for port in self._session.get_outputs()]
         try:
@@ -203,39 +203,39 @@ class Foreign:
         except Exception as error:
             raise ValueError(f"it can't be run on {self.size} x {self.size}: {first_line(error)}") from error
         real = [Port(port.name, port.type, list(np.shape(a))) for port, a in zip(ports, answers, strict=True)]
-        fits = [port for port in real if self._is_answer(port)]
+        fits = [port for port in real if self._is_output(port)]
         if len(fits) != 1:
-            wanted = ", ".join(map(str, self.interface.dims(1, self.interface.answered_channels, "s", "s")))
+            wanted = ", ".join(map(str, self.interface.dims(1, self.interface.output_channels, "s", "s")))
             have = "; ".join(f"output {port}" for port in real)
             raise ValueError(f"{have}; exactly one has to be a float tensor [{wanted}]")
         return fits[0], fits[0].shape[2] or 0
 
-    def _is_answer(self, port: Port) -> bool:
+    def _is_output(self, port: Port) -> bool:
         if port.type not in DTYPES or len(port.shape) != 4:
             return False
         side = port.shape[2]
-        return tuple(port.shape) == self.interface.dims(1, self.interface.answered_channels, side, side)
+        return tuple(port.shape) == self.interface.dims(1, self.interface.output_channels, side, side)
 
     def _run(self, lightness: Floats, names: Sequence[str]) -> list[NDArray[np.floating]]:
-        feeds = {self.photo.name: _input_of(lightness, self.interface).astype(DTYPES[self.photo.type])}
-        for port in self.zeros:
+        feeds = {self.image.name: _input_of(lightness, self.interface).astype(DTYPES[self.image.type])}
+        for port in self.zero_inputs:
             feeds[port.name] = np.zeros([len(lightness), *(side or 0 for side in port.shape[1:])], DTYPES[port.type])
         return list(self._session.run(list(names), feeds))
 
     def chroma(self, lightness: Floats) -> Floats:
         """Lightness, float32 [N, 1, S, S], to (a*, b*), float32 [N, 2, s, s], without any of our nodes."""
-        (answer,) = self._run(lightness, [self.answer.name])
+        (answer,) = self._run(lightness, [self.output.name])
         return _chroma_of(answer.astype(np.float64), self.interface, self.chroma_size)
 
-    def takes_batches(self, lightness: Floats, alone: Floats) -> bool:
+    def supports_batches(self, lightness: Floats, alone: Floats) -> bool:
         """Whether several photos at once get the answers that each gets alone. Some exports only say so."""
-        if self.photo.shape[0] == 1 or any(port.shape[0] == 1 for port in self.zeros):
+        if self.image.shape[0] == 1 or any(port.shape[0] == 1 for port in self.zero_inputs):
             return False
         try:
             together = self.chroma(lightness)
         except Exception:
             return False
-        return together.shape == alone.shape and bool(np.abs(together - alone).max() <= TOLERANCE[self.photo.type])
+        return together.shape == alone.shape and bool(np.abs(together - alone).max() <= TOLERANCE[self.image.type])
 
 
 def first_line(error: Exception) -> str:
@@ -246,7 +246,7 @@ def first_line(error: Exception) -> str:
 def _input_of(lightness: Floats, interface: Interface) -> NDArray[np.float64]:
     """What the interface wants for lightness [N, 1, S, S], made with scikit-image and NumPy."""
     plane = lightness.astype(np.float64)
-    if interface.takes != "lightness":
+    if interface.input_kind != "lightness":
         lab = np.concatenate([plane * 100, np.zeros_like(plane), np.zeros_like(plane)], axis=1)
         plane = lab2rgb(lab, channel_axis=1)[:, : interface.channels]
     low, high = interface.input_range
@@ -261,11 +261,11 @@ def _chroma_of(answer: NDArray[np.float64], interface: Interface, size: int) -> 
     values = (answer - low) / (high - low)
     if interface.layout == "nhwc":
         values = np.moveaxis(values, -1, 1)
-    if interface.answers == "ab":
+    if interface.output_kind == "ab":
         first, last = interface.ab_range or interface.output_range
         chroma = first + values * (last - first)
     else:
-        rgb = values if interface.answers == "rgb" else values[:, ::-1]
+        rgb = values if interface.output_kind == "rgb" else values[:, ::-1]
         chroma = rgb2lab(np.clip(rgb, 0, 1), channel_axis=1)[:, 1:]
     small = [[cv2.resize(c, (size, size), interpolation=cv2.INTER_AREA) for c in one] for one in chroma]
     return np.asarray(small, np.float32)

@@ -17,13 +17,14 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from model_export.data import sources
 from model_export.evaluation import metrics
 from model_export.export.model_files import write_model
+from model_export.export.parity import ChromaDifference
 from service.imaging import color
 from service.imaging.color import Bytes, Floats
 from service.inference.contract import Contract
 from service.inference.half_precision import HALF, half_of
 from service.inference.session import Engine
 
-__all__ = ["HalfError", "Parity", "convert", "half_of", "halve", "parity"]
+__all__ = ["ColorDifference", "HalfPrecisionError", "compare", "convert", "emulate_fp16", "half_of", "to_fp16"]
 
 # CIEDE2000 between both answers: on average over the photographs, and of the worst of them. 1 is just visible where
 # two even fields touch.
@@ -34,34 +35,37 @@ SPLIT = 2.0**13 + 1
 LARGEST = 65504.0
 
 
-class HalfError(RuntimeError):
+class HalfPrecisionError(RuntimeError):
     """In half precision the model answers something else."""
 
 
 @dataclass(frozen=True, slots=True)
-class Parity:
-    """Differences of both files' answers: mean CIEDE2000, that of the worst photograph, and chroma in its own units."""
+class ColorDifference:
+    """Differences between the images that two models colour.
+
+    de00: mean CIEDE2000 over the photographs. worst: mean CIEDE2000 of the photograph that differs most.
+    chroma: the difference of the chroma alone.
+    """
 
     de00: float
     worst: float
-    mean: float
-    largest: float
+    chroma: ChromaDifference
 
 
-def halve(model: onnx.ModelProto) -> onnx.ModelProto:
+def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model in half precision; input and output stay float32."""
     # Imported here: it puts its own folder on the path.
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    too_narrow = _from_running_sums(model.graph)
+    too_narrow = _running_sum_nodes(model.graph)
     half = cast("onnx.ModelProto", convert_float_to_float16(model, keep_io_types=True, node_block_list=too_narrow))
-    _drop_idle_casts(half.graph)
+    _drop_redundant_casts(half.graph)
     _sort(half.graph)
     onnx.checker.check_model(half)
     return half
 
 
-def _from_running_sums(graph: onnx.GraphProto) -> list[str]:
+def _running_sum_nodes(graph: onnx.GraphProto) -> list[str]:
     """Names of the nodes behind a running sum, and of it: differences between its late members need all their digits.
 
     Nodes that have no name are given one.
@@ -75,8 +79,8 @@ def _from_running_sums(graph: onnx.GraphProto) -> list[str]:
     return names
 
 
-def _drop_idle_casts(graph: onnx.GraphProto) -> None:
-    """Takes out the casts of weights that our exports keep in half precision, and that now lead to the same.
+def _drop_redundant_casts(graph: onnx.GraphProto) -> None:
+    """InputKind out the casts of weights that our exports keep in half precision, and that now lead to the same.
 
     And of those that the converter makes around every node that stays float32: the ones from float32 to half and back,
     and those made again for each node that takes them, all with one name.
@@ -118,7 +122,7 @@ def _needed(node: onnx.NodeProto) -> Iterator[str]:
                 yield from _needed(each)
 
 
-def emulated(half: onnx.ModelProto) -> bytes:
+def emulate_fp16(half: onnx.ModelProto) -> bytes:
     """What a GPU does with a model of half precision, in float32: every tensor of it is rounded as soon as it is made.
 
     Sums are kept in float32, as a GPU's convolutions keep theirs. On a CPU ONNX Runtime computes the model itself in
@@ -131,13 +135,13 @@ def emulated(half: onnx.ModelProto) -> bytes:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         made = [name for name in node.output if name in halves]
-        _widen(node)
+        _node_to_float32(node)
         node.output[:] = [f"{name}/whole" if name in made else name for name in node.output]
         nodes += [node, *(each for name in made for each in _rounding(f"{name}/whole", name))]
     del graph.node[:]
     graph.node.extend(nodes)
     for tensor in graph.initializer:
-        _widen_tensor(tensor)
+        _tensor_to_float32(tensor)
     constants = (("half/split", SPLIT), ("half/largest", LARGEST))
     graph.initializer.extend(numpy_helper.from_array(np.array(value, np.float32), name) for name, value in constants)
     return bytes(model.SerializeToString())
@@ -147,17 +151,17 @@ def _is_half(value: onnx.ValueInfoProto) -> bool:
     return bool(value.type.tensor_type.elem_type == TensorProto.FLOAT16)
 
 
-def _widen_tensor(tensor: onnx.TensorProto) -> None:
+def _tensor_to_float32(tensor: onnx.TensorProto) -> None:
     if tensor.data_type == TensorProto.FLOAT16:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
-def _widen(node: onnx.NodeProto) -> None:
+def _node_to_float32(node: onnx.NodeProto) -> None:
     """Makes a node's float16 results and constants float32."""
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
             raise ValueError("models with branches or loops can't be measured in half precision")
-        _widen_tensor(attribute.t)
+        _tensor_to_float32(attribute.t)
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
 
@@ -180,36 +184,37 @@ def _coloured(luma: Bytes, chroma: Floats, contract: Contract) -> Bytes:
     return color.rgb_at(luma, *color.enlarge(chroma, *luma.shape), contract.color_space)
 
 
-def parity(whole: Engine, half: Engine, photographs: Sequence[sources.Entry]) -> Parity:
-    """Runs both on the photographs, on the CPU; `half` is one that `emulated` made."""
+def compare(whole: Engine, half: Engine, photographs: Sequence[sources.Entry]) -> ColorDifference:
+    """Runs both on the photographs, on the CPU; `half` is one that `emulate_fp16` made."""
     contract = whole.contract
-    differences, apart = [], []
+    differences, expected, actual = [], [], []
     for entry in photographs:
         luma = color.square(color.luma_of_rgb(entry.read()), contract.input_size)
         lightness = color.split(luma, contract.color_space, contract.input_size)[np.newaxis]
         (want,), (have,) = whole.predict(lightness), half.predict(lightness)
-        apart.append(np.abs(want - have))
+        expected.append(want)
+        actual.append(have)
         pictures = (_coloured(luma, chroma, contract) for chroma in (have, want))
-        differences.append(metrics.difference(*pictures))
+        differences.append(metrics.mean_ciede2000(*pictures))
     if not differences:
         raise ValueError("there is no photograph to compare on")
-    chroma = np.stack(apart)
-    return Parity(float(np.mean(differences)), max(differences), float(chroma.mean()), float(chroma.max()))
+    chroma = ChromaDifference.between(np.stack(expected), np.stack(actual))
+    return ColorDifference(float(np.mean(differences)), max(differences), chroma)
 
 
-def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> Parity:
+def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> ColorDifference:
     """Writes the half of the model at `path` to `output` and, beside it, its SHA-256; returns how far they are apart.
 
-    Raises HalfError, and writes nothing, when that is more than `MEAN_LIMIT` or `WORST_LIMIT`.
+    Raises HalfPrecisionError, and writes nothing, when that is more than `MEAN_LIMIT` or `WORST_LIMIT`.
     """
     if not output.name.endswith(HALF):
         raise ValueError(f"{output}: the service looks for NAME{HALF}")
     whole = Engine(path, path.read_bytes(), "cpu")
-    half = halve(onnx.load(path))
+    half = to_fp16(onnx.load(path))
     content = half.SerializeToString()
-    found = parity(whole, Engine(output, emulated(half), "cpu"), photographs)
+    found = compare(whole, Engine(output, emulate_fp16(half), "cpu"), photographs)
     if not (found.de00 <= MEAN_LIMIT and found.worst <= WORST_LIMIT):
-        raise HalfError(
+        raise HalfPrecisionError(
             f"answers differ by {found.de00:.3f} CIEDE2000, {found.worst:.3f} on the worst photograph;"
             f" at most {MEAN_LIMIT} and {WORST_LIMIT} are allowed, so nothing was written"
         )

@@ -17,16 +17,17 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
-from model_export.export.foreign import DTYPES, TOLERANCE, Foreign, Interface, first_line
+from model_export.export.foreign import DTYPES, TOLERANCE, ForeignModel, Interface, first_line
 from model_export.export.model_files import check_name, write_model
+from model_export.export.parity import ChromaDifference
 from service.imaging.color import XYZ_TO_RGB, Floats
 from service.inference.contract import INPUT, OUTPUT, Contract
 from service.inference.session import Engine
 
 # The first opset with all that is added here. What is added means the same in every later one.
-LEAST_OPSET = 9
+MIN_OPSET = 9
 # The first IR in which an initializer need not be an input too.
-LEAST_IR = 4
+MIN_IR = 4
 # What protobuf can write, less room for all but the weights.
 MAX_BYTES = (1 << 31) - (1 << 24)
 # Every foreign name gets this, so that it is neither one of the contract's nor one of ours.
@@ -38,16 +39,15 @@ class MismatchError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Adapted:
+class AdaptedModel:
     """What was written, how far it is from the foreign graph (Lab units), and which inputs it feeds zeros."""
 
     contract: Contract
-    largest: float
-    mean: float
-    zeros: list[str]
+    chroma: ChromaDifference
+    zero_inputs: list[str]
 
 
-class _Nodes:
+class _GraphBuilder:
     """Nodes as they are added, and their constants. Calling it adds one node and returns its output's name."""
 
     def __init__(self, prefix: str) -> None:
@@ -70,7 +70,7 @@ class _Nodes:
         return name
 
 
-def _add_gray(add: _Nodes, lightness: str) -> str:
+def _add_gray(add: _GraphBuilder, lightness: str) -> str:
     """The sRGB gray value, 0..1, of L*/100: CIE 1976, then IEC 61966-2-1, both branches of each."""
     f = add("Div", add("Add", add("Mul", lightness, 100.0), 16.0), 116.0)
     cube = add("Mul", f, add("Mul", f, f))
@@ -80,7 +80,7 @@ def _add_gray(add: _Nodes, lightness: str) -> str:
     return add("Where", add("Greater", linear, 0.0031308), curve, add("Mul", linear, 12.92))
 
 
-def _add_ab(add: _Nodes, rgb: str, *, reverse: bool) -> str:
+def _add_ab(add: _GraphBuilder, rgb: str, *, reverse: bool) -> str:
     """(a*, b*) of sRGB [N, 3, h, w] in 0..1, or of BGR if `reverse`; values outside are clipped."""
     inside = add("Min", add("Max", rgb, 0.0), 1.0)
     curve = add("Pow", add("Div", add("Add", inside, 0.055), 1.055), 2.4)
@@ -94,7 +94,7 @@ def _add_ab(add: _Nodes, rgb: str, *, reverse: bool) -> str:
     return add("Concat", a, b, axis=1)
 
 
-def _add_f(add: _Nodes, planes: Sequence[str], weights: Floats) -> str:
+def _add_f(add: _GraphBuilder, planes: Sequence[str], weights: Floats) -> str:
     """CIE 1976's f of X, Y or Z, relative to the white: the planes of linear RGB, weighted and summed."""
     red, green, blue = (add("Mul", plane, weight) for plane, weight in zip(planes, weights, strict=True))
     value = add("Add", add("Add", red, green), blue)
@@ -102,10 +102,10 @@ def _add_f(add: _Nodes, planes: Sequence[str], weights: Floats) -> str:
     return add("Where", add("Greater", value, 216 / 24389), add("Pow", value, 1 / 3), line)
 
 
-def _add_before(add: _Nodes, foreign: Foreign) -> None:
+def _add_input_nodes(add: _GraphBuilder, foreign: ForeignModel) -> None:
     """From lightness to the foreign inputs."""
     interface = foreign.interface
-    plane = INPUT if interface.takes == "lightness" else _add_gray(add, INPUT)
+    plane = INPUT if interface.input_kind == "lightness" else _add_gray(add, INPUT)
     low, high = interface.input_range
     mean, std = (
         np.zeros((1, interface.channels, 1, 1)) + np.reshape(x, (-1, 1, 1)) for x in (interface.mean, interface.std)
@@ -114,28 +114,28 @@ def _add_before(add: _Nodes, foreign: Foreign) -> None:
     scaled = add("Add", add("Mul", plane, (high - low) / std), (low - mean) / std)
     if interface.layout == "nhwc":
         scaled = add("Transpose", scaled, perm=[0, 2, 3, 1])
-    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[foreign.photo.type]))
-    add("Cast", scaled, named=FOREIGN + foreign.photo.name, to=type_)
-    for port in foreign.zeros:
+    type_ = helper.np_dtype_to_tensor_dtype(np.dtype(DTYPES[foreign.image.type]))
+    add("Cast", scaled, named=FOREIGN + foreign.image.name, to=type_)
+    for port in foreign.zero_inputs:
         batch = add("Gather", add("Shape", INPUT), np.array([0]), axis=0)
         shape = add("Concat", batch, np.array(port.shape[1:], np.int64), axis=0)
         zero = numpy_helper.from_array(np.zeros(1, DTYPES[port.type]))
         add("ConstantOfShape", shape, named=FOREIGN + port.name, value=zero)
 
 
-def _add_after(add: _Nodes, foreign: Foreign) -> None:
+def _add_output_nodes(add: _GraphBuilder, foreign: ForeignModel) -> None:
     """From the foreign output to chroma."""
     interface = foreign.interface
-    values = add("Cast", FOREIGN + foreign.answer.name, to=TensorProto.FLOAT)
+    values = add("Cast", FOREIGN + foreign.output.name, to=TensorProto.FLOAT)
     if interface.layout == "nhwc":
         values = add("Transpose", values, perm=[0, 3, 1, 2])
     low, high = interface.output_range
-    first, last = (interface.ab_range or interface.output_range) if interface.answers == "ab" else (0.0, 1.0)
+    first, last = (interface.ab_range or interface.output_range) if interface.output_kind == "ab" else (0.0, 1.0)
     gain = (last - first) / (high - low)
     chroma = add("Add", add("Mul", values, gain), first - low * gain)
-    if interface.answers != "ab":
-        chroma = _add_ab(add, chroma, reverse=interface.answers == "bgr")
-    large, small = foreign.answered_size, foreign.chroma_size
+    if interface.output_kind != "ab":
+        chroma = _add_ab(add, chroma, reverse=interface.output_kind == "bgr")
+    large, small = foreign.output_size, foreign.chroma_size
     if large != small:
         # Shrinking by area is linear, and the same matrix on both sides: no opset changes what that means.
         weights = cv2.resize(np.eye(large, dtype=np.float32), (large, small), interpolation=cv2.INTER_AREA)
@@ -168,22 +168,22 @@ def _load(path: Path) -> onnx.ModelProto:
     size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
     if size > MAX_BYTES:
         raise ValueError(f"{path}: its weights are {size:,} bytes, and an ONNX file can hold {MAX_BYTES:,}")
-    if max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0) < LEAST_OPSET:
+    if max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0) < MIN_OPSET:
         try:
-            model = version_converter.convert_version(model, LEAST_OPSET)
+            model = version_converter.convert_version(model, MIN_OPSET)
         except Exception as error:
-            raise ValueError(f"{path}: can't be brought to opset {LEAST_OPSET}: {first_line(error)}") from error
+            raise ValueError(f"{path}: can't be brought to opset {MIN_OPSET}: {first_line(error)}") from error
     return model
 
 
-def _wrap(path: Path, foreign: Foreign, contract: Contract) -> bytes:
+def _wrap(path: Path, foreign: ForeignModel, contract: Contract) -> bytes:
     """The new file's content."""
     model = _load(path)
     graph = model.graph
     _rename(graph)
-    before, after = _Nodes("before"), _Nodes("after")
-    _add_before(before, foreign)
-    _add_after(after, foreign)
+    before, after = _GraphBuilder("before"), _GraphBuilder("after")
+    _add_input_nodes(before, foreign)
+    _add_output_nodes(after, foreign)
     nodes = [*before.nodes, *graph.node, *after.nodes]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
@@ -191,12 +191,12 @@ def _wrap(path: Path, foreign: Foreign, contract: Contract) -> bytes:
     batch, size, answered = contract.max_batch or "batch", contract.input_size, foreign.chroma_size
     graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, [batch, 1, size, size]))
     graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [batch, 2, answered, answered]))
-    model.ir_version = max(model.ir_version, LEAST_IR)
+    model.ir_version = max(model.ir_version, MIN_IR)
     helper.set_model_props(model, contract.to_metadata())
     return bytes(model.SerializeToString())
 
 
-def _pictures(size: int) -> Floats:
+def _test_images(size: int) -> Floats:
     """Lightness for the check, float32 [3, 1, size, size]: from black to white, soft shapes, grain."""
     random = np.random.default_rng(0)
     ramp = np.tile(np.linspace(0, 1, size), (size, 1))
@@ -204,7 +204,7 @@ def _pictures(size: int) -> Floats:
     return np.stack([ramp, shapes, random.random((size, size))])[:, np.newaxis].astype(np.float32)
 
 
-def adapt(path: Path, output: Path, interface: Interface, *, name: str, version: str, size: int | None) -> Adapted:
+def adapt(path: Path, output: Path, interface: Interface, *, name: str, version: str, size: int | None) -> AdaptedModel:
     """Wraps the ONNX file at `path`; writes `output` and, beside it, its SHA-256.
 
     size: side of the input, for a graph that leaves it open; the interface's own if None.
@@ -216,25 +216,25 @@ def adapt(path: Path, output: Path, interface: Interface, *, name: str, version:
     check_name(output)
     if output.exists() and output.samefile(path):
         raise ValueError(f"{output} is the graph to be wrapped, which would be lost: write to another file")
-    foreign = Foreign(path, interface, size)
-    lightness = _pictures(foreign.size)
+    foreign = ForeignModel(path, interface, size)
+    lightness = _test_images(foreign.size)
     want = np.concatenate([foreign.chroma(one[np.newaxis]) for one in lightness])
-    max_batch = None if foreign.takes_batches(lightness, want) else 1
+    max_batch = None if foreign.supports_batches(lightness, want) else 1
     contract = Contract(name, version, "lab", foreign.size, interface.license, interface.data, max_batch)
     content = _wrap(path, foreign, contract)
     engine = Engine(output, content, "cpu")
     have = np.concatenate([engine.predict(one[np.newaxis]) for one in lightness])
-    difference = _compare(want, have, TOLERANCE[foreign.photo.type])
+    _check_parity(want, have, TOLERANCE[foreign.image.type])
     write_model(output, content)
-    return Adapted(contract, float(difference.max()), float(difference.mean()), [port.name for port in foreign.zeros])
+    zero_inputs = [port.name for port in foreign.zero_inputs]
+    return AdaptedModel(contract, ChromaDifference.between(want, have), zero_inputs)
 
 
-def _compare(want: Floats, have: Floats, tolerance: float) -> Floats:
-    difference: Floats = np.abs(want - have)
+def _check_parity(want: Floats, have: Floats, tolerance: float) -> None:
+    difference = np.abs(want - have)
     if not difference.max() <= tolerance:
         place = np.unravel_index(difference.argmax(), difference.shape)
         raise MismatchError(
             f"{('a*', 'b*')[place[1]]} is {have[place]:.2f} where the graph itself answers {want[place]:.2f};"
             f" more than {tolerance} apart, so nothing was written"
         )
-    return difference

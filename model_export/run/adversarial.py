@@ -8,7 +8,7 @@ from model_export.recipe import UNet
 from service.imaging.color import Floats
 
 
-class _Duel(keras.Model):  # type: ignore[misc]
+class _GeneratorTraining(keras.Model):  # type: ignore[misc]
     """The generator's answer and the discriminator's verdict on it, of which only the generator learns.
 
     The discriminator goes on as it does in its own training (its batch norm sees the batch), which a layer with
@@ -19,7 +19,7 @@ class _Duel(keras.Model):  # type: ignore[misc]
         lightness = generator.inputs[0]
         answer = generator(lightness)
         verdict = discriminator([lightness, answer])
-        super().__init__(inputs=lightness, outputs=[verdict, answer], name="duel")
+        super().__init__(inputs=lightness, outputs=[verdict, answer], name="generator_training")
         self._learning = {id(variable) for variable in generator.trainable_variables}
 
     @property
@@ -39,15 +39,15 @@ class _Duel(keras.Model):  # type: ignore[misc]
         return self.non_trainable_variables
 
 
-def _judge(discriminator: keras.Model) -> keras.Model:
+def _discriminator_training(discriminator: keras.Model) -> keras.Model:
     """The discriminator over a true and an answered ab in turn: each batch normalized by itself."""
     lightness, true = discriminator.inputs
     answered = keras.Input(true.shape[1:], name="answered")
     verdicts = [discriminator([lightness, true]), discriminator([lightness, answered])]
-    return keras.Model([lightness, true, answered], verdicts, name="judge")
+    return keras.Model([lightness, true, answered], verdicts, name="discriminator_training")
 
 
-class Adversary:
+class AdversarialTrainer:
     """Trains in turn: the discriminator to tell true ab from answers, the generator to pass for true and to be near.
 
     The tutorial runs the generator once a step; here the discriminator is shown answers that were made for it, so their
@@ -56,18 +56,18 @@ class Adversary:
 
     def __init__(self, generator: keras.Model, settings: UNet, jit_compile: bool | str) -> None:
         self.generator = generator
-        self.rate = settings.adversarial_rate
+        self.learning_rate = settings.adversarial_rate
         self.discriminator = unet_gan.build_discriminator()
         verdict = keras.losses.BinaryCrossentropy(from_logits=True)
-        self.judge = _judge(self.discriminator)
-        self.judge.compile(
+        self.discriminator_training = _discriminator_training(self.discriminator)
+        self.discriminator_training.compile(
             keras.optimizers.Adam(settings.adversarial_rate, beta_1=0.5),
             loss=[verdict, verdict],
             loss_weights=[0.5, 0.5],
             jit_compile=jit_compile,
         )
-        self.duel = _Duel(generator, self.discriminator)
-        self.duel.compile(
+        self.generator_training = _GeneratorTraining(generator, self.discriminator)
+        self.generator_training.compile(
             keras.optimizers.Adam(settings.adversarial_rate, beta_1=0.5),
             loss=[verdict, unet_gan.absolute_error],
             loss_weights=[1.0, settings.l1_weight],
@@ -79,11 +79,11 @@ class Adversary:
 
         ramp: what their learning rates are multiplied with.
         """
-        for model in (self.judge, self.duel):
-            model.optimizer.learning_rate = ramp * self.rate
+        for model in (self.discriminator_training, self.generator_training):
+            model.optimizer.learning_rate = ramp * self.learning_rate
         true = chroma / np.float32(unet_gan.AB_RANGE)
         answered = keras.ops.convert_to_numpy(self.generator(lightness, training=True)).astype(np.float32)
         verdict = np.ones((len(true), *self.discriminator.compute_output_shape([lightness.shape, true.shape])[1:]))
-        self.judge.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
-        self.duel.train_on_batch(lightness, [verdict, true])
+        self.discriminator_training.train_on_batch([lightness, true, answered], [verdict, np.zeros_like(verdict)])
+        self.generator_training.train_on_batch(lightness, [verdict, true])
         return float(np.abs(answered - true).mean())

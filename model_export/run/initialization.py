@@ -19,7 +19,7 @@ from model_export.weights.post_processing import PostProcessing, agreed
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Initialization:
     """What a new run begins with: the mean of other runs' best weights, the setup of the first, all that was held out.
 
     held_out: names, or digests of them; contents: of the same photographs, where they are known. post_processing: that
@@ -34,7 +34,7 @@ class Start:
     post_processing: PostProcessing | None = None
 
 
-def _best_of(origin: Path) -> tuple[Weights, Setup]:
+def _load_best(origin: Path) -> tuple[Weights, Setup]:
     if origin.is_file():
         return onnx_weights.load(origin)
     try:
@@ -48,7 +48,7 @@ def _fingerprint(origin: Path) -> str:
     return f"{origin.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
-def is_from(origins: Sequence[Path], known: Sequence[str]) -> bool:
+def matches_origins(origins: Sequence[Path], known: Sequence[str]) -> bool:
     """Whether a run whose origins are `known` began from these."""
     try:
         return [_fingerprint(origin) for origin in origins] == known
@@ -60,13 +60,13 @@ def _has_backbone(recipe: Recipe) -> bool:
     return isinstance(recipe.network, Compact) and bool(recipe.network.backbone)
 
 
-def _built(recipe: Recipe) -> object:
+def _architecture(recipe: Recipe) -> object:
     """What a recipe's network is built of: what learns of it may differ."""
     network = recipe.network
     return network.model_copy(update={"learning_blocks": 0}) if isinstance(network, Compact) else network
 
 
-def _misfit(setup: Setup, recipe: Recipe) -> str | None:
+def _incompatibility(setup: Setup, recipe: Recipe) -> str | None:
     """Why a recipe can't go on from a run; None when it can. It may have more blocks, propagation, keys, a backbone."""
     if setup.recipe.color_space != recipe.color_space:
         return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
@@ -83,7 +83,7 @@ def _misfit(setup: Setup, recipe: Recipe) -> str | None:
     return None if old == new else "has another network than the recipe"
 
 
-def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
+def load(recipe: Recipe, origins: Sequence[Path]) -> Initialization | None:
     """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
 
     A backbone that none of them has must be at hand, or pretrained.NoWeights is raised.
@@ -95,12 +95,12 @@ def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
         if _has_backbone(recipe):
             pretrained.find()
         return None
-    found = [_best_of(origin) for origin in origins]
+    found = [_load_best(origin) for origin in origins]
     first = found[0][1]
     for origin, (_, setup) in zip(origins, found, strict=True):
-        if why := _misfit(setup, recipe):
+        if why := _incompatibility(setup, recipe):
             raise ValueError(f"{origin} {why}")
-        if _built(setup.recipe) != _built(first.recipe) or not np.array_equal(setup.bins, first.bins):
+        if _architecture(setup.recipe) != _architecture(first.recipe) or not np.array_equal(setup.bins, first.bins):
             raise ValueError(f"{origin} has another network or other bins than {origins[0]}")
     if _has_backbone(recipe) and not _has_backbone(first.recipe):
         pretrained.find()
@@ -108,7 +108,9 @@ def start(recipe: Recipe, origins: Sequence[Path]) -> Start | None:
     held_out = {name for _, setup in found for name in setup.held_out}
     contents = {content for _, setup in found for content in setup.contents}
     fingerprints = [_fingerprint(origin) for origin in origins]
-    return Start(mean, first, held_out, fingerprints, contents, _post_processing(origins, [s for _, s in found]))
+    return Initialization(
+        mean, first, held_out, fingerprints, contents, _post_processing(origins, [s for _, s in found])
+    )
 
 
 def _post_processing(origins: Sequence[Path], setups: Sequence[Setup]) -> PostProcessing | None:
@@ -126,37 +128,37 @@ def _post_processing(origins: Sequence[Path], setups: Sequence[Setup]) -> PostPr
     return taken
 
 
-def begin_with(network: keras.Model, recipe: Recipe, begun: Start | None) -> None:
+def initialize(network: keras.Model, recipe: Recipe, initial: Initialization | None) -> None:
     """Gives a new network the weights of one that may have fewer layers; those that are new stay as they are.
 
     But for a new backbone's, which are what it learnt as a classifier. Raises ValueError when the other has more, or
     other shapes, and pretrained.NoWeights.
     """
-    if _has_backbone(recipe) and not (begun and _has_backbone(begun.setup.recipe)):
+    if _has_backbone(recipe) and not (initial and _has_backbone(initial.setup.recipe)):
         pretrained.fill(network)
-    if not begun:
+    if not initial:
         return
-    if begun.setup.recipe.network == recipe.network:
-        network.set_weights(begun.weights)
+    if initial.setup.recipe.network == recipe.network:
+        network.set_weights(initial.weights)
         return
-    old = networks.of(begun.setup.recipe).build(begun.setup.recipe, begun.setup.bins)
+    old = networks.of(initial.setup.recipe).build(initial.setup.recipe, initial.setup.bins)
     own = {variable.path: variable for variable in network.weights}
-    for variable, array in zip(old.weights, begun.weights, strict=True):
+    for variable, array in zip(old.weights, initial.weights, strict=True):
         if variable.path not in own or own[variable.path].shape != array.shape:
             raise ValueError(f"{variable.path}, of the shape {array.shape}, has no place in the recipe's network")
         own[variable.path].assign(array)
 
 
-def _known(entries: Sequence[sources.Entry], begun: Start) -> set[str]:
+def _held_out_before(entries: Sequence[sources.Entry], initial: Initialization) -> set[str]:
     """Names of the photographs that were held out of the runs it starts from: by their contents, or their names.
 
     By either, for a file that was given another caption since has its name still, and none too many may validate.
     """
-    by_name = {e.name for e in entries if e.name in begun.held_out or sources.digest(e.name) in begun.held_out}
-    return by_name | {entry.name for entry in sources.of_contents(entries, begun.contents)}
+    by_name = {e.name for e in entries if e.name in initial.held_out or sources.digest(e.name) in initial.held_out}
+    return by_name | {entry.name for entry in sources.of_contents(entries, initial.contents)}
 
 
-def hold_out(recipe: Recipe, entries: Sequence[sources.Entry], begun: Start | None) -> list[str]:
+def hold_out(recipe: Recipe, entries: Sequence[sources.Entry], initial: Initialization | None) -> list[str]:
     """Names of the photographs that validate: all those held out of the runs it starts from that are in the data.
 
     No others join them, for those runs may have learnt from any. Where there are none, a tenth of all at most is drawn.
@@ -165,11 +167,11 @@ def hold_out(recipe: Recipe, entries: Sequence[sources.Entry], begun: Start | No
     count = min(recipe.validate_on, len(entries) // 10)
     if not count:
         raise ValueError(f"{len(entries)} photographs are too few: a tenth of them validates")
-    known = _known(entries, begun) if begun else set()
+    known = _held_out_before(entries, initial) if initial else set()
     if not known:
-        if begun:
+        if initial:
             tqdm.write(
-                f"none of the {len(begun.held_out)} photographs held out before is here: {count} others validate,"
+                f"none of the {len(initial.held_out)} photographs held out before is here: {count} others validate,"
                 " which should not be among those learnt from before"
             )
         return sorted(entry.name for entry in sources.hold_out(entries, count)[1])

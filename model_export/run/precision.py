@@ -19,7 +19,7 @@ FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 # As macOS does.
 SYSCTL = "hw.optional.arm.FEAT_BF16"
 # NVIDIA's GPUs compute in bfloat16 from this compute capability on.
-LEAST_CAPABILITY = (8, 0)
+MIN_CAPABILITY = (8, 0)
 
 
 class Choice(NamedTuple):
@@ -38,7 +38,7 @@ def choose(asked: Precision | None, time_step: Callable[[Precision], float]) -> 
     time_step: takes a training step in a precision and returns its seconds. It is called only where nothing else says
     what the processor can do.
     """
-    found = _known()
+    found = _detect()
     if asked:
         is_slow = asked == MIXED and found is not None and found.precision == FULL
         return Choice(asked, "as asked for; float32 may be many times faster here" if is_slow else "as asked for")
@@ -50,7 +50,7 @@ def choose(asked: Precision | None, time_step: Callable[[Precision], float]) -> 
     return Choice(fastest, f"a step takes {timed}")
 
 
-def _known() -> Choice | None:
+def _detect() -> Choice | None:
     """Return what the processor's description says; None where there is none."""
     if (accelerator := _accelerator()) is not None:
         return accelerator
@@ -58,7 +58,7 @@ def _known() -> Choice | None:
         return Choice(FULL, f"{keras.backend.backend()} has no fast bfloat16 on a CPU")
     if os.environ.get("TF_ENABLE_ONEDNN_OPTS") == "0":
         return Choice(FULL, "TF_ENABLE_ONEDNN_OPTS=0 leaves TensorFlow without fast bfloat16 on a CPU")
-    has_bfloat16 = _of_linux() if CPUINFO.exists() else _of_macos()
+    has_bfloat16 = _linux_bfloat16() if CPUINFO.exists() else _macos_bfloat16()
     if has_bfloat16 is None:
         return None
     if has_bfloat16:
@@ -73,12 +73,12 @@ def _accelerator() -> Choice | None:
 
         gpus = tf.config.list_physical_devices("GPU")
         capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability") if gpus else None
-        return _of_gpu(tuple(capability) if capability else None) if gpus else None
+        return _gpu_choice(tuple(capability) if capability else None) if gpus else None
     devices = [name for name in keras.distribution.list_devices() if not name.startswith("cpu")]
-    return _of_gpu(_of_jax()) if devices else None
+    return _gpu_choice(_jax_capability()) if devices else None
 
 
-def _of_jax() -> tuple[int, ...] | None:
+def _jax_capability() -> tuple[int, ...] | None:
     """Return the compute capability of JAX's first GPU; None for other devices."""
     if keras.backend.backend() != "jax":
         return None
@@ -88,13 +88,13 @@ def _of_jax() -> tuple[int, ...] | None:
     return tuple(int(part) for part in str(capability).split(".")) if capability else None
 
 
-def _of_gpu(capability: tuple[int, ...] | None) -> Choice:
-    if capability and capability < LEAST_CAPABILITY:
+def _gpu_choice(capability: tuple[int, ...] | None) -> Choice:
+    if capability and capability < MIN_CAPABILITY:
         return Choice(FULL, f"a GPU of compute capability {'.'.join(map(str, capability))} has no bfloat16")
     return Choice(MIXED, "a GPU or TPU")
 
 
-def _of_linux() -> str | None:
+def _linux_bfloat16() -> str | None:
     """Return the CPU's flag for bfloat16, "" where it has none, None where its flags can't be read."""
     try:
         lines = CPUINFO.read_text("utf-8", "replace").splitlines()
@@ -107,8 +107,8 @@ def _of_linux() -> str | None:
     return next((flag for flag in FLAGS if all(flag in core for core in flags)), "")
 
 
-def _of_macos() -> str | None:
-    """Return as `_of_linux`."""
+def _macos_bfloat16() -> str | None:
+    """Return as `_linux_bfloat16`."""
     if platform.system() != "Darwin":
         return None
     command = ["/usr/sbin/sysctl", "-n", SYSCTL]

@@ -47,10 +47,10 @@ def ramp(steps: float, share: float) -> float:
 
 
 class Clock:
-    """The time of one call: how far it is, and whether another step fits beside the last checkpoint.
+    """The time of one call: how far it is, and whether another step fits before the last checkpoint.
 
-    The time budget is of learning and of checkpoints, from `begin` on. What a call takes in all is counted from its
-    start.
+    The time budget is of learning and of checkpoints, from `start_schedule` on. What a call takes in all is counted
+    from its start.
 
     before: minutes of learning in the calls before this one. started: when this one began, by `now`, in seconds.
     """
@@ -59,17 +59,17 @@ class Clock:
         self, limits: Limits, before: float, started: float, now: Callable[[], float] = time.monotonic
     ) -> None:
         self.now = now
-        self.ending = 0.0
+        self.checkpoint_s = 0.0
         """Seconds that the last checkpoint takes."""
         self._before = before
         self._budget_s = math.inf if limits.max_minutes is None else 60 * (limits.max_minutes - before)
         self._call_ends = math.inf if limits.stop_after is None else started + 60 * limits.stop_after
-        self._stops_at_once = limits.stop_after == 0
+        self._is_single_step = limits.stop_after == 0
         self._durations: deque[float] = deque(maxlen=TIMED_STEPS)
-        self.begin(0.0)
+        self.start_schedule(0.0)
 
-    def begin(self, progress: float) -> None:
-        """Start the schedule at this progress. What the set-up took is no part of it."""
+    def start_schedule(self, progress: float) -> None:
+        """Initialization the schedule at this progress. What the set-up took is no part of it."""
         self._begun = self.now()
         self._progress = progress
         self._budget_ends = self._begun + self._budget_s
@@ -77,7 +77,7 @@ class Clock:
     @property
     def is_limited(self) -> bool:
         """Tell whether a time limit makes it necessary to know how long steps and the last checkpoint take."""
-        return not self._stops_at_once and min(self._budget_s, self._call_ends) < math.inf
+        return not self._is_single_step and min(self._budget_s, self._call_ends) < math.inf
 
     @property
     def minutes(self) -> float:
@@ -86,11 +86,11 @@ class Clock:
 
     @property
     def learning_seconds(self) -> float:
-        """Seconds of learning since `begin`."""
+        """Seconds of learning since `start_schedule`."""
         return self.now() - self._begun
 
     @property
-    def step(self) -> float:
+    def step_s(self) -> float:
         """Seconds of a step, as far as is known."""
         return statistics.median(self._durations) if self._durations else 0.0
 
@@ -102,9 +102,9 @@ class Clock:
     @property
     def steps_left(self) -> float:
         """Steps that fit into this call beside the last checkpoint; infinite where that is not known."""
-        return max(1.0, (self.seconds_left - self.ending) / self.step) if self.step else math.inf
+        return max(1.0, (self.seconds_left - self.checkpoint_s) / self.step_s) if self.step_s else math.inf
 
-    def took(self, seconds: float) -> None:
+    def record_step(self, seconds: float) -> None:
         """Note how long a step took."""
         self._durations.append(seconds)
 
@@ -112,20 +112,20 @@ class Clock:
         """Return the share of the run, in 0..1, that is over in `ahead` seconds by its time budget; 0 without one."""
         if self._budget_s == math.inf:
             return 0.0
-        rest = max(self._budget_s - self.ending, self.step, 1e-9)
+        rest = max(self._budget_s - self.checkpoint_s, self.step_s, 1e-9)
         return min(1.0, self._progress + (1 - self._progress) * (self.learning_seconds + ahead) / rest)
 
-    def share(self, ahead: float = 0.0) -> float:
+    def call_progress(self, ahead: float = 0.0) -> float:
         """Return the share of this call, in 0..1, that is over in `ahead` seconds by its limit; 0 without one."""
         if self._call_ends == math.inf:
             return 0.0
-        rest = max(self._call_ends - self.ending - self._begun, self.step, 1e-9)
+        rest = max(self._call_ends - self.checkpoint_s - self._begun, self.step_s, 1e-9)
         return min(1.0, (self.learning_seconds + ahead) / rest)
 
     def budget_is_used_up(self) -> bool:
         """Return whether no other step fits into the time budget."""
-        return self.now() + self.step + self.ending > self._budget_ends
+        return self.now() + self.step_s + self.checkpoint_s > self._budget_ends
 
     def call_is_used_up(self) -> bool:
         """Return whether no other step fits into this call."""
-        return self.now() + self.step + self.ending > self._call_ends
+        return self.now() + self.step_s + self.checkpoint_s > self._call_ends

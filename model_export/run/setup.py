@@ -19,7 +19,7 @@ BIN_SIDE = 32
 BIN_STRIDE = 4
 
 
-def form(recipe: Recipe) -> batching.Form:
+def sample_form(recipe: Recipe) -> batching.Form:
     """Return what the recipe's network is shown and asked for."""
     return batching.Form(recipe.color_space, networks.of(recipe).STRIDE, recipe.lightness)
 
@@ -41,7 +41,7 @@ def jit_compile() -> bool | str:
     return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
-def optimizer(settings: Optimizer) -> keras.Optimizer:
+def build_optimizer(settings: Optimizer) -> keras.Optimizer:
     """Return a recipe's optimizer."""
     if settings.kind == "rmsprop":
         return keras.optimizers.RMSprop(settings.learning_rate)
@@ -68,7 +68,7 @@ def time_step(recipe: Recipe, precision: Precision) -> float:
     random = np.random.default_rng(0)
     bins = random.uniform(-40, 40, (200, 2)).astype(np.float32)
     network = architecture.build(recipe, bins)
-    network.compile(optimizer(recipe.optimizer), architecture.loss(recipe, bins), jit_compile=jit_compile())
+    network.compile(build_optimizer(recipe.optimizer), architecture.loss(recipe, bins), jit_compile=jit_compile())
     grid = side // architecture.STRIDE
     lightness = random.uniform(size=(recipe.optimizer.batch, side, side, 1)).astype(np.float32)
     chroma = random.uniform(-40, 40, (recipe.optimizer.batch, grid, grid, 2)).astype(np.float32)

@@ -17,11 +17,18 @@ from tqdm import tqdm
 from model_export import files, networks
 from model_export.data import batching, filtering, sources
 from model_export.recipe import Recipe, Shards, UNet
-from model_export.run.adversarial import Adversary
-from model_export.run.initialization import Start, begin_with, hold_out, is_from, start
+from model_export.run import initialization
+from model_export.run.adversarial import AdversarialTrainer
 from model_export.run.precision import Precision, choose
 from model_export.run.schedule import Clock, Limits, learning_rate, ramp
-from model_export.run.setup import choose_bins, form, jit_compile, optimizer, time_step, use_all_accelerators
+from model_export.run.setup import (
+    build_optimizer,
+    choose_bins,
+    jit_compile,
+    sample_form,
+    time_step,
+    use_all_accelerators,
+)
 from model_export.signals import Stop
 from model_export.weights import checkpoint
 from model_export.weights.averaging import WeightAverage
@@ -29,16 +36,16 @@ from model_export.weights.checkpoint import Setup, State
 
 # Batches that settle the batch-norm statistics after weights were averaged (a tenth of the steps in a short run), and
 # their momentum meanwhile.
-SETTLE = 100
-SETTLE_SHARE = 0.1
-SETTLE_MOMENTUM = 0.97
+CALIBRATION_BATCHES = 100
+CALIBRATION_SHARE = 0.1
+CALIBRATION_MOMENTUM = 0.97
 VALIDATION_BATCH = 50
 # Steps between two checkpoints where a run is to check itself often.
-OFTEN = 50
+FREQUENT_STEPS = 50
 # A time budget for fewer steps is warned of.
 FEW_STEPS = 30
 # What is added to the estimate of what the last checkpoint takes.
-SPARE = 1.1
+SAFETY_FACTOR = 1.1
 # Seconds between two pictures of the bar in a log.
 LOG_INTERVAL_S = 60.0
 
@@ -47,15 +54,17 @@ class Diverged(RuntimeError):
     """The loss is no number any more."""
 
 
-def _set_up(recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None) -> Setup:
+def _set_up(
+    recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], initial: initialization.Initialization | None
+) -> Setup:
     """The setup of the run in `folder`, or that of a new one."""
     if (folder / "state.json").exists():
         return checkpoint.load_setup(folder)
-    held_out = hold_out(recipe, entries, begun)
+    held_out = initialization.hold_out(recipe, entries, initial)
     training, validating = sources.split_off(entries, held_out)
-    bins = begun.setup.bins if begun else choose_bins(recipe, training)
+    bins = initial.setup.bins if initial else choose_bins(recipe, training)
     contents = [content for content in sources.contents(validating) if content]
-    origins, post_processing = (begun.origins, begun.post_processing) if begun else ([], None)
+    origins, post_processing = (initial.origins, initial.post_processing) if initial else ([], None)
     setup = Setup(recipe, bins, held_out, origins, contents, post_processing)
     checkpoint.save_setup(folder, setup)
     return setup
@@ -65,11 +74,15 @@ class Run:
     """One run in one folder, which trains, averages, validates and keeps the best."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], begun: Start | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        entries: Sequence[sources.Entry],
+        initial: initialization.Initialization | None = None,
     ) -> None:
         use_all_accelerators()
         keras.utils.set_random_seed(recipe.seed)
-        setup = _set_up(recipe, folder, entries, begun)
+        setup = _set_up(recipe, folder, entries, initial)
         self.folder = folder
         self.recipe = recipe
         self.training, self.held_out = sources.split_off(entries, setup.held_out)
@@ -78,30 +91,30 @@ class Run:
         self.averaged = architecture.build(recipe, setup.bins)
         for layer in self.averaged.layers:
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer.momentum = SETTLE_MOMENTUM
+                layer.momentum = CALIBRATION_MOMENTUM
         self.state = State()
         if (folder / "state.json").exists():
             self.state = checkpoint.load_state(folder)
             checkpoint.load_weights(folder / checkpoint.WEIGHTS, self.network)
             checkpoint.load_weights(folder / checkpoint.AVERAGE, self.averaged)
         else:
-            begin_with(self.network, recipe, begun)
+            initialization.initialize(self.network, recipe, initial)
             self.averaged.set_weights(self.network.get_weights())
         # What it begins with has learnt already: the run should end with something better.
-        self.compares = begun is not None
+        self.validates_start = initial is not None
         settings = recipe.optimizer
         self.average = WeightAverage(self.averaged.get_weights(), settings.average, self.steps)
-        self.optimizer = optimizer(settings)
+        self.optimizer = build_optimizer(settings)
         loss = architecture.loss(recipe, setup.bins)
         self.network.compile(self.optimizer, loss, jit_compile=jit_compile())
         self.averaged.compile(keras.optimizers.SGD(0.0), loss, jit_compile=jit_compile())
-        self.adversary: Adversary | None = None
-        self.doing = ""
-        self.stop = Stop(lambda: self.doing)
-        self.form = form(recipe)
+        self.adversarial: AdversarialTrainer | None = None
+        self.current_work = ""
+        self.stop = Stop(lambda: self.current_work)
+        self.form = sample_form(recipe)
         self.stream = self._stream(recipe.seed, recipe.shards, self.state.views)
         # Photographs of their own to settle on: when a run checks itself must not change what it learns from.
-        self.settling = self._stream(recipe.seed + 1)
+        self.calibration_stream = self._stream(recipe.seed + 1)
 
     def _stream(self, seed: int, shards: Shards | None = None, views: int = 0) -> batching.Stream:
         batch, augment = self.recipe.optimizer.batch, self.recipe.augment
@@ -122,7 +135,7 @@ class Run:
         if self.state.progress >= 1:
             tqdm.write(f"the run is finished; another goes on from it: --init {self.folder} --run ANOTHER")
         else:
-            self._get_ready(clock)
+            self._prepare(clock)
             with self.stop:
                 self._learn(limits, clock)
         if self.state.progress < 1:
@@ -131,7 +144,7 @@ class Run:
 
     def _learn(self, limits: Limits, clock: Clock) -> None:
         before, last_check, steps = self.state, clock.now(), 0
-        clock.begin(before.progress)
+        clock.start_schedule(before.progress)
         # In a log each picture of the bar stays.
         interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
         initial, form = 100 * before.progress, "{l_bar}{bar}| {postfix}"
@@ -141,36 +154,36 @@ class Run:
         batches = self.stream.batches(lambda: self.recipe.side(self.state.progress))
         with bar, closing(batches):
             while self.state.progress < 1 and not stops:
-                self.doing = self._step_and_checkpoint(clock)
+                self.current_work = self._step_and_checkpoint(clock)
                 begun = clock.now()
                 losses.append(self._step(next(batches), before, steps, clock))
                 steps += 1
-                clock.took(clock.now() - begun)
-                self._advance(clock)
-                bar.set_postfix_str(self._told(before, clock, losses), refresh=False)
+                clock.record_step(clock.now() - begun)
+                self._update_progress(clock)
+                bar.set_postfix_str(self._progress_text(before, clock, losses), refresh=False)
                 bar.update(100 * self.state.progress - bar.n)
                 stops = clock.call_is_used_up() or self.stop.number is not None
                 waited = clock.now() - last_check
-                often = limits.checkpoint_minutes == 0 and len(losses) >= OFTEN
+                often = limits.checkpoint_minutes == 0 and len(losses) >= FREQUENT_STEPS
                 is_due = often or 0 < 60 * limits.checkpoint_minutes < waited
                 # One that is nearly at its end has its last checkpoint soon.
-                is_due = is_due and clock.seconds_left > 2 * clock.ending
+                is_due = is_due and clock.seconds_left > 2 * clock.checkpoint_s
                 if stops or is_due or self.state.progress >= 1:
                     begun = clock.now()
-                    self._check(float(np.mean(losses)), clock)
+                    self._write_checkpoint(float(np.mean(losses)), clock)
                     losses, last_check = [], clock.now()
-                    clock.ending = last_check - begun
+                    clock.checkpoint_s = last_check - begun
 
-    def _told(self, before: State, clock: Clock, losses: Sequence[float]) -> str:
+    def _progress_text(self, before: State, clock: Clock, losses: Sequence[float]) -> str:
         views = self.state.views - before.views
         speed = views / max(clock.learning_seconds, 1e-9)
-        return f"{self.state.views:,} views, {speed:.0f}/s, loss {np.mean(losses[-OFTEN:]):.3f}"
+        return f"{self.state.views:,} views, {speed:.0f}/s, loss {np.mean(losses[-FREQUENT_STEPS:]):.3f}"
 
     def _step_and_checkpoint(self, clock: Clock) -> str:
-        seconds = f", some {clock.step + clock.ending:.0f} s" if clock.ending else ""
+        seconds = f", some {clock.step_s + clock.checkpoint_s:.0f} s" if clock.checkpoint_s else ""
         return f"finishing this step, then writing a checkpoint to {self.folder}{seconds}"
 
-    def _finite(self, loss: float) -> float:
+    def _check_finite(self, loss: float) -> float:
         """Return a loss that is a number. Raises Diverged, before anything is written, for one that is none."""
         if not math.isfinite(loss):
             raise Diverged(
@@ -184,7 +197,7 @@ class Run:
         # A longer budget for the rest takes nothing back.
         return min(1.0, max(self.state.progress, views / self.recipe.views, clock.progress(ahead)))
 
-    def _advance(self, clock: Clock) -> None:
+    def _update_progress(self, clock: Clock) -> None:
         progress = 1.0 if clock.budget_is_used_up() else self._progress(self.state.views, clock)
         self.state = replace(self.state, minutes=clock.minutes, progress=progress)
 
@@ -193,58 +206,60 @@ class Run:
 
         The learning rate is that of the middle of the step: so a run of few steps goes through the whole schedule too.
         """
-        half = clock.step / 2
+        half = clock.step_s / 2
         progress = self._progress(self.state.views + len(batch[0]) / 2, clock, half)
         of_rest = (progress - before.progress) / (1 - before.progress)
-        rise = ramp(steps + 0.5, max(of_rest, clock.share(half)))
-        if adversary := self._adversary():
-            loss = adversary.step(*batch, rise)
+        rise = ramp(steps + 0.5, max(of_rest, clock.call_progress(half)))
+        if trainer := self._adversarial_trainer():
+            loss = trainer.step(*batch, rise)
         else:
             self.optimizer.learning_rate = rise * learning_rate(self.recipe, progress)
             loss = float(self.network.train_on_batch(*batch))
         self.state = replace(self.state, views=self.state.views + len(batch[0]))
-        self._finite(loss)
+        self._check_finite(loss)
         if self.average.momentum and self.average.is_due(self.steps):
             self.average.update(self.network.get_weights(), self.steps - self.average.steps)
         return loss
 
-    def _get_ready(self, clock: Clock) -> None:
+    def _prepare(self, clock: Clock) -> None:
         """Validate what the run begins with, and measure what a limited time has to suffice for."""
-        if not (self.compares or clock.is_limited):
+        if not (self.validates_start or clock.is_limited):
             return
         loss = self._validate(self.held_out)
         tqdm.write(f"validation loss before: {loss:.4f} ({len(self.held_out)} photographs)")
-        if self.compares:
+        if self.validates_start:
             self.state = replace(self.state, start_loss=loss)
         if clock.is_limited:
-            self._rehearse(clock)
+            self._measure_durations(clock)
 
-    def _rehearse(self, clock: Clock) -> None:
+    def _measure_durations(self, clock: Clock) -> None:
         """Take steps that change nothing, so that the clock knows how long one takes, and the last checkpoint."""
         examples = self._stream(self.recipe.seed + 2)
-        if not self._adversary():
-            self._rehearse_steps(clock, examples)
+        if not self._adversarial_trainer():
+            self._time_steps(clock, examples)
         begun = clock.now()
         part = self.held_out[:VALIDATION_BATCH]
         self._validate(part)
         validation = (clock.now() - begun) * len(self.held_out) / len(part)
         begun = clock.now()
-        self._settle(examples, 1)
+        self._calibrate(examples, 1)
         settling = clock.now() - begun
         saving = 3 * checkpoint.time_to_save(self.folder, self.network)
-        clock.ending = SPARE * (validation + settling + saving)
-        clock.begin(self.state.progress)
-        count = self._settling_batches(self.steps + int(min(clock.steps_left, SETTLE / SETTLE_SHARE)))
-        clock.ending = SPARE * (validation + settling * count + saving)
+        clock.checkpoint_s = SAFETY_FACTOR * (validation + settling + saving)
+        clock.start_schedule(self.state.progress)
+        count = self._calibration_batches(
+            self.steps + int(min(clock.steps_left, CALIBRATION_BATCHES / CALIBRATION_SHARE))
+        )
+        clock.checkpoint_s = SAFETY_FACTOR * (validation + settling * count + saving)
         left = clock.steps_left
-        if clock.step:
+        if clock.step_s:
             tqdm.write(
-                f"a step takes {clock.step:.1f} s and the last checkpoint {clock.ending:.0f} s: about {left:.0f} steps"
-                f" of {self.recipe.optimizer.batch} photographs fit into the time, which begins now"
-                + ("; too few to learn much: allow more" if left < FEW_STEPS else "")
+                f"a step takes {clock.step_s:.1f} s and the last checkpoint {clock.checkpoint_s:.0f} s:"
+                f" about {left:.0f} steps of {self.recipe.optimizer.batch} photographs fit into the time,"
+                " which begins now" + ("; too few to learn much: allow more" if left < FEW_STEPS else "")
             )
 
-    def _rehearse_steps(self, clock: Clock, examples: batching.Stream) -> None:
+    def _time_steps(self, clock: Clock, examples: batching.Stream) -> None:
         """Take two steps in each size that is still to come: the first makes TensorFlow compile."""
         self.optimizer.build(self.network.trainable_variables)
         variables = [*self.network.variables, *self.optimizer.variables]
@@ -256,26 +271,26 @@ class Run:
                 begun = clock.now()
                 self.network.train_on_batch(*batch)
                 duration = clock.now() - begun
-        clock.took(duration)
+        clock.record_step(duration)
         for variable, value in zip(variables, kept, strict=True):
             variable.assign(value)
 
-    def _adversary(self) -> Adversary | None:
+    def _adversarial_trainer(self) -> AdversarialTrainer | None:
         """Return the adversary, brought in when its time has come."""
         settings = self.recipe.network
         if not isinstance(settings, UNet) or self.state.progress < settings.adversarial_from:
             return None
-        if self.adversary is None:
-            self.adversary = Adversary(self.network, settings, jit_compile())
+        if self.adversarial is None:
+            self.adversarial = AdversarialTrainer(self.network, settings, jit_compile())
             if (self.folder / checkpoint.DISCRIMINATOR).exists():
-                checkpoint.load_weights(self.folder / checkpoint.DISCRIMINATOR, self.adversary.discriminator)
-        return self.adversary
+                checkpoint.load_weights(self.folder / checkpoint.DISCRIMINATOR, self.adversarial.discriminator)
+        return self.adversarial
 
-    def _settling_batches(self, steps: int) -> int:
+    def _calibration_batches(self, steps: int) -> int:
         """Return how many batches settle the average after so many steps."""
-        return min(SETTLE, max(1, int(SETTLE_SHARE * steps))) if self.average.momentum else 0
+        return min(CALIBRATION_BATCHES, max(1, int(CALIBRATION_SHARE * steps))) if self.average.momentum else 0
 
-    def _settle(self, stream: batching.Stream, count: int) -> None:
+    def _calibrate(self, stream: batching.Stream, count: int) -> None:
         """Give the averaged weights batch-norm statistics of their own, by running them and learning nothing."""
         if not self.average.momentum:
             self.averaged.set_weights(self.network.get_weights())
@@ -293,19 +308,19 @@ class Run:
         lightness, chroma = batching.fixed(entries, self.recipe.curriculum[-1].side, self.form)
         parts = [slice(start, start + VALIDATION_BATCH) for start in range(0, len(lightness), VALIDATION_BATCH)]
         losses = [float(self.averaged.test_on_batch(lightness[part], chroma[part])) for part in parts]
-        return self._finite(float(np.average(losses, weights=[len(lightness[part]) for part in parts])))
+        return self._check_finite(float(np.average(losses, weights=[len(lightness[part]) for part in parts])))
 
-    def _check(self, loss: float, clock: Clock) -> None:
+    def _write_checkpoint(self, loss: float, clock: Clock) -> None:
         """Average, validate, write the checkpoint and a line of the run's history.
 
         loss: the mean since the last time.
         """
-        self.doing = f"finishing the checkpoint in {self.folder}"
-        self._settle(self.settling, self._settling_batches(self.steps))
+        self.current_work = f"finishing the checkpoint in {self.folder}"
+        self._calibrate(self.calibration_stream, self._calibration_batches(self.steps))
         validation = self._validate(self.held_out)
         models = {checkpoint.WEIGHTS: self.network, checkpoint.AVERAGE: self.averaged}
-        if self.adversary:
-            models[checkpoint.DISCRIMINATOR] = self.adversary.discriminator
+        if self.adversarial:
+            models[checkpoint.DISCRIMINATOR] = self.adversarial.discriminator
         takes_last = self.recipe.best_by == "last"
         judged_by = loss if self.recipe.best_by == "training" else validation
         if takes_last or judged_by < self.state.best_loss:
@@ -325,18 +340,18 @@ class Run:
         tqdm.write(f"checkpoint: {line}")
 
 
-def _begin(recipe: Recipe, folder: Path, init: Sequence[Path]) -> Start | None:
+def _load_initialization(recipe: Recipe, folder: Path, init: Sequence[Path]) -> initialization.Initialization | None:
     """What a new run starts from, None where one is to go on. What can't be done is said before the data is looked at.
 
     Raises ValueError when the folder's run has another recipe.
     """
     if not (folder / "state.json").exists():
         files.check_folder(folder)
-        return start(recipe, init)
+        return initialization.load(recipe, init)
     setup = checkpoint.load_setup(folder)
     if setup.recipe != recipe:
         raise ValueError(f"the run in {folder} was begun with another recipe")
-    if init and not is_from(init, setup.origins):
+    if init and not initialization.matches_origins(init, setup.origins):
         # No more than told of: what it began from may be gone or have learnt more, and the same command goes on.
         names = ", ".join(origin.partition(" ")[0] for origin in setup.origins)
         tqdm.write(f"the run in {folder} goes on from its own checkpoint; it began from {names or 'nothing'}")
@@ -354,17 +369,17 @@ def train(
 ) -> State:
     """Train or resume the run in `folder` on the photographs at `paths`.
 
-    init: what a new run starts from, see `start`. precision: what this machine computes fast if None; it may be another
-    one in each call. started: when the time of this call began, by `time.monotonic`; now if None. Raises
+    init: what a new run starts from, see `initialization.load`. precision: what this machine computes fast if None; it
+    may be another one in each call. started: when the time of this call began, by `time.monotonic`; now if None. Raises
     FileNotFoundError when there are no photographs, ValueError when a folder's run is another one or had other
     photographs.
     """
     started = time.monotonic() if started is None else started
-    begun = _begin(recipe, folder, init)
+    initial = _load_initialization(recipe, folder, init)
     photographs = filtering.choose(folder, paths, recipe)
     # Before the rest of the set-up: a run that is stopped there has them looked at already.
     photographs.save(folder)
     choice = choose(precision, partial(time_step, recipe))
     tqdm.write(str(choice))
     keras.config.set_dtype_policy(choice.precision)
-    return Run(recipe, folder, photographs.entries, begun).train(limits, started)
+    return Run(recipe, folder, photographs.entries, initial).train(limits, started)

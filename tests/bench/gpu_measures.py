@@ -81,9 +81,9 @@ def make_models(folder: Path) -> None:
     if not half_of(whole).exists():
         import onnx
 
-        from model_export.export.fp16 import halve
+        from model_export.export.fp16 import to_fp16
 
-        half_of(whole).write_bytes(halve(onnx.load(whole)).SerializeToString())
+        half_of(whole).write_bytes(to_fp16(onnx.load(whole)).SerializeToString())
 
 
 def _file(folder: Path, variant: str) -> Path:

@@ -6,7 +6,7 @@ import pytest
 
 from model_export.data import sources
 from model_export.evaluation import contact_sheet
-from model_export.evaluation.evaluate import Figures, Measured, Report, Sample, Way
+from model_export.evaluation.evaluate import Figures, Measurement, Predictor, Report, Sample
 
 BLUE = np.array([[[5.0]], [[-40.0]]], np.float32)
 
@@ -22,12 +22,12 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]:
 
 
 def report(harm: np.ndarray) -> Report:
-    def row(de00: np.ndarray) -> Measured:
+    def row(de00: np.ndarray) -> Measurement:
         nothing = Sample(
             np.empty((0, 0), np.uint8), np.empty((2, 0, 0), np.float32), np.empty((0, 0, 3), np.uint8), "lab"
         )
         figures = Figures(**dict.fromkeys(Figures.__dataclass_fields__, 0.0))
-        return Measured(nothing, figures, de00, np.zeros(len(de00)), {})
+        return Measurement(nothing, figures, de00, np.zeros(len(de00)), {})
 
     return Report({"gray": row(np.full(len(harm), 20.0)), "ours": row(20 + harm)}, "ours", "")
 
@@ -66,13 +66,13 @@ def test_the_best_and_the_worst_are_drawn_of_what_may_be_shown(
     monkeypatch.setattr(contact_sheet, "draw", spy)
     harm = np.array([3.0, -1, 4, -1.5, 9, -2, 6, 5, -3, 5.5, 8, 9.5])
     among = [number for number in range(12) if number != 11]
-    contact_sheet.save_all(entries, among, report(harm), Way(lambda _: BLUE, "lab"), 4, tmp_path)
+    contact_sheet.save_all(entries, among, report(harm), Predictor(lambda _: BLUE, "lab"), 4, tmp_path)
     (random, none), (best, captions), (worst, _) = shown
     assert len(random) == 4
     assert none == []
     assert best[:3] == ["grays/08.png", "grays/05.png", "grays/03.png"]
     assert worst[:3] == ["grays/04.png", "grays/10.png", "grays/06.png"]
-    assert len(best) == len(worst) == contact_sheet.EXTREMES
+    assert len(best) == len(worst) == contact_sheet.RANKED
     assert captions[0] == "grays/08.png: CIEDE2000 17.0, gray 20.0; hue 0 degrees off"
     for name in ("best", "worst"):
         picture = cv2.imread(str(tmp_path / f"{name}.jpg"))

@@ -238,7 +238,7 @@ def test_parts_add_up_to_the_whole(report: Report) -> None:
 
 
 def test_harm_is_where_the_model_is_further_off_than_gray(report: Report, entries: list[sources.Entry]) -> None:
-    harmed = {entry.name for entry, harm in zip(entries, report.harm(), strict=True) if harm > 0}
+    harmed = {entry.name for entry, harm in zip(entries, report.de00_change(), strict=True) if harm > 0}
     assert harmed == {"sea/1.png"}
     assert evaluate.source_of(entries[0]) == "-"
     number = [entry.name for entry in entries].index("sea/1.png")
@@ -273,7 +273,7 @@ def test_the_baselines_are_the_same_whatever_the_model_answers(entries: list[sou
     )
     for name in evaluate.BASELINES:
         assert first.rows[name].figures == second.rows[name].figures
-    a, b = lab(first.rows["constant"].sample.answered(1))[..., 1:].mean(axis=(0, 1))
+    a, b = lab(first.rows["constant"].sample.rgb_at(1))[..., 1:].mean(axis=(0, 1))
     assert (a, b) == (pytest.approx(10, abs=1.5), pytest.approx(20, abs=1.5))
 
 
@@ -281,11 +281,11 @@ def test_photographs_that_can_not_be_read_are_left_out_and_counted(
     entries: list[sources.Entry], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = sources.find([write_folder(tmp_path, {"1.jpg": b"no", "2.png": b""})])
-    assert evaluate.readable([bad[0], *entries, bad[1]]) == (entries, 2)
+    assert evaluate.drop_unreadable([bad[0], *entries, bad[1]]) == (entries, 2)
     assert caplog.text.count("left out") == 2
-    assert evaluate.readable([]) == ([], 0)
+    assert evaluate.drop_unreadable([]) == ([], 0)
     with pytest.raises(ValueError, match=r"none of 2 photographs can be read, the first 1\.jpg"):
-        evaluate.readable(bad)
+        evaluate.drop_unreadable(bad)
 
 
 def test_the_command_goes_on_without_what_can_not_be_read(tmp_path: Path, models: Path) -> None:
@@ -345,7 +345,9 @@ def test_a_sheet_is_a_jpeg(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "--sheet: 1276: a JPEG has room for 1,275 at most" in said
     one = write_folder(tmp_path / "one", photographs(1))
     row = contact_sheet.draw(sources.find([one]), lambda _: np.zeros((2, 1, 1), np.float32), "lab")
-    contact_sheet.save(np.zeros((len(row) * -(-cli.MOST_ON_A_SHEET // 3), 8, 3), np.uint8), tmp_path / "sheet.jpg")
+    contact_sheet.save(
+        np.zeros((len(row) * -(-cli.MAX_SHEET_PHOTOGRAPHS // 3), 8, 3), np.uint8), tmp_path / "sheet.jpg"
+    )
 
 
 @pytest.mark.parametrize(

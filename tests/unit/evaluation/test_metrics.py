@@ -27,8 +27,8 @@ def pair() -> tuple[np.ndarray, np.ndarray]:
 def test_differences_are_those_of_double_precision(pair: tuple[np.ndarray, np.ndarray]) -> None:
     answer, truth = pair
     expected = deltaE_ciede2000(rgb2lab(answer), rgb2lab(truth))
-    np.testing.assert_allclose(metrics.differences(answer, truth), expected, atol=1e-3)
-    assert metrics.difference(answer, truth) == pytest.approx(expected.mean(), abs=1e-5)
+    np.testing.assert_allclose(metrics.ciede2000(answer, truth), expected, atol=1e-3)
+    assert metrics.mean_ciede2000(answer, truth) == pytest.approx(expected.mean(), abs=1e-5)
 
 
 def test_ab_errors_are_distances_without_lightness(pair: tuple[np.ndarray, np.ndarray]) -> None:
@@ -45,22 +45,22 @@ def test_ab_errors_are_distances_without_lightness(pair: tuple[np.ndarray, np.nd
 )
 def test_accuracy_is_the_area_under_the_steps(error: float, expected: float) -> None:
     """All pixels step from outside to within at one threshold; the trapezoid there is half a step."""
-    assert metrics.accuracy(np.full((2, 3), error, np.float32)) == pytest.approx(expected)
+    assert metrics.auc(np.full((2, 3), error, np.float32)) == pytest.approx(expected)
 
 
 def test_accuracy_weighs_pixels() -> None:
     errors, weights = np.array([0, 200], np.float32), np.array([3.0, 1.0])
-    assert metrics.accuracy(errors) == pytest.approx(50)
-    assert metrics.accuracy(errors, weights) == pytest.approx(75)
+    assert metrics.auc(errors) == pytest.approx(50)
+    assert metrics.auc(errors, weights) == pytest.approx(75)
 
 
 def test_rarity_is_the_equation_of_the_paper() -> None:
     truth = pixels(GRAY, GRAY, GRAY, BLUE)
-    weights = metrics.rarity(truth)
+    weights = metrics.rebalancing_weights(truth)
     expected = [4 / 3, 4 / 3, 4 / 3, 4]
     np.testing.assert_allclose(weights, [expected])
     # Colours that are less than a bin apart are the same to it.
-    np.testing.assert_allclose(metrics.rarity(pixels(GRAY, GRAY, (92, 90, 90), BLUE)), [expected])
+    np.testing.assert_allclose(metrics.rebalancing_weights(pixels(GRAY, GRAY, (92, 90, 90), BLUE)), [expected])
 
 
 def test_gray_does_not_buy_the_rebalanced_accuracy() -> None:
@@ -68,15 +68,15 @@ def test_gray_does_not_buy_the_rebalanced_accuracy() -> None:
     truth = pixels(*[GRAY] * 95, *[RED] * 5)
     gray = np.full_like(truth, 90)
     errors = metrics.ab_errors(gray, truth)
-    assert metrics.accuracy(errors) > 95
-    assert metrics.accuracy(errors, metrics.rarity(truth)) < 70
+    assert metrics.auc(errors) > 95
+    assert metrics.auc(errors, metrics.rebalancing_weights(truth)) < 70
 
 
 def test_every_colour_counts_the_same_in_the_rebalanced_accuracy() -> None:
     truth = pixels(*[GRAY] * 99, RED)
-    assert metrics.rarity(truth)[0, :99].sum() == pytest.approx(metrics.rarity(truth)[0, 99])
+    assert metrics.rebalancing_weights(truth)[0, :99].sum() == pytest.approx(metrics.rebalancing_weights(truth)[0, 99])
     errors = np.array([[0] * 99 + [200]], np.float32)
-    assert metrics.accuracy(errors, metrics.rarity(truth)) == pytest.approx(50)
+    assert metrics.auc(errors, metrics.rebalancing_weights(truth)) == pytest.approx(50)
 
 
 def test_hs_rmse_is_in_the_units_of_the_tutorial() -> None:

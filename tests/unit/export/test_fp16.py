@@ -68,7 +68,7 @@ def test_the_half_of_a_model_says_and_answers_the_same(tmp_path: Path, photograp
     path = write(tmp_path / "tint.onnx", tint_model(contract(), (20, 30)))
     output = tmp_path / "tint.fp16.onnx"
     found = fp16.convert(path, output, photographs)
-    assert 0 < found.mean <= found.largest < 0.05
+    assert 0 < found.chroma.mean <= found.chroma.largest < 0.05
     assert 0 <= found.de00 <= found.worst < 0.1
     model = onnx.load(output)
     assert {tensor.data_type for tensor in model.graph.initializer} == {TensorProto.FLOAT16}
@@ -90,7 +90,7 @@ def test_what_is_emulated_is_rounded_as_numpy_rounds(tmp_path: Path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    session = ort.InferenceSession(fp16.emulated(model), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(fp16.emulate_fp16(model), providers=["CPUExecutionProvider"])
     random = np.random.default_rng(0)
     x = (random.normal(size=10_000) * 10.0 ** random.uniform(-3, 5, 10_000)).astype(np.float32)
     with np.errstate(over="ignore"):
@@ -106,7 +106,7 @@ def test_weights_that_are_stored_as_halves_are_not_cast_to_halves(tmp_path: Path
     stored = numpy_helper.to_array(weight).astype(np.float16)
     weight.CopyFrom(numpy_helper.from_array(stored, "weight_half"))
     model.graph.node.insert(0, helper.make_node("Cast", ["weight_half"], ["weight"], to=TensorProto.FLOAT))
-    nodes = fp16.halve(model).graph.node
+    nodes = fp16.to_fp16(model).graph.node
     assert [node.op_type for node in nodes] == ["Cast", "AveragePool", "Conv", "Cast"]
     assert nodes[2].input[1] == "weight_half"
 
@@ -134,11 +134,11 @@ def test_what_comes_from_a_running_sum_stays_float32(tmp_path: Path) -> None:
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    halved = fp16.halve(model)
+    halved = fp16.to_fp16(model)
     assert {node.name for node in halved.graph.node if node.op_type in ("Mul", "CumSum")} >= {"from_running_sum_1"}
     x = np.ones((1, 1001), np.float32)
     x[0, 500:] = 1.005
-    for proto in (halved.SerializeToString(), fp16.emulated(halved)):
+    for proto in (halved.SerializeToString(), fp16.emulate_fp16(halved)):
         session = ort.InferenceSession(proto, providers=["CPUExecutionProvider"])
         steps = session.run(None, {"x": x})[0][0]
         np.testing.assert_allclose(steps[[0, 400, 600, 999]], [100, 100, 100.5, 100.5], atol=0.07)
@@ -148,7 +148,7 @@ def test_a_model_that_needs_more_than_half_precision_is_not_written(
     tmp_path: Path, photographs: list[sources.Entry]
 ) -> None:
     path = write(tmp_path / "shifted.onnx", shifted(contract(), 30_000))
-    with pytest.raises(fp16.HalfError, match=r"0\.25 and 1\.0 are allowed, so nothing was written"):
+    with pytest.raises(fp16.HalfPrecisionError, match=r"0\.25 and 1\.0 are allowed, so nothing was written"):
         fp16.convert(path, tmp_path / "shifted.fp16.onnx", photographs)
     large = write(tmp_path / "large.onnx", shifted(contract(), 60_000, "Div"))
     with pytest.raises(EngineError, match="finite"):

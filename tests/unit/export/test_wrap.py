@@ -143,7 +143,7 @@ def lightness(gray: Array) -> Array:
 
 
 def generic(**changes: object) -> Interface:
-    facts = {"takes": "lightness", "answers": "ab", "license": "CC0-1.0"}
+    facts = {"input_kind": "lightness", "output_kind": "ab", "license": "CC0-1.0"}
     return Interface(**(facts | changes))  # type: ignore[arg-type]
 
 
@@ -245,7 +245,7 @@ def test_layout_normalisation_and_ranges(adapted: Callable[..., Engine], lightne
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     node = helper.make_node("MatMul", ["image", "weights"], ["ab"])
     graph = model([node], [weights], {"image": ["n", SIZE, SIZE, 3]}, {"ab": ["n", SIZE, SIZE, 2]}, element=element)
-    interface = generic(takes="rgb", mean=mean, std=std, layout="nhwc", output_range=(-1, 1), ab_range=(-110, 110))
+    interface = generic(input_kind="rgb", mean=mean, std=std, layout="nhwc", output_range=(-1, 1), ab_range=(-110, 110))
     gray = gray_of(lightness[0, 0])
     normalised = np.stack([(gray - m) / s for m, s in zip(mean, std, strict=True)])
     expected = 110 * np.einsum("oc,chw->ohw", TO_AB / 100, normalised)
@@ -257,7 +257,7 @@ def test_blue_first_and_one_gray_channel(adapted: Callable[..., Engine], lightne
     graph = model([node], tensors, {"gray": [1, 1, SIZE, SIZE]}, {"bgr": [1, 3, SIZE, SIZE]})
     gray = gray_of(lightness[0, 0])
     expected = np.moveaxis(rgb2lab(np.stack([0.9 * gray, 0.5 * gray, 0.2 * gray], axis=-1)), -1, 0)[1:]
-    engine = adapted(graph, generic(takes="gray", answers="bgr"))
+    engine = adapted(graph, generic(input_kind="gray", output_kind="bgr"))
     np.testing.assert_allclose(engine.predict(lightness)[0], expected, atol=0.02)
 
 

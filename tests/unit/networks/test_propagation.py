@@ -168,15 +168,14 @@ def test_the_loss_measures_what_has_been_propagated() -> None:
 
 def test_a_network_begins_as_the_one_without_whose_answer_is_propagated(tmp_path: Path) -> None:
     from model_export.networks import compact
-    from model_export.run import train
-    from model_export.run.initialization import begin_with
+    from model_export.run import initialization
 
     without, with_ = tiny(), tiny(propagation=True)
-    begun = train.start(with_, [saved_run(tmp_path / "run", 1)])
+    begun = initialization.load(with_, [saved_run(tmp_path / "run", 1)])
     assert begun is not None
     networks = [compact.build(recipe, BINS[:5]) for recipe in (without, with_)]
     for network, recipe in zip(networks, (without, with_), strict=True):
-        begin_with(network, recipe, begun)
+        initialization.initialize(network, recipe, begun)
     picture = np.random.default_rng(0).uniform(size=(1, 4 * SIDE, 4 * SIDE, 1)).astype(np.float32)
     logits, both = (np.asarray(network(picture)) for network in networks)
     np.testing.assert_allclose(both[..., :5], logits, atol=1e-5)
@@ -186,20 +185,19 @@ def test_a_network_begins_as_the_one_without_whose_answer_is_propagated(tmp_path
     expected = propagated(chroma, guided(places))
     np.testing.assert_allclose(np.asarray(compact.chroma(with_, BINS[:5], 1.5)(both)), expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"more propagates chroma, and only a recipe with network\.propagation"):
-        train.start(without, [saved_run(tmp_path / "more", 1, propagation=True)])
+        initialization.load(without, [saved_run(tmp_path / "more", 1, propagation=True)])
 
 
 def test_a_network_may_be_given_keys_and_keeps_as_many(tmp_path: Path) -> None:
     from model_export.networks import compact
-    from model_export.run import train
-    from model_export.run.initialization import begin_with
+    from model_export.run import initialization
 
     old, new = tiny(propagation=True), tiny(propagation=True, nonlocal_channels=4)
-    begun = train.start(new, [saved_run(tmp_path / "run", 1, propagation=True)])
+    begun = initialization.load(new, [saved_run(tmp_path / "run", 1, propagation=True)])
     assert begun is not None
     networks = [compact.build(recipe, BINS[:5]) for recipe in (old, new)]
     for network, recipe in zip(networks, (old, new), strict=True):
-        begin_with(network, recipe, begun)
+        initialization.initialize(network, recipe, begun)
     picture = np.random.default_rng(0).uniform(size=(1, 4 * SIDE, 4 * SIDE, 1)).astype(np.float32)
     without, with_ = (np.asarray(network(picture)) for network in networks)
     assert with_.shape[-1] == 5 + 3 + 1 + 4
@@ -209,7 +207,7 @@ def test_a_network_may_be_given_keys_and_keeps_as_many(tmp_path: Path) -> None:
     np.testing.assert_array_equal(*kernels)
     for other in (old, tiny(propagation=True, nonlocal_channels=8)):
         with pytest.raises(ValueError, match="more has 4 nonlocal_channels, and only a recipe with as many"):
-            train.start(other, [saved_run(tmp_path / "more", 1, propagation=True, nonlocal_channels=4)])
+            initialization.load(other, [saved_run(tmp_path / "more", 1, propagation=True, nonlocal_channels=4)])
         shutil.rmtree(tmp_path / "more")
 
 
@@ -248,6 +246,6 @@ def test_the_exported_graph_answers_the_same_and_so_does_its_half(keys: int) -> 
     whole = np.asarray(export.serving_model(network, setup, 4 * SIDE, 1.5)(pictures))
     assert (np.linalg.norm(wanted, axis=1) <= np.linalg.norm(whole, axis=1) + 1e-4).all()
     assert np.abs(wanted - whole).max() > 0.1
-    for graph, close in ((proto.SerializeToString(), 0.01), (fp16.emulated(fp16.halve(proto)), 1.0)):
+    for graph, close in ((proto.SerializeToString(), 0.01), (fp16.emulate_fp16(fp16.to_fp16(proto)), 1.0)):
         session = ort.InferenceSession(graph, providers=["CPUExecutionProvider"])
         np.testing.assert_allclose(session.run(None, {"lightness": pictures})[0], wanted, atol=close)

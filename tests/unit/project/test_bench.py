@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from model_export.data import sources
-from model_export.export.fp16 import emulated, halve
+from model_export.export.fp16 import emulate_fp16, to_fp16
 from service.inference import half_precision
 from service.inference.registry import ModelRegistry
 from service.inference.session import Engine
@@ -318,8 +318,8 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_the_gpu_benchmarks_half_is_the_same_model(bench_model: Path) -> None:
-    whole, its_half = onnx.load(bench_model), halve(onnx.load(bench_model))
+    whole, its_half = onnx.load(bench_model), to_fp16(onnx.load(bench_model))
     assert its_half.metadata_props == whole.metadata_props
     half_precision.check(
-        Engine(bench_model, bench_model.read_bytes(), "cpu"), Engine(bench_model, emulated(its_half), "cpu")
+        Engine(bench_model, bench_model.read_bytes(), "cpu"), Engine(bench_model, emulate_fp16(its_half), "cpu")
     )

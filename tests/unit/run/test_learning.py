@@ -28,56 +28,55 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def test_a_run_starts_from_the_mean_of_others(tmp_path: Path) -> None:
-    from model_export.run import train
+    from model_export.run import initialization
     from model_export.weights import checkpoint
 
     # What learns may differ, as it changes no network.
     runs = [saved_run(tmp_path / str(seed), seed, learning_blocks=seed) for seed in (1, 2)]
-    begun = train.start(tiny(), runs)
+    begun = initialization.load(tiny(), runs)
     assert begun is not None
     assert begun.held_out == {"a", "b"}
     assert [origin.split()[0] for origin in begun.origins] == ["1", "2"]
     one, other = (checkpoint.read_weights(run / checkpoint.BEST) for run in runs)
     for mean, first, second in zip(begun.weights, one, other, strict=True):
         np.testing.assert_allclose(mean, (first + second) / 2, atol=1e-6)
-    assert train.start(tiny(), []) is None
+    assert initialization.load(tiny(), []) is None
     with pytest.raises(ValueError, match="wider has another network"):
-        train.start(tiny(), [runs[0], saved_run(tmp_path / "wider", 3, context=9)])
+        initialization.load(tiny(), [runs[0], saved_run(tmp_path / "wider", 3, context=9)])
     with pytest.raises(ValueError, match="is of lab, the recipe of hsv"):
-        train.start(tiny().model_copy(update={"color_space": "hsv"}), runs)
+        initialization.load(tiny().model_copy(update={"color_space": "hsv"}), runs)
     with pytest.raises(ValueError, match="another network"):
-        train.start(tiny(bin_size=5.0), runs)
+        initialization.load(tiny(bin_size=5.0), runs)
 
 
 def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) -> None:
     from model_export.networks import compact
-    from model_export.run import train
-    from model_export.run.initialization import begin_with
+    from model_export.run import initialization
 
     small, large = tiny(blocks=(1, 2, 2, 1)), tiny(blocks=(1, 2, 4, 2))
-    begun = train.start(large, [saved_run(tmp_path / "run", 1, blocks=(1, 2, 2, 1))])
+    begun = initialization.load(large, [saved_run(tmp_path / "run", 1, blocks=(1, 2, 2, 1))])
     assert begun is not None
     networks = [compact.build(recipe, BINS[:5]) for recipe in (small, large)]
     for network, recipe in zip(networks, (small, large), strict=True):
-        begin_with(network, recipe, begun)
+        initialization.initialize(network, recipe, begun)
     picture = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
     answers = [np.asarray(network(picture)) for network in networks]
     np.testing.assert_allclose(answers[1], answers[0], atol=1e-5)
     assert np.abs(answers[0]).max() > 0.01
-    larger = train.start(small, [saved_run(tmp_path / "more", 1, blocks=(1, 2, 4, 2))])
+    larger = initialization.load(small, [saved_run(tmp_path / "more", 1, blocks=(1, 2, 4, 2))])
     assert larger is not None
     with pytest.raises(ValueError, match="has no place"):
-        begin_with(networks[0], small, larger)
+        initialization.initialize(networks[0], small, larger)
 
 
 def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> None:
     from model_export.data.sources import Entry, digest
-    from model_export.run.initialization import Start, hold_out
+    from model_export.run.initialization import Initialization, hold_out
     from model_export.weights.checkpoint import Setup
 
     entries = [Entry(f"made/{number}.jpg", "shard.tar", 0, 1) for number in range(40)]
     before = {"made/3.jpg", digest("made/5.jpg"), "elsewhere.jpg"}
-    begun = Start([], Setup(tiny(), BINS[:5], []), before, [])
+    begun = Initialization([], Setup(tiny(), BINS[:5], []), before, [])
     assert hold_out(tiny(), entries, begun) == ["made/3.jpg", "made/5.jpg"]
     assert not capsys.readouterr().out
     # Own photographs, none of them known: a tenth at most validates.
@@ -86,7 +85,7 @@ def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> 
     assert "none of the 3 photographs held out before is here: 4 others validate" in capsys.readouterr().out
     with pytest.raises(ValueError, match="too few"):
         hold_out(tiny(), entries[:9], begun)
-    every = Start([], begun.setup, {entry.name for entry in entries}, [])
+    every = Initialization([], begun.setup, {entry.name for entry in entries}, [])
     with pytest.raises(ValueError, match="none is left to learn from"):
         hold_out(tiny(), entries, every)
 
@@ -95,19 +94,19 @@ def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> 
 def test_no_other_validates_than_those_held_out_before(validate_on: int, capsys: pytest.CaptureFixture[str]) -> None:
     """An archive that has grown since, or a recipe that would have more of them."""
     from model_export.data.sources import Entry
-    from model_export.run.initialization import Start, hold_out
+    from model_export.run.initialization import Initialization, hold_out
     from model_export.weights.checkpoint import Setup
 
     entries = [Entry(f"{number}.jpg", "shard.tar", 0, 1) for number in range(2000)]
     first = hold_out(tiny().model_copy(update={"validate_on": 20}), entries[:400], None)
-    begun = Start([], Setup(tiny(), BINS[:5], []), set(first), [])
+    begun = Initialization([], Setup(tiny(), BINS[:5], []), set(first), [])
     assert hold_out(tiny().model_copy(update={"validate_on": validate_on}), entries, begun) == first
     assert ("20 photographs validate" in capsys.readouterr().out) == (validate_on > 20)
 
 
 def test_what_was_held_out_is_known_by_other_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from model_export.data import sources
-    from model_export.run.initialization import Start, hold_out
+    from model_export.run.initialization import Initialization, hold_out
     from model_export.weights.checkpoint import Setup
 
     made = photographs(40)
@@ -116,25 +115,27 @@ def test_what_was_held_out_is_known_by_other_names(tmp_path: Path, capsys: pytes
     entries = sources.find([tmp_path / "archive"])
     first = hold_out(recipe, entries, None)
     contents = sources.contents(sources.split_off(entries, first)[1])
-    begun = Start([], Setup(recipe, BINS[:5], []), set(first), [], {content for content in contents if content})
+    begun = Initialization(
+        [], Setup(recipe, BINS[:5], []), set(first), [], {content for content in contents if content}
+    )
     above = hold_out(recipe, sources.find([tmp_path]), begun)
     assert above == [f"archive/{name}" for name in first]
     # The names alone, as older runs have them, don't say so; it is told.
-    assert hold_out(recipe, sources.find([tmp_path]), Start([], begun.setup, set(first), [])) != above
+    assert hold_out(recipe, sources.find([tmp_path]), Initialization([], begun.setup, set(first), [])) != above
     assert "none of the 4 photographs held out before" in capsys.readouterr().out
 
 
 def test_broken_origins_are_said(tmp_path: Path) -> None:
-    from model_export.run.initialization import start
+    from model_export.run import initialization
     from model_export.weights import checkpoint
 
     run = saved_run(tmp_path / "run", 1)
     (run / checkpoint.BEST).write_bytes((run / checkpoint.BEST).read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"best\.npz is broken"):
-        start(tiny(), [run])
+        initialization.load(tiny(), [run])
     (tmp_path / "broken.onnx").write_bytes(b"\x08no model at all")
     with pytest.raises(ValueError, match=r"broken\.onnx is no ONNX file, or broken"):
-        start(tiny(), [tmp_path / "broken.onnx"])
+        initialization.load(tiny(), [tmp_path / "broken.onnx"])
 
 
 def test_what_is_wrong_is_said_before_the_photographs_are_looked_at(
@@ -159,44 +160,44 @@ def test_what_is_wrong_is_said_before_the_photographs_are_looked_at(
     def fail(*_: object) -> None:
         raise ValueError("the set-up fails")
 
-    monkeypatch.setattr(train, "hold_out", fail)
+    monkeypatch.setattr(train.initialization, "hold_out", fail)
     with pytest.raises(ValueError, match="the set-up fails"):
         train.train(tiny(), tmp_path / "run", [folder], train.Limits())
     assert (tmp_path / "run" / filtering.MANIFEST).exists()
 
 
 def test_a_run_that_goes_on_tells_of_other_origins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from model_export.run import train
+    from model_export.run import initialization, train
     from model_export.weights import checkpoint
 
     origin, other = (saved_run(tmp_path / name, seed) for seed, name in enumerate(("origin", "other")))
-    begun = train.start(tiny(), [origin])
+    begun = initialization.load(tiny(), [origin])
     assert begun is not None
     run = tmp_path / "run"
     run.mkdir()
     checkpoint.save_setup(run, checkpoint.Setup(tiny(), BINS[:5], [], begun.origins))
     (run / "state.json").write_text("{}")
     for same in ([], [origin]):
-        assert train._begin(tiny(), run, same) is None
+        assert train._load_initialization(tiny(), run, same) is None
         assert not capsys.readouterr().out
-    assert train._begin(tiny(), run, [other]) is None
+    assert train._load_initialization(tiny(), run, [other]) is None
     assert "goes on from its own checkpoint; it began from origin" in capsys.readouterr().out
     (origin / checkpoint.BEST).unlink()
-    assert train._begin(tiny(), run, [origin]) is None
+    assert train._load_initialization(tiny(), run, [origin]) is None
     assert "it began from origin" in capsys.readouterr().out
 
 
 def test_a_cast_is_taken_from_what_has_it_and_gray_stays_gray() -> None:
-    from model_export.export.export import WithoutCast
+    from model_export.export.export import CastReduction
 
     chroma = np.zeros((2, 2, 2, 2), np.float32)
     chroma[0] = [[[20, 0], [8, 0]], [[0, 0], [-8, 4]]]  # their mean is (5, 1)
-    answer = np.asarray(WithoutCast(0.4)(chroma))
+    answer = np.asarray(CastReduction(0.4)(chroma))
     np.testing.assert_allclose(answer[0, 0], [[18, -0.4], [6, -0.4]], atol=1e-4)
     np.testing.assert_array_equal(answer[0, 1], chroma[0, 1])
     np.testing.assert_array_equal(answer[1], 0)
     chroma[:] = 2, 1
-    np.testing.assert_allclose(np.asarray(WithoutCast(0.4)(chroma)), chroma * 0.6, rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(CastReduction(0.4)(chroma)), chroma * 0.6, rtol=1e-4)
 
 
 class Exported(Exception):
@@ -249,7 +250,7 @@ def test_a_model_is_exported_with_the_gain_of_its_recipe_or_of_the_file_that_it_
 def test_a_run_begins_with_the_post_processing_of_its_origins(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from model_export.run import train
+    from model_export.run import initialization
     from model_export.weights.post_processing import PostProcessing
 
     bold, plain = PostProcessing(2.4, 0.36), PostProcessing(1.6, 0)
@@ -259,7 +260,7 @@ def test_a_run_begins_with_the_post_processing_of_its_origins(
             post.save(run)
 
     def begun(*origins: Path) -> PostProcessing | None:
-        start = train.start(tiny(), origins)
+        start = initialization.load(tiny(), origins)
         assert start is not None
         return start.post_processing
 
@@ -336,14 +337,14 @@ class Taught:
         """Return the run's history. What was rehearsed is no part of `rates` and `sides`."""
         from model_export.run.schedule import Limits
 
-        rehearse = self.run._rehearse_steps
+        rehearse = self.run._time_steps
 
         def forgotten(*arguments: object) -> None:
             rehearse(*arguments)  # type: ignore[arg-type]
             self.rates.clear()
             self.sides.clear()
 
-        self.run._rehearse_steps = forgotten  # type: ignore[method-assign, assignment]
+        self.run._time_steps = forgotten  # type: ignore[method-assign, assignment]
         self.run.train(Limits(**limits), self.seconds)
         lines = (self.run.folder / "history.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]

@@ -21,12 +21,12 @@ def run(limits: Limits, *, step: float, ending: float, set_up: float = 40.0, bef
     time = Time()
     clock = Clock(limits, before, time.seconds, time)
     time.seconds += set_up
-    clock.ending = ending
-    clock.took(step)
-    clock.begin(0.0)
+    clock.checkpoint_s = ending
+    clock.record_step(step)
+    clock.start_schedule(0.0)
     for steps in range(1, 10_000):
         time.seconds += step
-        clock.took(step)
+        clock.record_step(step)
         if clock.budget_is_used_up() or clock.call_is_used_up():
             return steps, time.seconds + ending - 1000
     raise AssertionError("it does not end")
@@ -52,16 +52,16 @@ def test_without_limits_time_says_nothing() -> None:
     assert not clock.is_limited
     assert not clock.budget_is_used_up()
     assert not clock.call_is_used_up()
-    assert clock.progress(1e9) == clock.share(1e9) == 0
+    assert clock.progress(1e9) == clock.call_progress(1e9) == 0
     assert not Clock(Limits(stop_after=0), 0.0, 0.0).is_limited, "it has time for one step, whatever that takes"
 
 
 def test_progress_is_the_share_of_the_time_that_is_left_for_learning() -> None:
     time = Time()
     clock = Clock(Limits(max_minutes=1), 0.0, 0.0, time)
-    clock.ending = 20
-    clock.took(4)
-    clock.begin(0.5)
+    clock.checkpoint_s = 20
+    clock.record_step(4)
+    clock.start_schedule(0.5)
     assert [round(clock.progress(ahead), 3) for ahead in (0, 4, 20, 40, 99)] == [0.5, 0.55, 0.75, 1, 1]
     assert clock.steps_left == 10
     time.seconds += 36

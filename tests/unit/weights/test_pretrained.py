@@ -104,7 +104,7 @@ def test_the_backbone_says_what_its_authors_network_says() -> None:
 def test_it_changes_nothing_before_its_features_have_been_learnt_from() -> None:
     """So a trained network can be given a backbone; and what the backbone knows stays as it is."""
     from model_export import networks
-    from model_export.run.initialization import Start, begin_with
+    from model_export.run.initialization import Initialization, initialize
     from model_export.weights import pretrained
     from model_export.weights.checkpoint import Setup
 
@@ -112,7 +112,7 @@ def test_it_changes_nothing_before_its_features_have_been_learnt_from() -> None:
     old = networks.of(without).build(without, BINS)
     new = networks.of(RECIPE).build(RECIPE, BINS)
     pretrained.fill(new)
-    begin_with(new, RECIPE, Start(old.get_weights(), Setup(without, BINS, []), set(), []))
+    initialize(new, RECIPE, Initialization(old.get_weights(), Setup(without, BINS, []), set(), []))
     x = np.random.default_rng(0).uniform(size=(2, 64, 64, 1)).astype(np.float32)
     np.testing.assert_allclose(new.predict(x, verbose=0), old.predict(x, verbose=0), atol=1e-4)
 

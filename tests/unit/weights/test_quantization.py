@@ -94,18 +94,19 @@ def test_a_kernel_of_nothing_stays_nothing() -> None:
 
 def test_an_export_falls_back_to_half_precision_and_then_gives_up(random: np.random.Generator) -> None:
     from model_export.export import export
+    from model_export.export.parity import ChromaDifference
 
     model = convolution(random.normal(size=(64, 64, 3, 3)).astype(np.float32))
     x = random.normal(size=(1, 64, 8, 8)).astype(np.float32)
     wanted = answer(model, x)
 
-    def check(proto: onnx.ModelProto) -> export.Parity:
-        return export.parity(wanted, answer(proto, x))
+    def check(proto: onnx.ModelProto) -> ChromaDifference:
+        return ChromaDifference.between(wanted, answer(proto, x))
 
-    in_bytes, stored = export._narrow(model, check, 1.0)
-    in_half, closer = export._narrow(model, check, stored.mean / 2)
+    in_bytes, stored = export._compress_weights(model, check, 1.0)
+    in_half, closer = export._compress_weights(model, check, stored.mean / 2)
     assert {tensor.data_type for tensor in in_bytes.graph.initializer} == {TensorProto.FLOAT, TensorProto.INT8}
     assert {tensor.data_type for tensor in in_half.graph.initializer} == {TensorProto.FLOAT, TensorProto.FLOAT16}
     assert closer.mean < stored.mean / 10
     with pytest.raises(export.ParityError, match="on average, more than"):
-        export._narrow(model, check, 0.0)
+        export._compress_weights(model, check, 0.0)

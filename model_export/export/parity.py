@@ -1,0 +1,25 @@
+"""How far the chroma of two models differs on the same images."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from service.imaging.color import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class ChromaDifference:
+    """Absolute differences of chroma values, in the units of the colour space.
+
+    mean: over all images, channels and pixels. largest: of any single value.
+    """
+
+    mean: float
+    largest: float
+
+    @classmethod
+    def between(cls, expected: Floats, actual: Floats) -> Self:
+        """Return the difference of two outputs for the same images, float32 [N, 2, s, s] each."""
+        difference = np.abs(expected - actual)
+        return cls(float(difference.mean()), float(difference.max()))

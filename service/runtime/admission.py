@@ -1,7 +1,7 @@
-"""How much may be inside at once: uploads being received, their bytes, and photos.
+"""Admission control: count the uploads, their bytes and the photos inside, and refuse more than the limits allow.
 
-Receiving and processing are admitted apart, so that slow senders can't hold the places of others. Used from the event
-loop only, so plain numbers are enough.
+Receiving and processing have separate limits, so that slow clients can't block the processing of other photos. All
+classes are used from the event loop only, so they need no lock.
 """
 
 from types import TracebackType
@@ -11,7 +11,7 @@ from service.errors import Overloaded
 
 
 class Slots:
-    """A counted number of places, of which none is waited for."""
+    """A counter of permits. A caller gets a permit immediately or not at all."""
 
     def __init__(self, what: str, limit: int) -> None:
         self.what = what
@@ -19,21 +19,24 @@ class Slots:
         self.in_use = 0
 
     def acquire(self, count: int = 1, *, leave: int = 0) -> None:
-        """Takes places; raises Overloaded when there are not so many, or fewer than `leave` would be left."""
+        """Acquire `count` slots. Raise Overloaded if fewer than `leave` would then be free."""
         if self.in_use + count > self.limit - leave:
-            raise Overloaded(f"too many {self.what} at once", limit=self.limit)
+            raise Overloaded(f"the limit of {self.limit:,} {self.what} is reached; try again later", limit=self.limit)
         self.in_use += count
 
     def release(self, count: int = 1) -> None:
-        """Gives places back."""
+        """Release `count` slots."""
         self.in_use -= count
 
 
 class UploadReservation:
-    """One upload that is being received: a place among the uploads, and one for each of its bytes so far."""
+    """What one upload occupies: an upload slot while it is received, and a byte slot for each byte in memory."""
 
     def __init__(self, uploads: Slots, held: Slots, *, leave: int = 0) -> None:
-        """leave: so many bytes of all uploads are left for others."""
+        """Create a reservation that occupies nothing before it is entered.
+
+        uploads, held: the slots for uploads and for bytes. leave: bytes that must stay free for other uploads.
+        """
         self._uploads = uploads
         self._held = held
         self._leave = leave
@@ -46,17 +49,17 @@ class UploadReservation:
         return self
 
     def grow(self, count: int) -> None:
-        """Counts bytes that have come; raises Overloaded when all uploads together are too large."""
+        """Count bytes that have arrived. Raise Overloaded if all uploads together exceed the limit."""
         self._held.acquire(count, leave=self._leave)
         self._bytes += count
 
     def shrink(self, count: int) -> None:
-        """Gives bytes back that are not held any more."""
+        """Release bytes that are no longer in memory."""
         self._held.release(count)
         self._bytes -= count
 
     def complete(self) -> None:
-        """The upload is whole: its place is free for the next, its bytes are still held."""
+        """Release the upload slot: the upload has arrived. Its bytes stay counted."""
         if self._receives:
             self._uploads.release()
             self._receives = False

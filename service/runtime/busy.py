@@ -1,4 +1,4 @@
-"""Track which threads are at work, and for how long, so that a stuck service is noticed."""
+"""Track which threads are busy, and since when, so that a stuck service is noticed."""
 
 import itertools
 import time
@@ -9,35 +9,36 @@ Clock = Callable[[], float]
 
 
 class BusyTracker:
-    """What those who may be at work at once have begun, and when."""
+    """The jobs that a fixed number of threads or executors are busy with. Safe to use from many threads."""
 
-    def __init__(self, most: int, clock: Clock = time.monotonic) -> None:
-        self._most = most
+    def __init__(self, size: int, clock: Clock = time.monotonic) -> None:
+        """size: the number of jobs that can run concurrently."""
+        self._size = size
         self._clock = clock
-        self._begun: dict[int, tuple[float, str]] = {}
+        self._jobs: dict[int, tuple[float, str]] = {}
         self._numbers = itertools.count()
 
     @contextmanager
     def track(self, name: str = "") -> Iterator[None]:
-        """Count someone of that name as at work, for as long as the context lasts."""
+        """Count a job of this name as running until the context ends."""
         number = next(self._numbers)
-        self._begun[number] = self._clock(), name
+        self._jobs[number] = self._clock(), name
         try:
             yield
         finally:
-            del self._begun[number]
+            del self._jobs[number]
 
     @property
     def names(self) -> list[str]:
-        """The names of those who are at work, the first to begin first."""
-        return [name for _, name in sorted(self._begun.values())]
+        """The names of the running jobs, oldest first."""
+        return [name for _, name in sorted(self._jobs.values())]
 
     @property
     def busy(self) -> int:
-        """How many are at work."""
-        return len(self._begun)
+        """The number of running jobs."""
+        return len(self._jobs)
 
     def stuck_for(self) -> float:
-        """Seconds since any of them began, when all are at work; else 0."""
-        begun = [moment for moment, _ in list(self._begun.values())]
-        return self._clock() - max(begun) if len(begun) >= self._most else 0.0
+        """Return the seconds since the newest job began if all `size` jobs are running, else 0."""
+        begun = [moment for moment, _ in list(self._jobs.values())]
+        return self._clock() - max(begun) if len(begun) >= self._size else 0.0

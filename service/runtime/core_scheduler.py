@@ -1,4 +1,4 @@
-"""Shares the cores among more threads than there are: those that wait for a GPU."""
+"""Share the cores among more worker threads than there are cores. Such threads exist because many wait for a GPU."""
 
 import threading
 from collections import deque
@@ -8,47 +8,48 @@ from queue import SimpleQueue
 
 
 class CoreScheduler:
-    """So many rights to keep a core busy.
+    """A semaphore for cores, with two priorities.
 
-    Who goes on with a photo comes before who begins one: else all would decode theirs before anyone is done, and as
-    many decoded photos as there are threads would be in memory (32 of 12 megapixels: 600 MB for 410).
+    A thread that continues a photo comes before a thread that starts one. Otherwise all threads would decode their
+    photos before any photo is finished, and all decoded photos would be in memory. With 32 photos of 12 megapixels that
+    took 600 MB instead of 410 MB.
     """
 
     def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
         self._free = count
-        self._beginning: deque[SimpleQueue[None]] = deque()
-        self._going_on: deque[SimpleQueue[None]] = deque()
+        self._starting: deque[SimpleQueue[None]] = deque()
+        self._continuing: deque[SimpleQueue[None]] = deque()
 
     def acquire_to_start(self) -> AbstractContextManager[None]:
-        """A core, once none is wanted to go on with."""
-        return self._core(self._beginning)
+        """Hold a core to start a photo. Wait until no thread waits to continue one."""
+        return self._core(self._starting)
 
     def acquire_to_continue(self) -> AbstractContextManager[None]:
-        """The next core that is free."""
-        return self._core(self._going_on)
+        """Hold the next free core to continue a photo."""
+        return self._core(self._continuing)
 
     @contextmanager
-    def _core(self, line: deque[SimpleQueue[None]]) -> Iterator[None]:
-        self._take(line)
+    def _core(self, queue: deque[SimpleQueue[None]]) -> Iterator[None]:
+        self._acquire(queue)
         try:
             yield
         finally:
-            self._give_back()
+            self._release()
 
-    def _take(self, line: deque[SimpleQueue[None]]) -> None:
+    def _acquire(self, queue: deque[SimpleQueue[None]]) -> None:
         with self._lock:
-            if self._free:  # so nobody is in line
+            if self._free:  # A core is free only while both queues are empty.
                 self._free -= 1
                 return
-            turn: SimpleQueue[None] = SimpleQueue()
-            line.append(turn)
-        turn.get()
+            woken: SimpleQueue[None] = SimpleQueue()
+            queue.append(woken)
+        woken.get()
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         with self._lock:
-            line = self._going_on or self._beginning
-            if line:
-                line.popleft().put(None)
+            queue = self._continuing or self._starting
+            if queue:
+                queue.popleft().put(None)
             else:
                 self._free += 1

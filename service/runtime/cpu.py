@@ -1,4 +1,4 @@
-"""Processor cores that this process may use."""
+"""Read the processor limit of this process."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
-    """Processors' worth of time that this process's container may take, as it sees it itself; None without a limit."""
+    """Return the number of processors that the container may use, from its control group; None without a limit."""
     try:
         quota, period = (cgroups / "cpu.max").read_text("ascii").split()
     except (OSError, ValueError):
-        try:  # version 1 of control groups
+        try:  # Version 1 of control groups.
             quota, period = (
                 (cgroups / "cpu" / f"cpu.cfs_{name}_us").read_text("ascii") for name in ("quota", "period")
             )
@@ -18,6 +18,6 @@ def cpu_quota(cgroups: Path = CGROUPS) -> float | None:
             return None
     try:
         found = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # no limit is the word `max`
+    except (ValueError, ZeroDivisionError):  # Without a limit the file says `max`.
         return None
     return found if found > 0 else None

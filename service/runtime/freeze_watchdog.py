@@ -1,11 +1,11 @@
-"""End a process in which nothing of Python runs any more, and name the requests that were inside.
+"""End a process whose Python threads are all frozen, and log which requests were inside.
 
-A call of a C library that keeps Python's lock (the GIL) and does not return freezes every thread: the event loop, the
-deadline, the watch on stuck workers, the log and the handlers of signals. Only `faulthandler` goes on then: its timer
-is a thread in C, which needs no lock. When it is not set anew in time, it writes the traceback of every thread and
-ends the process.
+A call of a C library that holds Python's lock (the GIL) and does not return freezes every thread. That includes the
+event loop, deadlines, the watchdog for stuck workers, the log and signal handlers. Only `faulthandler` still runs: its
+timer is a thread in C that needs no lock. If the timer is not reset in time, it writes the traceback of every thread
+and ends the process.
 
-It writes nothing but tracebacks, so the requests are named there: each runs in a frame that has its id as its name.
+`faulthandler` writes nothing but tracebacks. So each request runs in a frame that is named after its id.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# The code that faulthandler ends a process with.
+# The exit code of a process that faulthandler ends.
 EXIT_FROZEN = 1
 STANDARD_ERROR = 2
 REARM_S = 1.0
-# On a busy machine the event loop may come late, and large photos may keep the lock for seconds.
-LEAST_S = 10.0
-# A model that is loaded may keep the lock for as long.
-LOAD_S = 600.0
+# On a busy machine the event loop may be late, and large photos may hold the lock for seconds.
+MIN_LIMIT_S = 10.0
+# Loading a model may hold the lock for this long.
+LOAD_LIMIT_S = 600.0
 
 
 def _call(call: Callable[[], T]) -> T:
@@ -45,46 +45,47 @@ def _named(code: CodeType, request: str) -> FunctionType:
 
 
 def run_named(request: str, call: Callable[[], T]) -> T:
-    """Run the call in a frame that tracebacks show as `request ID`."""
+    """Run a call in a frame that tracebacks show as `request ID`."""
     return cast("T", _named(_call.__code__, request)(call))
 
 
 async def await_named(request: str, call: Callable[[], Awaitable[T]]) -> T:
-    """Await the call in a frame that tracebacks show as `request ID`."""
+    """Await a call in a frame that tracebacks show as `request ID`."""
     return cast("T", await _named(_await.__code__, request)(call))
 
 
 def dump_tracebacks() -> None:
-    """Write the traceback of every thread to standard error, those of requests with their ids."""
+    """Write the traceback of every thread to standard error; those of requests show their ids."""
     faulthandler.dump_traceback(STANDARD_ERROR)
 
 
 class FreezeWatchdog:
-    """Ends the process with EXIT_FROZEN when the event loop has not run for some time."""
+    """A timer that ends the process with EXIT_FROZEN when the event loop has not run for some time."""
 
     def __init__(self, limit_s: float, loading_for: Callable[[], float | None]) -> None:
-        """Make a watchdog that does not watch yet.
+        """Create a watchdog that is not active yet.
 
-        limit_s: seconds that the event loop may stand still; LEAST_S at least. loading_for: seconds since the latest
-        load of models under way began, None when there is none; it has LOAD_S in which the loop may stand still.
+        limit_s: seconds for which the event loop may stand still; MIN_LIMIT_S is the lower bound. loading_for: returns
+        the seconds since the newest running load of models began, or None without a load. During the LOAD_LIMIT_S after
+        that moment, the loop may stand still.
         """
-        self._limit = max(limit_s, LEAST_S)
+        self._limit = max(limit_s, MIN_LIMIT_S)
         self._loading_for = loading_for
-        self._is_told = False
+        self._has_warned = False
 
     def arm(self) -> None:
-        """Set the timer anew."""
+        """Reset the timer."""
         loading = self._loading_for()
-        limit = self._limit if loading is None else max(self._limit, LOAD_S - loading)
+        limit = self._limit if loading is None else max(self._limit, LOAD_LIMIT_S - loading)
         try:
             faulthandler.dump_traceback_later(limit, exit=True, file=STANDARD_ERROR)
-        except RuntimeError as error:  # There is no thread for it now.
-            if not self._is_told:
-                log.warning("nothing ends the process now, should it freeze: %s", error)
-            self._is_told = True
+        except RuntimeError as error:  # The system has no thread for the timer now.
+            if not self._has_warned:
+                log.warning("the freeze watchdog is inactive, as its timer could not be set: %s", error)
+            self._has_warned = True
 
     async def watch(self) -> None:
-        """Set the timer anew again and again, until cancelled; then there is none."""
+        """Reset the timer periodically until cancelled. Then cancel the timer."""
         loop = asyncio.get_running_loop()
         stops = hasattr(signal, "SIGTSTP") and signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL
         if stops:
@@ -99,7 +100,7 @@ class FreezeWatchdog:
                 loop.remove_signal_handler(signal.SIGTSTP)
 
     def _suspend(self) -> None:
-        """Stop the process, as Ctrl-Z in its terminal asks for, with no timer that would end it when it goes on."""
+        """Suspend the process on Ctrl-Z. The timer is off meanwhile, else it would end the process on resumption."""
         faulthandler.cancel_dump_traceback_later()
         os.kill(os.getpid(), signal.SIGSTOP)
         self.arm()

@@ -1,4 +1,4 @@
-"""How much memory there is, and what becomes of what is freed."""
+"""Read the memory limit of this process, and keep freed memory in it."""
 
 import ctypes
 import logging
@@ -13,33 +13,34 @@ M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
 
 MIB = 1 << 20
-KEPT = 256 * MIB
+KEPT_BYTES = 256 * MIB
 
-# What a container may take, as it sees it itself: version 2 of control groups, and version 1.
+# The memory limit of the container: version 2 of control groups, then version 1.
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def keep_freed_memory() -> bool:
-    """Has freed memory kept for the next photo; whether the C library could be told so.
+    """Make the C library keep freed memory for the next photo. Return whether it supports that.
 
-    By default every plane of a photo is given back to the system, which then hands each of its pages out anew: at two
-    megapixels that takes longer than the merge itself. One heap for all threads, so that it is kept only once; of what
-    is free at its end, all but 256 MiB goes back.
+    By default the C library returns every freed plane to the system, and the system then maps each page again. For
+    photos of two megapixels that takes longer than the merge itself. All threads share one heap, so that memory is kept
+    only once. Free memory at the end of the heap is returned, except for KEPT_BYTES.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    # Before 2.35 the largest threshold is 32 MiB. Without it the others must not be set: the heap would learn no more.
+    # Before glibc 2.35 the largest threshold is 32 MiB. If it can't be set, the others must not be set either: they
+    # would turn off the heap's own adaptation.
     if mallopt is None or not (mallopt(M_MMAP_THRESHOLD, 1024 * MIB) or mallopt(M_MMAP_THRESHOLD, 32 * MIB)):
-        log.info("this C library's heap can't be set: photos take more processor time than they have to")
+        log.info("this C library can't keep freed memory: photos take more processor time than necessary")
         return False
-    return bool(mallopt(M_TRIM_THRESHOLD, KEPT) and mallopt(M_ARENA_MAX, 1))
+    return bool(mallopt(M_TRIM_THRESHOLD, KEPT_BYTES) and mallopt(M_ARENA_MAX, 1))
 
 
 def limit() -> int:
-    """Bytes of memory that this process may have: its container's limit, or what the machine has."""
+    """Return the memory limit of this process, bytes: the container's limit or the machine's memory."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in CGROUP_LIMITS:
         try:
-            # No limit is the word `max`, or a number beyond every machine.
+            # Without a limit the file has the word `max`, or a number beyond any machine.
             return min(machine, int(file.read_text("ascii")))
         except (OSError, ValueError):
             continue

@@ -1,4 +1,4 @@
-"""The threads that photos are coloured in: one hop from the event loop, with a deadline and cancellation."""
+"""Run photos in worker threads, called from the event loop, with a deadline and cancellation."""
 
 import asyncio
 import contextvars
@@ -23,187 +23,192 @@ from service.runtime.thread_pool import LifoThreadPool
 
 T = TypeVar("T")
 
-# So many photos may wait for each thread however long it takes, within half of the places: a slow machine is slow.
-ALWAYS_WAITING = 4
+# Photos that may always wait for each thread, within half of the slots. On a slow machine every wait is long.
+MIN_QUEUE_PER_WORKER = 4
 
 
 class WorkerPool:
-    """A pool of threads and the places of the photos inside it.
+    """A pool of worker threads, and the slots of the photos that run or wait in it.
 
-    A thread inside a C call can't be stopped: its request is answered in time, but its place is free only when the
-    thread returns.
+    A thread inside a C call can't be stopped. Its request still gets a response at the deadline, but its slot is free
+    only when the thread returns.
     """
 
     def __init__(self, count: int, slots: Slots, max_wait: float = math.inf) -> None:
-        """max_wait: when a photo has waited for a thread for so many seconds, no more are taken for now."""
+        """Start `count` threads. Raise OSError if one can't be started.
+
+        max_wait: while the oldest photo has waited for a thread for longer than this, in seconds, refuse new photos.
+        """
         self.count = count
         self.slots = slots
         self.max_wait = max_wait
         self._waiting: dict[int, float] = {}
-        self._line: deque[asyncio.Future[None]] = deque()
+        self._queue: deque[asyncio.Future[None]] = deque()
         self._threads = LifoThreadPool(count, "photo")
         self._busy_tracker = BusyTracker(count)
         self._numbers = itertools.count()
 
     async def wait_for_slot(self) -> None:
-        """Waits for a place, however long, and takes it for a `run`: first come, first served.
+        """Wait for a slot without a limit, first come, first served. The caller passes the slot on to `run`.
 
-        The places that those in the line wait for are kept from the others, but for half of all.
+        While callers wait here, callers of `run` without a slot must leave one free for each of them. At most half of
+        all slots are reserved that way.
         """
-        turn = asyncio.get_running_loop().create_future()
-        self._line.append(turn)
-        self._serve_line()
+        granted = asyncio.get_running_loop().create_future()
+        self._queue.append(granted)
+        self._serve_queue()
         try:
-            await turn
+            await granted
         except asyncio.CancelledError:
-            if turn.cancelled():
-                with suppress(ValueError):  # It may have been passed over already.
-                    self._line.remove(turn)
+            if granted.cancelled():
+                with suppress(ValueError):  # `_serve_queue` may have removed it already.
+                    self._queue.remove(granted)
             else:
-                self._give_back()
+                self._release_slot()
             raise
 
-    def _serve_line(self) -> None:
-        while self._line and self.slots.in_use < self.slots.limit and self._long_wait() is None:
-            turn = self._line.popleft()
-            if not turn.done():
+    def _serve_queue(self) -> None:
+        while self._queue and self.slots.in_use < self.slots.limit and self._excessive_wait() is None:
+            granted = self._queue.popleft()
+            if not granted.done():
                 self.slots.acquire()
-                turn.set_result(None)
+                granted.set_result(None)
 
-    def _give_back(self) -> None:
+    def _release_slot(self) -> None:
         self.slots.release()
-        self._serve_line()
+        self._serve_queue()
 
     async def run(
         self,
         call: Callable[[threading.Event], T],
         *,
         deadline: float,
-        gone: Callable[[], Awaitable[None]],
+        disconnect: Callable[[], Awaitable[None]],
         has_slot: bool = False,
     ) -> T:
-        """Runs `call` in a thread. It is given an event that is set when nobody waits for it any more.
+        """Run `call` in a worker thread, and return its result. `call` gets an event that is set on cancellation.
 
-        gone: returns when the client has hung up. has_place: from `line_up`; without it, raises Overloaded when all
-        places are taken or others wait too long already. Raises DeadlineExceeded at `deadline` (of `time.monotonic`),
-        ClientGone, and what `call` raises.
+        deadline: a time of `time.monotonic`. disconnect: returns once the client has disconnected. has_slot: whether
+        the caller has a slot from `wait_for_slot`.
+
+        Raises Overloaded if the caller has no slot and all slots are in use, or other photos already wait too long.
+        Raises DeadlineExceeded at the deadline, ClientGone if the client disconnects, and what `call` raises.
         """
         cancelled = threading.Event()
         if not has_slot:
-            self._take_place()
+            self._acquire_slot()
         job = self._submit(call, cancelled)
-        answer = asyncio.wrap_future(job)
-        hang_up = asyncio.ensure_future(gone())
+        result = asyncio.wrap_future(job)
+        disconnected = asyncio.ensure_future(disconnect())
         try:
             left = max(0.0, deadline - time.monotonic())
-            ends: set[asyncio.Future[Any]] = {answer, hang_up}
+            ends: set[asyncio.Future[Any]] = {result, disconnected}
             await asyncio.wait(ends, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            if hang_up.done():
-                raise ClientGone("the client hung up before its photo was done")
-            raise DeadlineExceeded("the photo was not done in time")
+            if result.done():
+                return result.result()
+            if disconnected.done():
+                raise ClientGone("the client disconnected before its photo was finished")
+            raise DeadlineExceeded("the photo was not finished before the deadline")
         finally:
-            hang_up.cancel()
-            answer.add_done_callback(_forget)
-            if not answer.done():
+            disconnected.cancel()
+            result.add_done_callback(_discard_error)
+            if not result.done():
                 cancelled.set()
                 job.cancel()
 
     @property
     def waiting(self) -> int:
-        """How many photos wait for a thread."""
+        """The number of photos that wait for a thread."""
         return len(self._waiting)
 
     def longest_wait(self) -> float:
-        """Seconds that the first in the queue has waited for a thread; 0 when none waits."""
+        """Return the seconds that the oldest photo in the queue has waited for a thread, or 0 if the queue is empty."""
         waiting = list(self._waiting.values())
         return time.monotonic() - min(waiting) if waiting else 0.0
 
-    def _take_place(self) -> None:
-        wait = self._long_wait()
+    def _acquire_slot(self) -> None:
+        wait = self._excessive_wait()
         if wait is not None:
-            detail = f"the photos that wait for their turn have done so for {wait:.1f} s"
+            detail = f"photos already wait for {wait:.1f} s, longer than the {self.max_wait:g} s allowed"
             raise Overloaded(detail, limit=self.max_wait, retry_after=max(1, round(2 * wait)))
-        self.slots.acquire(leave=min(len(self._line), self.slots.limit // 2))
+        self.slots.acquire(leave=min(len(self._queue), self.slots.limit // 2))
 
-    def _long_wait(self) -> float | None:
-        """Seconds that the first in the queue has waited, when that is too long for another photo to come in.
+    def _excessive_wait(self) -> float | None:
+        """Return the wait of the oldest photo in the queue, seconds, if it is too long to admit another photo.
 
-        The places alone bound memory, not time: as many large photos as there are places take many times as long.
-        What is looked at is the wait as it is, not one foretold from what photos took: a burst is taken in whole, and
-        photos of all sizes may be mixed.
+        Slots alone limit memory but not time: the same number of large photos takes many times as long. The check uses
+        the actual wait and no forecast from earlier photos. So a burst is admitted as a whole, whatever the sizes.
         """
         wait = self.longest_wait()
-        always = min(ALWAYS_WAITING * self.count, self.slots.limit // 2)
-        return wait if wait > self.max_wait and len(self._waiting) >= always else None
+        allowed = min(MIN_QUEUE_PER_WORKER * self.count, self.slots.limit // 2)
+        return wait if wait > self.max_wait and len(self._waiting) >= allowed else None
 
     def _submit(self, call: Callable[[threading.Event], T], cancelled: threading.Event) -> Future[T]:
         loop = asyncio.get_running_loop()
         context = contextvars.copy_context()
         request = request_id.get()
         number = next(self._numbers)
-        # A cancelled job stays in the pool's queue until its turn; the photo that its call holds must not.
+        # A cancelled job stays in the pool's queue until a thread reaches it. It must not keep the photo in memory.
         held = [call]
 
         def work() -> T:
             try:
                 with self._busy_tracker.track(request):
                     self._waiting.pop(number, None)
-                    if self._line:
-                        loop.call_soon_threadsafe(self._serve_line)
+                    if self._queue:
+                        loop.call_soon_threadsafe(self._serve_queue)
                     return run_named(request, partial(context.run, held.pop(), cancelled))
             except Exception as error:
-                _let_go(error)
+                _clear_frames(error)
                 raise
             except BaseException as error:
-                _let_go(error)
-                # It would end the event loop's task, too: SystemExit, for one.
-                raise RuntimeError(f"a worker was to end: {error!r}") from error
+                _clear_frames(error)
+                # SystemExit, for example, would also end the event loop's task.
+                raise RuntimeError(f"a worker raised {error!r}") from error
 
         def done(_: Future[T]) -> None:
             held.clear()
             self._waiting.pop(number, None)
-            loop.call_soon_threadsafe(self._give_back)
+            loop.call_soon_threadsafe(self._release_slot)
 
         self._waiting[number] = time.monotonic()
         try:
             job = self._threads.submit(work)
         except BaseException:
             del self._waiting[number]
-            self._give_back()
+            self._release_slot()
             raise
         job.add_done_callback(done)
         return job
 
     def stuck_for(self) -> float:
-        """Seconds since any worker took a photo, when all of them have one; else 0."""
+        """Return the seconds since the last worker began a photo if all workers are busy, else 0."""
         return self._busy_tracker.stuck_for()
 
     @property
     def busy(self) -> int:
-        """How many workers have a photo."""
+        """The number of workers that have a photo."""
         return self._busy_tracker.busy
 
     @property
     def requests(self) -> list[str]:
-        """The ids of the requests whose photos workers have, the longest at work first."""
+        """The ids of the requests whose photos are in a worker, oldest first."""
         return self._busy_tracker.names
 
     def stop(self) -> None:
-        """Lets running photos end, drops waiting ones."""
+        """Drop the photos that wait. Running photos end by themselves."""
         self._threads.stop()
 
 
-def _let_go(error: BaseException) -> None:
-    """Frees what the frames of a failed photo hold: its planes would stay until the next collection of cycles."""
+def _clear_frames(error: BaseException) -> None:
+    """Release what the frames of a failed photo hold. Else its planes would stay until the next garbage collection."""
     linked: BaseException | None = error
     while linked is not None:
         traceback.clear_frames(linked.__traceback__)
         linked = linked.__cause__ or linked.__context__
 
 
-def _forget(answer: asyncio.Future[T]) -> None:
-    """Nobody waits for this answer: an error in it was told to the client already, or has no one to be told to."""
-    if not answer.cancelled():
-        answer.exception()
+def _discard_error(result: asyncio.Future[T]) -> None:
+    """Mark the error of a result as seen: the caller has raised it already, or no longer waits for it."""
+    if not result.cancelled():
+        result.exception()

@@ -194,13 +194,13 @@ async def _never() -> None:
 
 
 async def _coloured(
-    data: bytes, state: State, options: Options, gone: Callable[[], Awaitable[None]], model: Model | None = None
+    data: bytes, state: State, options: Options, disconnect: Callable[[], Awaitable[None]], model: Model | None = None
 ) -> ColoredImage:
     """A whole photo takes its place, and has the deadline's time from now. One of a batch has its place and model."""
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
     call = partial(_colorize, state, data, options, model, received, deadline)
-    return await state.workers.run(call, deadline=deadline, gone=gone, has_slot=model is not None)
+    return await state.workers.run(call, deadline=deadline, disconnect=disconnect, has_slot=model is not None)
 
 
 def _colorize(

@@ -25,7 +25,7 @@ START = """
 import ctypes, service.runtime.freeze_watchdog, service.cli
 def freeze(seconds):
     ctypes.PyDLL(None).sleep(seconds)
-service.runtime.freeze_watchdog.LEAST_S = {limit}
+service.runtime.freeze_watchdog.MIN_LIMIT_S = {limit}
 {patch}
 service.cli.main(["serve"])
 """

@@ -100,9 +100,9 @@ def test_a_photo_is_finished_before_the_next_is_begun(
         assert predicts.wait(WAIT_S)
         with colorizer._cores.acquire_to_start():
             second = pool.submit(colorizer.colorize, jpeg, Options())
-            until(lambda: len(colorizer._cores._beginning) == 1)
+            until(lambda: len(colorizer._cores._starting) == 1)
             door.set()
-            until(lambda: len(colorizer._cores._going_on) == 1)
+            until(lambda: len(colorizer._cores._continuing) == 1)
         assert first.result(WAIT_S).data == second.result(WAIT_S).data
     assert stages == ["decode", "merge"] * 2
 

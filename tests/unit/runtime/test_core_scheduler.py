@@ -10,7 +10,7 @@ from tests.waiting import WAIT_S, until
 
 
 def in_line(cores: CoreScheduler) -> int:
-    return len(cores._beginning) + len(cores._going_on)
+    return len(cores._starting) + len(cores._continuing)
 
 
 def test_who_goes_on_comes_before_who_begins_and_each_in_turn() -> None:

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from service.runtime import freeze_watchdog
-from service.runtime.busy import BusyTracker
-from service.runtime.freeze_watchdog import LEAST_S, LOAD_S, FreezeWatchdog, await_named, run_named
+from service.runtime.freeze_watchdog import LOAD_LIMIT_S, MIN_LIMIT_S, FreezeWatchdog, await_named, run_named
 from tests.waiting import eventually
 
 
@@ -41,7 +40,7 @@ def test_requests_that_are_awaited_at_once_have_each_its_own() -> None:
 
 
 class Timers:
-    """What faulthandler was asked for."""
+    """The calls that faulthandler received."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.limits: list[float] = []
@@ -81,9 +80,16 @@ def test_the_timer_is_set_anew_and_cancelled_at_the_end(timers: Timers, monkeypa
 
 
 def test_a_load_has_longer_but_not_for_ever(timers: Timers) -> None:
-    for limit, loading in ((60, None), (60, 0.0), (60, 100.0), (60, LOAD_S - 1), (60, 10 * LOAD_S), (0.5, None)):
+    for limit, loading in (
+        (60, None),
+        (60, 0.0),
+        (60, 100.0),
+        (60, LOAD_LIMIT_S - 1),
+        (60, 10 * LOAD_LIMIT_S),
+        (0.5, None),
+    ):
         FreezeWatchdog(limit, lambda loading=loading: loading).arm()
-    assert timers.limits == [60, LOAD_S, LOAD_S - 100, 60, 60, LEAST_S]
+    assert timers.limits == [60, LOAD_LIMIT_S, LOAD_LIMIT_S - 100, 60, 60, MIN_LIMIT_S]
 
 
 def test_that_there_is_no_thread_for_the_timer_is_told_once(timers: Timers, caplog: pytest.LogCaptureFixture) -> None:
@@ -95,10 +101,3 @@ def test_that_there_is_no_thread_for_the_timer_is_told_once(timers: Timers, capl
     timers.error = None
     watchdog.arm()
     assert timers.limits == [60]
-
-
-def test_who_is_at_work_is_known_by_name() -> None:
-    stints = BusyTracker(3)
-    with stints.track("a"), stints.track("b"):
-        assert stints.names == ["a", "b"]
-    assert stints.names == []

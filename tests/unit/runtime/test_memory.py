@@ -1,4 +1,4 @@
-"""In processes of their own: the heap's settings are the process's, and can't be taken back."""
+"""Tests of the heap run in processes of their own, because a process can't undo the settings of its heap."""
 
 import platform
 import resource
@@ -11,7 +11,7 @@ import pytest
 
 from service.runtime import memory
 
-# Pages that one photo's planes, twenty times taken and given back, are handed out anew, after a first time.
+# Print the page faults of allocating and freeing the planes of a photo twenty times, after a first time.
 FAULTS = """
 import resource, sys, threading
 import numpy as np
@@ -49,13 +49,13 @@ def test_a_photos_memory_is_kept_for_the_next_one() -> None:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the GNU C library's heap")
-def test_without_being_told_the_heap_hands_every_page_out_anew() -> None:
-    """Should this fail, the C library has learnt to keep memory, and `service.runtime.memory` can go."""
+def test_by_default_the_heap_maps_every_page_again() -> None:
+    """If this fails, the C library now keeps memory by itself, and `service.runtime.memory` can go."""
     assert faults(keep=False) > PAGES / 4
 
 
 class _Library:
-    """A C library that takes no mmap threshold above `largest` bytes, and notes what it was told."""
+    """A C library that rejects an mmap threshold above `largest` bytes, and records its settings."""
 
     def __init__(self, largest: int) -> None:
         self.largest = largest
@@ -79,13 +79,13 @@ def test_an_older_c_library_is_given_its_largest_threshold(monkeypatch: pytest.M
     assert memory.keep_freed_memory() is True
     assert library.told == {
         memory.M_MMAP_THRESHOLD: 32 * memory.MIB,
-        memory.M_TRIM_THRESHOLD: memory.KEPT,
+        memory.M_TRIM_THRESHOLD: memory.KEPT_BYTES,
         memory.M_ARENA_MAX: 1,
     }
 
 
 def test_nothing_is_set_where_the_threshold_can_not_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trim threshold alone would end the heap's own learning, and cost more than it saves."""
+    """The trim threshold alone would turn off the heap's own adaptation, and cost more than it saves."""
     library = _Library(0)
     monkeypatch.setattr("service.runtime.memory.ctypes.CDLL", lambda _: library)
     assert memory.keep_freed_memory() is False

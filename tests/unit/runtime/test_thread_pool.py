@@ -23,7 +23,7 @@ def threads(count: int) -> Iterator[LifoThreadPool]:
 
 @contextmanager
 def occupied(pool: LifoThreadPool, count: int) -> Iterator[list[Future[bool]]]:
-    """So many threads wait at a door until the block ends."""
+    """Let `count` threads wait at a door until the block ends."""
     door = threading.Event()
     inside = threading.Barrier(count + 1)
 

@@ -42,8 +42,8 @@ def soon(seconds: float = WAIT_S) -> float:
 def test_an_answer_and_an_error_come_back() -> None:
     async def scene(pool: WorkerPool) -> int:
         with pytest.raises(ValueError, match="broken"):
-            await pool.run(lambda _: int("broken"), deadline=soon(), gone=never)
-        return await pool.run(lambda _: 42, deadline=soon(), gone=never)
+            await pool.run(lambda _: int("broken"), deadline=soon(), disconnect=never)
+        return await pool.run(lambda _: 42, deadline=soon(), disconnect=never)
 
     assert play(scene) == 42
 
@@ -59,8 +59,8 @@ def test_the_deadline_is_kept_though_the_thread_goes_on() -> None:
 
     async def scene(pool: WorkerPool) -> None:
         with pytest.raises(DeadlineExceeded):
-            await pool.run(stuck, deadline=soon(0.3), gone=never)
-        assert pool.slots.in_use == 1, "the place is free only when the thread is back"
+            await pool.run(stuck, deadline=soon(0.3), disconnect=never)
+        assert pool.slots.in_use == 1, "the slot is free only when the thread returns"
         assert pool.stuck_for() > 0
         door.set()
         assert await asyncio.to_thread(told.wait, WAIT_S)
@@ -76,10 +76,10 @@ def test_a_client_that_hangs_up_frees_what_has_not_begun() -> None:
         await asyncio.sleep(0.05)
 
     async def scene(pool: WorkerPool) -> None:
-        first = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
+        first = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), disconnect=never))
         await eventually(lambda: pool.busy == 1)
         with pytest.raises(ClientGone):
-            await pool.run(lambda _: ran.append(1), deadline=soon(), gone=gone)
+            await pool.run(lambda _: ran.append(1), deadline=soon(), disconnect=gone)
         await eventually(lambda: pool.slots.in_use == 1)
         door.set()
         assert await first
@@ -93,11 +93,12 @@ def test_no_place_is_an_immediate_refusal() -> None:
 
     async def scene(pool: WorkerPool) -> None:
         jobs = [
-            asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never)) for _ in range(2)
+            asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), disconnect=never))
+            for _ in range(2)
         ]
         await eventually(lambda: pool.slots.in_use == 2)
         with pytest.raises(Overloaded) as caught:
-            await pool.run(lambda _: None, deadline=soon(), gone=never)
+            await pool.run(lambda _: None, deadline=soon(), disconnect=never)
         assert caught.value.retry_after == 1
         door.set()
         assert all(await asyncio.gather(*jobs))
@@ -106,18 +107,18 @@ def test_no_place_is_an_immediate_refusal() -> None:
 
 
 def test_workers_that_take_photos_are_not_stuck() -> None:
-    """One thread hangs, the other takes photo after photo: busy, but not stuck."""
+    """One thread hangs, and the other runs photo after photo. The pool is busy, but not stuck."""
     door = threading.Event()
 
     async def scene(pool: WorkerPool) -> None:
         assert pool.stuck_for() == 0
         began = time.monotonic()
-        held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
+        held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), disconnect=never))
         await eventually(lambda: pool.busy == 1)
         await asyncio.sleep(0.5)
         assert pool.stuck_for() == 0, "one is free"
         seen, since = await pool.run(
-            lambda _: (pool.stuck_for(), time.monotonic() - began), deadline=soon(), gone=never
+            lambda _: (pool.stuck_for(), time.monotonic() - began), deadline=soon(), disconnect=never
         )
         assert 0 < seen < since - 0.4, "since the last one began, not the first"
         door.set()
@@ -137,12 +138,12 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
         await asyncio.sleep(0.02)
 
     async def scene(pool: WorkerPool) -> None:
-        held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), gone=never))
+        held = asyncio.create_task(pool.run(lambda _: door.wait(WAIT_S), deadline=soon(), disconnect=never))
         await eventually(lambda: pool.busy == 1)
         photo = Photo()
         alive = weakref.ref(photo)
         with pytest.raises(ClientGone):
-            await pool.run(photo, deadline=soon(), gone=gone)
+            await pool.run(photo, deadline=soon(), disconnect=gone)
         del photo
         await asyncio.sleep(0.02)
         gc.collect()
@@ -154,10 +155,11 @@ def test_a_cancelled_photo_is_let_go_at_once() -> None:
 
 
 async def photos_inside(pool: WorkerPool, count: int, door: threading.Event) -> list[asyncio.Future[bool]]:
-    """So many more that work or wait until the door is open."""
+    """Add `count` photos that run or wait until the door is open."""
     before = pool.busy + pool.waiting
     inside = [
-        asyncio.ensure_future(pool.run(lambda _: door.wait(30), deadline=soon(30), gone=never)) for _ in range(count)
+        asyncio.ensure_future(pool.run(lambda _: door.wait(30), deadline=soon(30), disconnect=never))
+        for _ in range(count)
     ]
     await eventually(lambda: pool.busy == pool.count and pool.busy + pool.waiting == before + count)
     return inside
@@ -169,13 +171,13 @@ def test_a_burst_is_taken_whole_but_no_more_once_it_has_waited_too_long() -> Non
         inside = await photos_inside(pool, 6, door)
         inside += await photos_inside(pool, 2, door)
         await eventually(lambda: pool.longest_wait() > 1)
-        with pytest.raises(Overloaded, match="have done so for") as refusal:
-            await pool.run(lambda _: None, deadline=soon(), gone=never)
+        with pytest.raises(Overloaded, match="photos already wait for") as refusal:
+            await pool.run(lambda _: None, deadline=soon(), disconnect=never)
         assert refusal.value.retry_after >= 2
         door.set()
         await asyncio.gather(*inside)
         assert pool.longest_wait() == 0
-        assert await pool.run(lambda _: 42, deadline=soon(), gone=never) == 42
+        assert await pool.run(lambda _: 42, deadline=soon(), disconnect=never) == 42
 
     play(scene, slots=32, max_wait=1)
 
@@ -186,7 +188,7 @@ def test_a_few_photos_may_wait_however_long() -> None:
         inside = await photos_inside(pool, 4, door)  # one works, three wait
         inside += await photos_inside(pool, 1, door)
         with pytest.raises(Overloaded):
-            await pool.run(lambda _: None, deadline=soon(), gone=never)
+            await pool.run(lambda _: None, deadline=soon(), disconnect=never)
         door.set()
         await asyncio.gather(*inside)
 
@@ -201,7 +203,7 @@ def test_who_lines_up_comes_in_among_others_that_try_again_at_once(max_wait: flo
         nonlocal singles
         while in_line:
             try:
-                await pool.run(lambda _: time.sleep(0.01), deadline=soon(), gone=never)
+                await pool.run(lambda _: time.sleep(0.01), deadline=soon(), disconnect=never)
                 singles += 1
             except Overloaded:
                 await asyncio.sleep(0.001)  # With 0 the loop spins, and the thread hardly gets Python's lock.
@@ -212,7 +214,7 @@ def test_who_lines_up_comes_in_among_others_that_try_again_at_once(max_wait: flo
         await asyncio.sleep(0.05)
         for _ in range(10):
             await pool.wait_for_slot()
-            await pool.run(lambda _: time.sleep(0.01), deadline=soon(), gone=never, has_slot=True)
+            await pool.run(lambda _: time.sleep(0.01), deadline=soon(), disconnect=never, has_slot=True)
             in_line -= 1
         await asyncio.gather(*others)
         assert 5 <= singles <= 60
@@ -225,13 +227,13 @@ def test_the_line_is_first_come_first_served_and_may_be_left() -> None:
 
     async def one(pool: WorkerPool, number: int) -> None:
         await pool.wait_for_slot()
-        await pool.run(lambda _: served.append(number), deadline=soon(), gone=never, has_slot=True)
+        await pool.run(lambda _: served.append(number), deadline=soon(), disconnect=never, has_slot=True)
 
     async def scene(pool: WorkerPool) -> None:
         door = threading.Event()
         inside = await photos_inside(pool, 2, door)
         line = [asyncio.create_task(one(pool, number)) for number in range(4)]
-        await eventually(lambda: len(pool._line) == 4)
+        await eventually(lambda: len(pool._queue) == 4)
         line[1].cancel()
         door.set()
         await asyncio.gather(*inside, *line, return_exceptions=True)
@@ -244,9 +246,9 @@ def test_a_place_that_comes_in_the_moment_of_a_cancellation_is_given_back() -> N
     async def scene(pool: WorkerPool) -> None:
         pool.slots.acquire(2)
         late = asyncio.create_task(pool.wait_for_slot())
-        await eventually(lambda: len(pool._line) == 1)
-        pool._give_back()
-        assert pool.slots.in_use == 2, "it has the place, and does not know yet"
+        await eventually(lambda: len(pool._queue) == 1)
+        pool._release_slot()
+        assert pool.slots.in_use == 2, "it has the slot, and does not know yet"
         late.cancel()
         await asyncio.wait([late])
         assert late.cancelled()
@@ -261,7 +263,7 @@ def test_a_cancelled_photo_waits_no_more() -> None:
         door = threading.Event()
         inside = await photos_inside(pool, 1, door)
         with pytest.raises(DeadlineExceeded):
-            await pool.run(lambda _: None, deadline=soon(0.05), gone=never)
+            await pool.run(lambda _: None, deadline=soon(0.05), disconnect=never)
         assert pool.longest_wait() == 0
         door.set()
         await asyncio.gather(*inside)
@@ -276,15 +278,15 @@ def test_what_would_end_a_worker_is_an_error_of_its_photo(error: type[BaseExcept
 
     async def scene(pool: WorkerPool) -> int:
         for _ in range(3):
-            with pytest.raises(RuntimeError, match=f"a worker was to end: {error.__name__}"):
-                await pool.run(end, deadline=soon(), gone=never)
-        return await pool.run(lambda _: 42, deadline=soon(), gone=never)
+            with pytest.raises(RuntimeError, match=f"a worker raised {error.__name__}"):
+                await pool.run(end, deadline=soon(), disconnect=never)
+        return await pool.run(lambda _: 42, deadline=soon(), disconnect=never)
 
     assert play(scene) == 42
 
 
 def test_a_failed_photo_is_let_go_at_once() -> None:
-    """Its error and its task refer to each other: what its frames hold would wait for the next collection."""
+    """Its error and its task form a cycle. What its frames hold would stay until the next garbage collection."""
 
     class Plane:
         pass
@@ -306,7 +308,7 @@ def test_a_failed_photo_is_let_go_at_once() -> None:
 
     async def scene(pool: WorkerPool) -> None:
         with pytest.raises(RuntimeError, match="outside"):
-            await pool.run(colour, deadline=soon(), gone=never)
+            await pool.run(colour, deadline=soon(), disconnect=never)
         assert [plane() for plane in planes] == [None, None]
 
     gc.disable()
@@ -317,7 +319,7 @@ def test_a_failed_photo_is_let_go_at_once() -> None:
 
 
 def test_all_threads_run_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that could not be started later would lose its photo."""
+    """A thread that can not be started later would lose its photo."""
     start = threading.Thread.start
 
     def fails(self: threading.Thread) -> None:
@@ -328,7 +330,7 @@ def test_all_threads_run_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None
 
     async def scene(pool: WorkerPool) -> list[int]:
         monkeypatch.setattr(threading.Thread, "start", fails)
-        calls = [pool.run(lambda _: 42, deadline=soon(), gone=never) for _ in range(4)]
+        calls = [pool.run(lambda _: 42, deadline=soon(), disconnect=never) for _ in range(4)]
         return await asyncio.gather(*calls)
 
     assert play(scene, workers=4, slots=4) == [42] * 4

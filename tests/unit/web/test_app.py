@@ -57,7 +57,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
         jobs = []
         for name in "ab":
             request_id.set(name)
-            job = state.workers.run(lambda _: door.wait(WAIT_S), deadline=float("inf"), gone=gone)
+            job = state.workers.run(lambda _: door.wait(WAIT_S), deadline=float("inf"), disconnect=gone)
             jobs.append(asyncio.create_task(job))
         await eventually(lambda: state.workers.busy == 2)
         await eventually(lambda: state.not_ready_reason() == "no worker has finished its photo in time")
@@ -100,7 +100,7 @@ async def colour(state: State, photos: list[bytes], deadline_s: float = 10) -> l
     def one(photo: bytes) -> Awaitable[ColoredImage]:
         ends = time.monotonic() + deadline_s
         call = partial(_colorize, state, photo, Options(), None, time.monotonic(), ends)
-        return state.workers.run(call, deadline=ends, gone=never)
+        return state.workers.run(call, deadline=ends, disconnect=never)
 
     outcomes = await asyncio.gather(*map(one, photos), return_exceptions=True)
     return [type(outcome) if isinstance(outcome, BaseException) else None for outcome in outcomes]

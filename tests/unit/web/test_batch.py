@@ -230,7 +230,7 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
 
         async def colour(data: bytes) -> ColoredImage:
             never = asyncio.Event()
-            return await pool.run(partial(work, data), deadline=time.monotonic() + WAIT_S, gone=never.wait)
+            return await pool.run(partial(work, data), deadline=time.monotonic() + WAIT_S, disconnect=never.wait)
 
         with UploadReservation(Slots("uploads", 1), held) as receiving:
             receiving.grow(50)

@@ -21,7 +21,7 @@ from model_export.export.parity import ChromaDifference
 from service.imaging import color
 from service.imaging.color import Bytes, Floats
 from service.inference.contract import Contract
-from service.inference.half_precision import HALF, half_of
+from service.inference.half_precision import SUFFIX, half_of
 from service.inference.session import Engine
 
 __all__ = ["ColorDifference", "HalfPrecisionError", "compare", "convert", "emulate_fp16", "half_of", "to_fp16"]
@@ -207,8 +207,8 @@ def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> C
 
     Raises HalfPrecisionError, and writes nothing, when that is more than `MEAN_LIMIT` or `WORST_LIMIT`.
     """
-    if not output.name.endswith(HALF):
-        raise ValueError(f"{output}: the service looks for NAME{HALF}")
+    if not output.name.endswith(SUFFIX):
+        raise ValueError(f"{output}: the service looks for NAME{SUFFIX}")
     whole = Engine(path, path.read_bytes(), "cpu")
     half = to_fp16(onnx.load(path))
     content = half.SerializeToString()

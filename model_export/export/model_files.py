@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from model_export import files
-from service.inference.half_precision import HALF, half_of, is_half
+from service.inference.half_precision import SUFFIX, half_of, is_half
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ EXPORTS = "exports.json"
 def check_name(path: Path) -> None:
     """Raise ValueError for a name that the service takes for no model's, or for another model's half precision."""
     if path.suffix != ".onnx" or is_half(path):
-        raise ValueError(f"{path}: the service takes only files that end in .onnx, and not in {HALF}, for models")
+        raise ValueError(f"{path}: the service takes only files that end in .onnx, and not in {SUFFIX}, for models")
 
 
 def check_replaceable(path: Path, *, force: bool, written: Mapping[str, str] | None = None) -> None:

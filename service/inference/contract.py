@@ -1,7 +1,7 @@
-"""What a model says about itself, in the metadata of its ONNX file.
+"""The contract of a model: what the metadata of its ONNX file must declare, and its inputs and outputs.
 
-Input `lightness`: float32 [N, 1, S, S] in 0..1. Output `chroma`: float32 [N, 2, s, s], s <= S: a* and b* in Lab
-units (`lab`), or S cos H and S sin H in -1..1 (`hsv`). The batch axis is dynamic.
+Input `lightness`: float32 [N, 1, S, S] in 0..1. Output `chroma`: float32 [N, 2, s, s], s <= S. For `lab` it is a* and
+b* in Lab units, for `hsv` it is S cos H and S sin H in -1..1. The batch axis is dynamic.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ Shape = Sequence[int | str | None]
 
 
 class ContractError(ValueError):
-    """A model without the contract, or one that breaks it."""
+    """A model does not have the contract, or breaks it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The declared facts; `input_size` is S, in pixels, and `max_batch` None where the graph takes any."""
+    """The declared properties. `input_size` is S, pixels; `max_batch` is None if the graph takes any batch size."""
 
     name: str
     version: str
@@ -36,7 +36,7 @@ class Contract:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
-        """Reads `metadata_props`. Raises ContractError naming the key that is missing or wrong."""
+        """Read `metadata_props`. Raise ContractError with the name of a key that is missing or wrong."""
         if _text(metadata, "contract") != VERSION:
             raise ContractError(f"tomau.contract is {metadata['tomau.contract']!r}, not {VERSION!r}")
         space = _text(metadata, "color_space")
@@ -54,7 +54,7 @@ class Contract:
         )
 
     def to_metadata(self) -> dict[str, str]:
-        """What `from_metadata` reads."""
+        """Return the metadata that `from_metadata` reads."""
         metadata = {
             "tomau.contract": VERSION,
             "tomau.name": self.name,
@@ -67,7 +67,7 @@ class Contract:
         return metadata if self.max_batch is None else metadata | {"tomau.max_batch": str(self.max_batch)}
 
     def check_graph(self, inputs: Mapping[str, tuple[str, Shape]], outputs: Mapping[str, tuple[str, Shape]]) -> None:
-        """Holds a graph's inputs and outputs, name to (type, shape), against the contract; raises ContractError."""
+        """Raise ContractError unless the graph's inputs and outputs, name to (type, shape), fit the contract."""
         size = self.input_size
         batch = _check_port("input", inputs, INPUT, (1, size, size))[0]
         if isinstance(batch, int) and batch != self.max_batch:
@@ -88,7 +88,7 @@ def _text(metadata: Mapping[str, str], key: str) -> str:
 
 
 def _header_text(metadata: Mapping[str, str], key: str) -> str:
-    """Text that goes into a header of every answer."""
+    """Return a text that is sent in a header of every response."""
     value = _text(metadata, key)
     if not (value.isascii() and value.isprintable()):
         raise ContractError(f"tomau.{key} is {value!r}, which is not plain ASCII")

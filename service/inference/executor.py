@@ -1,7 +1,7 @@
-"""Executors: each the right to run one batch of a model, and on a GPU the memory to run it in.
+"""Executors. Each is the right to run one batch of a model at a time, and on a GPU the memory for it.
 
-On a GPU a batch goes from pinned host memory into the GPU's input, is run there, and comes back as one new array. All
-of that memory is allocated once for each batch size of each executor, so two batches never share any.
+On a GPU, a batch is copied from pinned host memory into the input on the GPU. The output comes back as a new array.
+This memory is allocated once for each batch size of each executor, so that two batches never share memory.
 """
 
 import logging
@@ -21,31 +21,29 @@ from service.inference.contract import INPUT, OUTPUT
 log = logging.getLogger(__name__)
 
 Device = Literal["cpu", "cuda"]
-# Of N photos, [N, 1, S, S]: one array, or one of [1, S, S] for each photo, which are then copied only once.
+# The lightness of N photos: one array [N, 1, S, S], or N arrays [1, S, S], which saves one copy.
 Batch = Floats | Sequence[Floats]
 PROVIDERS: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# Names of captured CUDA graphs, in ORT's run option: each session has one, and some runs are no part of it.
+# Values of ORT's run option for CUDA graphs: the graph of the session, or a run without a graph.
 GRAPH, NO_GRAPH = "1", "-1"
-
-
-# Beyond every colour space, and far from where float32 overflows on the way to RGB.
+# Larger than any chroma in either colour space, and far below where float32 overflows on the way to RGB.
 LARGEST_CHROMA = 10_000.0
 
 
 class EngineError(RuntimeError):
-    """A model could not be loaded on the device that was asked for, or answered nonsense."""
+    """A model can't be loaded or run on the requested device, or its output is invalid."""
 
 
 class Predictor(Protocol):
-    """What a batcher needs of an executor."""
+    """The interface that a batcher uses of an executor."""
 
     def predict(self, lightness: Batch) -> Floats:
-        """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s]."""
+        """Return the chroma, float32 [N, 2, s, s], for lightness, float32 [N, 1, S, S]."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRef:
-    """Where a session takes its input and leaves its output; `id` is the GPU's number."""
+    """The device that holds the input and the output of a session. `id` is the number of the GPU."""
 
     device: Device
     id: int = 0
@@ -53,27 +51,27 @@ class DeviceRef:
 
 def _check_shape(shape: tuple[int, ...], batch: int, name: str) -> None:
     if len(shape) != 4 or shape[:2] != (batch, 2) or 0 in shape:
-        raise EngineError(f"model {name} answered the shape {shape}, not [{batch}, 2, s, s]")
+        raise EngineError(f"model {name} returned the shape {shape}, not [{batch}, 2, s, s]")
 
 
 def _check_values(chroma: Floats, name: str) -> Floats:
     largest = np.abs(chroma).max()
-    if not largest < LARGEST_CHROMA:  # not even when it is NaN
-        raise EngineError(f"model {name} answered values that are not finite, or no colours: {largest:g}")
+    if not largest < LARGEST_CHROMA:  # This is true for NaN, too.
+        raise EngineError(f"model {name} returned values that are not finite or too large for chroma: {largest:g}")
     return chroma
 
 
 class CpuExecutor:
-    """Plain runs of a session, for any number of threads at once: on a CPU there is nothing to copy or to pad."""
+    """Runs a session on the CPU, from any number of threads concurrently. Nothing is copied or padded."""
 
     def __init__(self, session: ort.InferenceSession, name: str) -> None:
         self._session = session
         self._name = name
 
     def predict(self, lightness: Batch) -> Floats:
-        """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s].
+        """Return the chroma, float32 [N, 2, s, s], for lightness, float32 [N, 1, S, S].
 
-        Raises EngineError when the answer has another shape or is not finite.
+        Raises EngineError if the output has another shape or is not finite.
         """
         joined = lightness if isinstance(lightness, np.ndarray) else np.stack(lightness)
         (chroma,) = self._session.run([OUTPUT], {INPUT: joined})
@@ -82,10 +80,10 @@ class CpuExecutor:
 
 
 def _pinned_info(id_: int) -> Any:
-    """How ONNX Runtime names the pinned host memory of a GPU.
+    """Return ONNX Runtime's description of the pinned host memory of a GPU.
 
-    Either the CUDA provider is a plug-in, which brings the allocator with it, or it is a part of ONNX Runtime; then
-    the allocator is registered by hand.
+    If the CUDA provider is a plug-in, it has registered the allocator. If it is a part of ONNX Runtime, this function
+    registers the allocator.
     """
     for device in ort.get_ep_devices():
         info = device.memory_info(ort.OrtDeviceMemoryType.HOST_ACCESSIBLE)
@@ -98,22 +96,22 @@ def _pinned_info(id_: int) -> Any:
 
 @cache
 def _pinned(id_: int) -> Any:
-    """The `memory_info` of a GPU's pinned host memory; None where ORT gives none to Python, which is told once.
+    """Return the `memory_info` of a GPU's pinned host memory, or None with one warning if ORT does not offer it.
 
-    `ortvalue_from_shape_and_type` takes it since onnxruntime #28038 (April 2026).
+    `ortvalue_from_shape_and_type` accepts it since onnxruntime #28038 (April 2026).
     """
     try:
         info = _pinned_info(id_)
         ort.OrtValue.ortvalue_from_shape_and_type((1,), np.float32, memory_info=info)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (any fault of the library costs only speed)
         log.warning("no pinned memory for GPU %d, copies to it take longer: %s", id_, error)
         return None
     return info
 
 
-def host_memory(shape: tuple[int, ...], place: DeviceRef) -> ort.OrtValue:
-    """Memory of the host, float32, that the place's device is quick to read."""
-    info = _pinned(place.id) if place.device == "cuda" else None
+def host_memory(shape: tuple[int, ...], device: DeviceRef) -> ort.OrtValue:
+    """Return host memory, float32, that the device reads fast."""
+    info = _pinned(device.id) if device.device == "cuda" else None
     if info is None:
         return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32)
     return ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, memory_info=info)
@@ -126,31 +124,31 @@ def _run_options(graph: str) -> ort.RunOptions:
 
 
 class BoundSession:
-    """A session that runs one batch size, and the memory of its input and output. For one thread at a time.
+    """A session for one batch size, with the memory of its input and output. For one thread at a time.
 
-    What is bound stays on the GPU, as CUDA graphs need it, and is copied before and after the run; for so long the
-    other threads of Python wait. Host memory can't be bound instead: ordinary memory is copied when it is bound and
-    not when it is run, and pinned memory counts as the GPU's own, so kernels would fetch it number by number (seen
-    with ORT 1.31).
+    The bound memory stays on the GPU, as CUDA graphs require. It is copied before and after the run, and during a copy
+    the other Python threads wait. Host memory can't be bound instead, as seen with ORT 1.31. Ordinary memory is copied
+    when it is bound, and not when the session runs. Pinned memory counts as the GPU's own, so that kernels would fetch
+    it value by value.
     """
 
-    def __init__(self, session: ort.InferenceSession, batch: int, size: int, place: DeviceRef, name: str) -> None:
-        """size: S, pixels. Runs the session once, on black photos, which tells the shape of the answer."""
+    def __init__(self, session: ort.InferenceSession, batch: int, size: int, device: DeviceRef, name: str) -> None:
+        """Allocate the memory. Run the session once, on black photos, to learn the output's shape. size: S, pixels."""
         shape = (batch, 1, size, size)
         self._session = session
-        self._host_value = host_memory(shape, place)
+        self._host_value = host_memory(shape, device)
         self._host: Floats = self._host_value.numpy()
         self._host[:] = 0
-        self._input = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, place.device, place.id)
+        self._input = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, device.device, device.id)
         self._input.update_inplace(self._host)
         self._binding = session.io_binding()
         self._binding.bind_ortvalue_input(INPUT, self._input)
-        self._bind_output(place, batch, name)
+        self._bind_output(device, batch, name)
         self._options = _run_options(GRAPH)
 
-    def _bind_output(self, place: DeviceRef, batch: int, name: str) -> None:
-        """Keeps the memory that ORT allocates for the first answer: later ones are written there too."""
-        self._binding.bind_output(OUTPUT, place.device, place.id)
+    def _bind_output(self, device: DeviceRef, batch: int, name: str) -> None:
+        """Keep the memory that ORT allocates for the first output, so that later outputs are written there too."""
+        self._binding.bind_output(OUTPUT, device.device, device.id)
         self._session.run_with_iobinding(self._binding, _run_options(NO_GRAPH))
         (output,) = self._binding.get_outputs()
         _check_shape(tuple(output.shape()), batch, name)
@@ -158,35 +156,35 @@ class BoundSession:
         self._binding.bind_ortvalue_output(OUTPUT, output)
 
     def run(self, lightness: Batch) -> Floats:
-        """Lightness, float32 [n, 1, S, S], n at most the batch size, to chroma, float32 [n, 2, s, s], a new array."""
+        """Return the chroma, float32 [n, 2, s, s], for lightness, float32 [n, 1, S, S], n <= the batch size."""
         count = len(lightness)
-        for place, one in zip(self._host, lightness, strict=False):
-            place[:] = one
-        # No photo of an earlier batch may have a part in this one.
+        for slot, one in zip(self._host, lightness, strict=False):
+            slot[:] = one
+        # No photo of an earlier batch may remain in the padding.
         self._host[count:] = 0
         self._input.update_inplace(self._host)
         self._session.run_with_iobinding(self._binding, self._options)
-        # One copy, straight into the array that is handed out. Pinned memory in between would only add a second one.
+        # This copies directly into the returned array. Pinned memory in between would only add a second copy.
         (chroma,) = self._binding.copy_outputs_to_cpu()
         return np.asarray(chroma[:count], np.float32)
 
 
 class PaddingExecutor:
-    """Runs batches of any size, padded to the next of its batch sizes, one at a time."""
+    """Runs one batch at a time, padded to the next larger of its batch sizes."""
 
-    def __init__(self, sessions: Mapping[int, ort.InferenceSession], size: int, place: DeviceRef, name: str) -> None:
-        """sessions: by batch size, each seeing no other; they may be those of other executors too."""
+    def __init__(self, sessions: Mapping[int, ort.InferenceSession], size: int, device: DeviceRef, name: str) -> None:
+        """Bind each session. sessions: by batch size, each for that size only; other executors may share them."""
         self._bound = {
-            batch: BoundSession(session, batch, size, place, name) for batch, session in sorted(sessions.items())
+            batch: BoundSession(session, batch, size, device, name) for batch, session in sorted(sessions.items())
         }
         self._name = name
-        # A batcher never runs two at once. Were it to, one photo would get another's colours.
+        # A batcher never runs two batches concurrently. Without the lock such a fault would mix up photos' colours.
         self._lock = threading.Lock()
 
     def predict(self, lightness: Batch) -> Floats:
-        """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most the largest batch size.
+        """Return the chroma, float32 [N, 2, s, s], for lightness, float32 [N, 1, S, S], N <= the largest batch size.
 
-        Raises EngineError when the answer is not finite.
+        Raises EngineError if the output is not finite.
         """
         batch = next(size for size in self._bound if size >= len(lightness))
         with self._lock:
@@ -195,10 +193,10 @@ class PaddingExecutor:
 
 
 class SingleThreadExecutor:
-    """Makes and runs an executor in one thread of its own, whoever calls.
+    """Creates and runs an executor in one dedicated thread, for callers in any thread.
 
-    ONNX Runtime keeps a captured CUDA graph and its stream in the context of the thread that captured it, and replays
-    the very addresses of that time. Batches are run by whichever caller leads: without this each would capture anew.
+    ONNX Runtime binds a captured CUDA graph and its stream to the thread that captured it, and replays the addresses of
+    that capture. Batches run in the thread of their leader, so that without this class each thread would capture again.
     """
 
     def __init__(self, make: Callable[[], Predictor]) -> None:
@@ -206,5 +204,5 @@ class SingleThreadExecutor:
         self._predictor = self._thread.submit(make).result()
 
     def predict(self, lightness: Batch) -> Floats:
-        """As the executor's own."""
+        """Call the executor's `predict` in its thread."""
         return self._thread.submit(self._predictor.predict, lightness).result()

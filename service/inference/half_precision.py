@@ -1,4 +1,4 @@
-"""A model's file of half precision: NAME.fp16.onnx beside NAME.onnx, the same model for a GPU."""
+"""Models in half precision for GPUs: NAME.fp16.onnx next to NAME.onnx. Check that both are the same model."""
 
 import logging
 from collections.abc import Callable
@@ -15,29 +15,29 @@ from service.inference.session import Engine
 
 log = logging.getLogger(__name__)
 
-HALF = ".fp16.onnx"
-# How far the chroma of both files may be apart on made-up pictures: on average, and anywhere. Half precision has 11
-# bits, so a deep network is a few tenths of a Lab unit off, more in noise; one that overflows is off by whole colours.
+SUFFIX = ".fp16.onnx"
+# How far the chroma of both files may differ on synthetic pictures, on average and at most. Half precision has 11 bits,
+# so that a deep network is a few tenths of a Lab unit off, and more in noise. One that overflows has other colours.
 MEAN_LIMIT: dict[ColorSpace, float] = {"lab": 0.5, "hsv": 0.005}
 LARGEST_LIMIT: dict[ColorSpace, float] = {"lab": 8.0, "hsv": 0.08}
 
 
-class HalfPrecisionError(ContractError):
-    """There is no file of half precision, or it is not the same model."""
+class HalfPrecisionFileError(ContractError):
+    """The file of half precision does not exist, or is not the same model."""
 
 
 def half_of(path: Path) -> Path:
-    """Where a model's file of half precision is, if there is one."""
-    return path.with_suffix(HALF)
+    """Return the path of a model's file of half precision, whether it exists or not."""
+    return path.with_suffix(SUFFIX)
 
 
 def is_half(path: Path) -> bool:
-    """Whether it is one by its name."""
-    return path.name.endswith(HALF)
+    """Return whether a path has the name of a file of half precision."""
+    return path.name.endswith(SUFFIX)
 
 
-def pictures(size: int) -> Floats:
-    """Made-up lightness, float32 [3, 1, size, size], always the same: from black to white, soft shapes, grain."""
+def synthetic_lightness(size: int) -> Floats:
+    """Return lightness, float32 [3, 1, size, size]: a ramp from black to white, soft shapes, grain. Deterministic."""
     random = np.random.default_rng(0)
     ramp = np.tile(np.linspace(0, 1, size), (size, 1))
     shapes = cv2.resize(random.random((8, 8)), (size, size), interpolation=cv2.INTER_LINEAR)
@@ -45,40 +45,40 @@ def pictures(size: int) -> Floats:
     return np.stack([ramp, shapes, grain])[:, np.newaxis].astype(np.float32)
 
 
-def check(whole: Engine, half: Engine) -> None:
-    """Runs both on the same pictures. Raises VariantError when they are not the same model, as far as that shows."""
+def check_parity(whole: Engine, half: Engine) -> None:
+    """Run both on synthetic pictures. Raise HalfPrecisionFileError if their contracts or outputs differ."""
     contract = whole.contract
     if half.contract != contract:
-        raise HalfPrecisionError(f"{half.contract} is not {contract}")
-    lightness = pictures(contract.input_size)
+        raise HalfPrecisionFileError(f"{half.contract} is not {contract}")
+    lightness = synthetic_lightness(contract.input_size)
     want, have = (np.concatenate([engine.predict(one[np.newaxis]) for one in lightness]) for engine in (whole, half))
     if want.shape != have.shape:
-        raise HalfPrecisionError(f"it answers the shape {have.shape}, not {want.shape}")
-    apart = np.abs(want - have)
-    mean, largest = float(apart.mean()), float(apart.max())
+        raise HalfPrecisionFileError(f"its output has the shape {have.shape}, not {want.shape}")
+    difference = np.abs(want - have)
+    mean, largest = float(difference.mean()), float(difference.max())
     space = contract.color_space
     if mean > MEAN_LIMIT[space] or largest > LARGEST_LIMIT[space]:
-        raise HalfPrecisionError(
-            f"its chroma differs by {mean:.3g} on average and {largest:.3g} at most,"
+        raise HalfPrecisionFileError(
+            f"its chroma differs by {mean:.3g} on average and {largest:.3g} at most, which is"
             f" over {MEAN_LIMIT[space]:g} or {LARGEST_LIMIT[space]:g}"
         )
 
 
-def choose(path: Path, precision: Literal["auto", "fp32", "fp16"], load: Callable[[Path], Engine]) -> Path:
-    """The file to serve for the model at `path`. `load` loads one on the device that will serve it.
+def choose_file(path: Path, precision: Literal["auto", "fp32", "fp16"], load: Callable[[Path], Engine]) -> Path:
+    """Return the file to serve for the model at `path`. `load` loads a file on the device that will serve it.
 
-    Raises VariantError when fp16 was asked for and there is no good file of it; with `auto` that is a warning.
+    Raises HalfPrecisionFileError if `fp16` is requested and its file is missing or bad. With `auto`, log a warning.
     """
     half = half_of(path)
     if precision == "fp32" or (precision == "auto" and not half.is_file()):
         return path
     try:
         if not half.is_file():
-            raise HalfPrecisionError("there is no such file")
-        check(load(path), load(half))
+            raise HalfPrecisionFileError("there is no such file")
+        check_parity(load(path), load(half))
     except (ContractError, EngineError) as error:
         if precision == "fp16":
-            raise HalfPrecisionError(f"{half}: {error}") from error
+            raise HalfPrecisionFileError(f"{half}: {error}") from error
         log.warning("%s is not used: %s", half, error)
         return path
     return half

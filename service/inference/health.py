@@ -1,4 +1,4 @@
-"""Watches what can't be mended from inside: a thread in a C call can't be stopped, nor an error of a device undone."""
+"""Find executors that fail on every photo. An error of a device lasts until the process ends."""
 
 import logging
 import time
@@ -11,36 +11,36 @@ log = logging.getLogger(__name__)
 
 
 class FailingExecutors:
-    """Executors whose last run failed. Whether they are to blame or their photo was, a black photo tells.
+    """Executors whose last run failed. A run of a black photo shows whether the executor or the photo is the cause.
 
-    An error of a GPU, as an illegal memory access, fails every run until the process ends. A photo that a model fails
-    on may be sent again and again, and says nothing about the others.
+    After some errors of a GPU, such as an illegal memory access, every run fails until the process ends. A photo that a
+    model fails on says nothing about other photos, even if clients send it repeatedly.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        # Since when a black photo fails, too; None where none was tried yet.
+        # The time since which a black photo fails too, or None before the first try.
         self._failing: dict[Predictor, float | None] = {}
 
     def __bool__(self) -> bool:
         return bool(self._failing)
 
     def add(self, executor: Predictor) -> None:
-        """A run of it failed."""
+        """Record that a run of the executor failed."""
         self._failing.setdefault(executor, None)
 
     def clear(self, executor: Predictor) -> None:
-        """A run of it did not fail."""
+        """Record that a run of the executor succeeded."""
         self._failing.pop(executor, None)
 
     def probe(self, black: Floats) -> bool:
-        """Has them run that photo, beside whatever they do, until one can't; whether all can."""
+        """Run a black photo on each of these executors until one fails. Return whether all succeed."""
         return all(self._works(executor, black) for executor in list(self._failing))
 
     def _works(self, executor: Predictor, black: Floats) -> bool:
         try:
             executor.predict([black])
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (it is logged, once)
             if self._failing.get(executor) is None:
                 log.error("a model fails on a black photo, too: %s", error)
                 self._failing[executor] = self._clock()
@@ -49,6 +49,6 @@ class FailingExecutors:
         return True
 
     def failing_for(self) -> float:
-        """Seconds since one of them failed on a black photo, as it does still; 0 when none does."""
+        """Return the seconds since which an executor has failed on black photos, or 0 if none does."""
         since = [moment for moment in list(self._failing.values()) if moment is not None]
         return self._clock() - min(since) if since else 0.0

@@ -28,10 +28,10 @@ from service.inference.executor import (
 from service.runtime.thread_pool import LifoThreadPool
 
 TENSORRT = "TensorrtExecutionProvider"
-# A CUDA graph is captured by the third run at the latest (the first two allocate what it needs), and then replayed.
+# The first two runs allocate memory, and the third one at the latest captures the CUDA graph. Later ones replay it.
 WARM_RUNS = 4
 CPU_ONLY = (
-    "TOMAU_DEVICE=cuda: the ONNX Runtime that is installed runs on CPUs only; for a GPU, run `make serve TARGET=gpu"
+    "TOMAU_DEVICE=cuda: the installed ONNX Runtime supports CPUs only; for a GPU, run `make serve TARGET=gpu"
     " VENV=.venv-gpu`, or use the GPU image, or replace the package: `pip uninstall onnxruntime && pip install"
     " 'onnxruntime-gpu[cuda,cudnn]'`"
 )
@@ -39,24 +39,24 @@ CPU_ONLY = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, and how a model runs on it; `id` counts those that CUDA shows to this process."""
+    """One GPU, and the options of its sessions. `id` counts the GPUs that CUDA shows to this process."""
 
     id: int = 0
     tf32: bool = True
     graphs: bool = False
-    arena_bytes: int | None = None  # of one session
-    options: Mapping[str, str] = field(default_factory=dict)  # of the CUDA provider, over ours
-    tensorrt: Mapping[str, str] | None = None  # options of the TensorRT provider, which is then asked first
+    arena_bytes: int | None = None  # The limit of one session.
+    options: Mapping[str, str] = field(default_factory=dict)  # CUDA provider options that override the defaults here.
+    tensorrt: Mapping[str, str] | None = None  # Options of the TensorRT provider, which then has priority.
 
 
 def batch_sizes(max_batch: int) -> list[int]:
-    """The batch sizes that a GPU sees: powers of two up to the largest batch, and that one itself."""
+    """Return the batch sizes that run on a GPU: the powers of two below `max_batch`, and `max_batch`."""
     sizes = [1 << power for power in range(max_batch.bit_length()) if 1 << power < max_batch]
     return [*sizes, max_batch]
 
 
 def providers(device: Device, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
-    """ONNX Runtime's providers and their options, the one that is wanted first."""
+    """Return ONNX Runtime's execution providers and their options, the preferred one first."""
     cpu: tuple[str, dict[str, str]] = (PROVIDERS["cpu"], {})
     if device == "cpu":
         return [cpu]
@@ -64,10 +64,10 @@ def providers(device: Device, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
         "device_id": str(gpu.id),
         "use_tf32": str(int(gpu.tf32)),
         "enable_cuda_graph": str(int(gpu.graphs)),
-        # From ORT 1.20 on this is no trial of all kernels but cuDNN's better heuristic. A session sees one shape, so
-        # it is asked once, at warm-up. `DEFAULT` is the slow fallback (onnxruntime #22705).
+        # From ORT 1.20 on, this uses cuDNN's better heuristic, and does not try all kernels. A session sees one shape,
+        # so that the heuristic runs once, at warm-up. `DEFAULT` is the slow fallback (onnxruntime #22705).
         "cudnn_conv_algo_search": "EXHAUSTIVE",
-        # Shapes never change, so after warm-up no more memory is asked for, and none has to be kept in reserve.
+        # Shapes never change, so that a session needs no more memory after warm-up, and no reserve.
         "arena_extend_strategy": "kSameAsRequested",
     }
     if gpu.arena_bytes is not None:
@@ -80,29 +80,30 @@ def providers(device: Device, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
 
 @cache
 def _preload() -> None:
-    """CUDA's libraries from their wheels, where there are any."""
+    """Load CUDA's libraries from their wheels, if those are installed."""
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
 
 
 def _options(threads: int = 1) -> ort.SessionOptions:
-    """By default one photo, one core: photos run beside one another. A spinning thread would only take from others."""
+    """Return the options of a session. By default a photo runs on one core, as several photos run concurrently."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Spinning threads would take time from other photos.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 
 
 @contextmanager
 def _as_file(model: bytes) -> Iterator[str | bytes]:
-    """The very bytes that were verified, as a file in memory where the system has such.
+    """Provide the verified bytes as a file in memory, or as bytes if the system has no such files.
 
-    Bytes are parsed with Python's lock held, and nothing else goes on for so long: 1.5 s for 370 MB, where a file holds
-    others up for 15 ms (seen with ORT 1.31).
+    ONNX Runtime holds Python's lock while it parses bytes, but not while it parses a file. For 370 MB that blocks other
+    threads for 1.5 s instead of 15 ms, as seen with ORT 1.31.
     """
-    file = _written(model)
+    file = _memory_file(model)
     if file is None:
         yield model
         return
@@ -110,8 +111,8 @@ def _as_file(model: bytes) -> Iterator[str | bytes]:
         yield f"/proc/self/fd/{file.fileno()}"
 
 
-def _written(model: bytes) -> BinaryIO | None:
-    """None where there are no files in memory, or none of that size may be made."""
+def _memory_file(model: bytes) -> BinaryIO | None:
+    """Write the bytes to a file in memory. Return None if the system has no such files, or allows none of that size."""
     if not hasattr(os, "memfd_create"):
         return None
     file = os.fdopen(os.memfd_create("model"), "wb", buffering=0)
@@ -126,7 +127,7 @@ def _written(model: bytes) -> BinaryIO | None:
 
 
 class SessionLoader:
-    """Makes sessions of one model on one device."""
+    """Creates sessions of one model on one device."""
 
     def __init__(self, path: Path, model: str | bytes, device: Device, gpu: Gpu) -> None:
         self._path = path
@@ -135,7 +136,7 @@ class SessionLoader:
         self._gpu = gpu
 
     def session(self, batch: int | None = None, threads: int = 1) -> ort.InferenceSession:
-        """A session for batches of that size only, or of any. Raises EngineError."""
+        """Return a session for batches of size `batch`, or of any size for None. Raise EngineError if that fails."""
         options = _options(threads)
         if batch is not None:
             options.add_free_dimension_override_by_name("batch", batch)
@@ -143,19 +144,19 @@ class SessionLoader:
         try:
             if self._device == "cuda":
                 _preload()
-            # Its own fallback would hide the reason, and try again without a GPU.
+            # ONNX Runtime's own fallback would hide the reason, and try again without a GPU.
             session = ort.InferenceSession(self._model, options, providers=wanted, enable_fallback=0)
         except Exception as error:
             raise EngineError(f"{self._path}: can't be loaded on {self._device}: {error}") from error
         used = session.get_providers()[0]
         if used != wanted[0][0]:
             raise EngineError(
-                f"{self._path}: {self._device} was asked for, but instead of {wanted[0][0]} ONNX Runtime took {used}"
+                f"{self._path}: {self._device} is requested, but ONNX Runtime uses {used} instead of {wanted[0][0]}"
             )
         return session
 
     def description(self) -> ort.InferenceSession:
-        """A session that is only asked what the file says; quickly made, and always on the CPU."""
+        """Return a session for reading the file's metadata. It loads fast, and always on the CPU."""
         options = _options()
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -164,7 +165,7 @@ class SessionLoader:
             raise EngineError(f"{self._path}: can't be loaded: {error}") from error
 
     def contract(self, session: ort.InferenceSession) -> Contract:
-        """What the file says about itself, held against its graph. Raises ContractError."""
+        """Return the contract in the file's metadata. Raise ContractError if the graph does not fit it."""
         try:
             contract = Contract.from_metadata(session.get_modelmeta().custom_metadata_map)
             contract.check_graph(
@@ -177,23 +178,23 @@ class SessionLoader:
 
 
 class Engine:
-    """A loaded model, and its executors: as many batches can run at once."""
+    """A loaded model and its executors. As many batches as there are executors can run concurrently."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (options by keyword)
         self,
         path: Path,
         model: bytes,
         device: Device,
-        max_batch: int = 1,
         *,
+        max_batch: int = 1,
         executors: int = 1,
         spread: int = 1,
         gpu: Gpu | None = None,
     ) -> None:
-        """Loads `model`, the content of the file at `path`.
+        """Load `model`, the content of the file at `path`.
 
-        spread: on a CPU, so many cores run a photo that is alone; with more than one the model is loaded twice. Raises
-        ContractError when it breaks the contract, EngineError when it can't run on that device.
+        spread: on a CPU, the number of cores that run a single photo; more than 1 loads the model twice. Raises
+        ContractError if the model breaks the contract, and EngineError if it can't run on the device.
         """
         self.device = device
         self.executors: list[Predictor] = []
@@ -227,10 +228,10 @@ class Engine:
             raise EngineError(f"{path}: can't be run on {self.device}: {error}") from error
 
     def warm_up(self) -> None:
-        """Runs each batch size on each executor, so that no photo waits for the device's search for kernels.
+        """Run each batch size on each executor, so that no photo waits for the device's selection of kernels.
 
-        Executors run beside one another, as they will: a second stream of a session makes handles of its own. Not so
-        with CUDA graphs, which are spoilt by what another thread asks of the GPU while they are being captured.
+        Executors warm up concurrently, because each stream of a session creates its own handles. With CUDA graphs they
+        run one after another: calls of another thread to the GPU would invalidate a graph during its capture.
         """
         executors = list(dict.fromkeys(filter(None, [*self.executors, self.spread])))
         with ThreadPoolExecutor(len(executors) if self._parallel_warming else 1) as pool:
@@ -243,19 +244,19 @@ class Engine:
                 executor.predict(np.zeros((batch, 1, size, size), np.float32))
 
     def padded_size(self, photos: int) -> int:
-        """The size of the batch that so many photos are run as."""
+        """Return the batch size that this number of photos runs as."""
         return photos if self.device == "cpu" else next(size for size in batch_sizes(self.max_batch) if size >= photos)
 
     def predict(self, lightness: Batch) -> Floats:
-        """Lightness, float32 [N, 1, S, S], to chroma, float32 [N, 2, s, s], N at most `max_batch`.
+        """Return the chroma, float32 [N, 2, s, s], for lightness, float32 [N, 1, S, S], N <= `max_batch`.
 
-        Raises EngineError when the answer has another shape or is not finite.
+        Raises EngineError if the output has another shape or is not finite.
         """
         return self.executors[0].predict(lightness)
 
 
 def _check_threads(count: int) -> None:
-    """Raises EngineError when so many threads can't be started: ONNX Runtime would wait for them for ever."""
+    """Raise EngineError if `count` threads can't be started. ONNX Runtime would wait for them forever."""
     try:
         LifoThreadPool(count, "spread").stop(wait=True)
     except OSError as error:
@@ -263,12 +264,15 @@ def _check_threads(count: int) -> None:
 
 
 def _on_gpu(loader: SessionLoader, contract: Contract, sizes: list[int], executors: int, gpu: Gpu) -> list[Predictor]:
-    """The executors of one GPU.
+    """Return the executors of one GPU.
 
-    A session for each batch size: cuDNN's plan of a convolution is made anew whenever the shape changes from one run
-    of its session to the next, at a cost of many runs (onnxruntime #23006, from 1.20 on). And where the batch is known,
-    shapes are computed when a session is made: 45 nodes of the default model would else run on the CPU, in every run.
-    Executors share the sessions, but not with CUDA graphs: those that capture can't be run by two threads at once.
+    There is a session for each batch size, for two reasons. If the shape changes between runs of a session, cuDNN makes
+    new plans of the convolutions, which costs many runs (onnxruntime #23006, from 1.20 on). With a fixed batch size,
+    shapes are computed when the session is created. Otherwise 45 nodes of the default model would run on the CPU, in
+    every run.
+
+    Executors share the sessions. With CUDA graphs each executor has its own, because two threads can't run a session
+    that captures a graph.
     """
 
     def sessions() -> dict[int, ort.InferenceSession]:
@@ -286,8 +290,8 @@ def _on_gpu(loader: SessionLoader, contract: Contract, sizes: list[int], executo
 def select_device(device: Literal["auto", "cpu", "cuda"]) -> Device:
     """Return the device to use.
 
-    `auto` is a GPU only where the runtime has its provider and the driver is there. Raises EngineError for `cuda` where
-    the runtime is the one for CPUs.
+    `auto` means a GPU if ONNX Runtime has the CUDA provider and the driver is installed. Raises EngineError for `cuda`
+    if the installed ONNX Runtime supports CPUs only.
     """
     has_provider = PROVIDERS["cuda"] in ort.get_available_providers()
     if device == "cuda" and not has_provider:

@@ -69,7 +69,7 @@ async def probe(state: State) -> None:
         for model in state.colorizer.models:
             if model.batcher.failing_executors:
                 with suppress(RuntimeError):  # There is no thread for it now.
-                    await run_detached(partial(model.batcher.failing_executors.probe, model.black))
+                    await run_detached(partial(model.batcher.failing_executors.probe, model.black_photo))
 
 
 async def wait_for_workers(state: State) -> None:

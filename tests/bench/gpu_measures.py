@@ -21,7 +21,7 @@ from service.inference.batcher import Batcher
 from service.inference.contract import INPUT, OUTPUT
 from service.inference.executor import BoundSession, CpuExecutor, Device, DeviceRef, host_memory
 from service.inference.half_precision import half_of
-from service.inference.registry import EXECUTORS_A_GPU, ModelRegistry
+from service.inference.registry import EXECUTORS_PER_GPU, ModelRegistry
 from service.inference.session import Engine, Gpu, SessionLoader, batch_sizes
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
@@ -55,7 +55,7 @@ class Plan:
 
     @property
     def executors(self) -> int:
-        return EXECUTORS_A_GPU if self.device == "cuda" else CORES
+        return EXECUTORS_PER_GPU if self.device == "cuda" else CORES
 
     def gpu(self, variant: str) -> Gpu:
         # Half precision needs TF32 to be allowed: see ModelRegistry.
@@ -169,7 +169,12 @@ def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
         file = _file(folder, variant)
         started = time.monotonic()
         engine = Engine(
-            file, file.read_bytes(), plan.device, plan.max_batch, executors=plan.executors, gpu=plan.gpu(variant)
+            file,
+            file.read_bytes(),
+            plan.device,
+            max_batch=plan.max_batch,
+            executors=plan.executors,
+            gpu=plan.gpu(variant),
         )
         engine.warm_up()
         ready_s = time.monotonic() - started

@@ -20,7 +20,7 @@ from service.errors import UnknownModel
 from service.inference import half_precision
 from service.inference.contract import INPUT, OUTPUT, Contract
 from service.inference.executor import EngineError
-from service.inference.half_precision import HalfPrecisionError, choose
+from service.inference.half_precision import HalfPrecisionFileError, choose_file
 from service.inference.registry import ModelRegistry, ModelRegistryError
 from service.inference.session import Engine, Gpu
 from service.settings import Settings
@@ -188,12 +188,12 @@ def never(path: Path) -> Engine:
 
 def test_the_half_is_chosen_where_it_answers_the_same(folder: Path) -> None:
     path, its_half = folder / "tint.onnx", folder / "tint.fp16.onnx"
-    assert choose(path, "auto", load) == choose(path, "fp16", load) == its_half
-    assert choose(path, "fp32", never) == path
+    assert choose_file(path, "auto", load) == choose_file(path, "fp16", load) == its_half
+    assert choose_file(path, "fp32", never) == path
     its_half.unlink()
-    assert choose(path, "auto", never) == path
-    with pytest.raises(HalfPrecisionError, match=r"tint\.fp16\.onnx: there is no such file"):
-        choose(path, "fp16", never)
+    assert choose_file(path, "auto", never) == path
+    with pytest.raises(HalfPrecisionFileError, match=r"tint\.fp16\.onnx: there is no such file"):
+        choose_file(path, "fp16", never)
 
 
 @pytest.mark.parametrize(
@@ -211,11 +211,11 @@ def test_a_half_that_is_not_the_same_is_left_alone(
 ) -> None:
     write(folder / "tint.fp16.onnx", content)
     with caplog.at_level(logging.WARNING):
-        assert choose(folder / "tint.onnx", "auto", load) == folder / "tint.onnx"
+        assert choose_file(folder / "tint.onnx", "auto", load) == folder / "tint.onnx"
     assert f"{folder / 'tint.fp16.onnx'} is not used: " in caplog.text
     assert why in caplog.text
-    with pytest.raises(HalfPrecisionError, match=why):
-        choose(folder / "tint.onnx", "fp16", load)
+    with pytest.raises(HalfPrecisionFileError, match=why):
+        choose_file(folder / "tint.onnx", "fp16", load)
 
 
 def test_the_limits_are_of_the_colour_space(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_the_limits_are_of_the_colour_space(tmp_path: Path) -> None:
         load(write(tmp_path / f"{n}.onnx", tint_model(hsv, (0.3, chroma))))
         for n, chroma in enumerate((0.3, 0.302, 0.4))
     )
-    half_precision.check(whole, near)
-    with pytest.raises(HalfPrecisionError, match=r"over 0\.005 or 0\.08"):
-        half_precision.check(whole, far)
+    half_precision.check_parity(whole, near)
+    with pytest.raises(HalfPrecisionFileError, match=r"over 0\.005 or 0\.08"):
+        half_precision.check_parity(whole, far)
 
 
 def settings(folder: Path, **changes: object) -> Settings:
@@ -249,13 +249,13 @@ def variants_sha(path: Path) -> str:
 
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Gpu]]:
-    """A catalogue's engines for GPUs, made on the CPU; returns which file was loaded how."""
+    """Let a registry's engines for GPUs run on the CPU; return each file with the options of its GPU."""
     made: list[tuple[str, Gpu]] = []
 
-    def on_the_cpu(path: Path, data: bytes, device: str, max_batch: int = 1, *, executors: int = 1, gpu: Gpu) -> Engine:
+    def on_the_cpu(path: Path, data: bytes, device: str, *, max_batch: int = 1, executors: int = 1, gpu: Gpu) -> Engine:
         assert device == "cuda"
         made.append((path.name, gpu))
-        return Engine(path, data, "cpu", max_batch, executors=executors)
+        return Engine(path, data, "cpu", max_batch=max_batch, executors=executors)
 
     monkeypatch.setattr("service.inference.registry.Engine", on_the_cpu)
     monkeypatch.setattr("service.inference.registry.select_device", lambda device: device)

@@ -20,7 +20,7 @@ def value_of(prediction: Prediction) -> float:
 
 
 class Doubler:
-    """Answers twice the item. Can be held at its door, and told to fail on values."""
+    """An executor that returns twice the item. It can be blocked, and fails on given values."""
 
     def __init__(self, *, held: bool = False, fails_on: frozenset[float] = frozenset()) -> None:
         self.fails_on = fails_on
@@ -59,7 +59,7 @@ def idle(batcher: Batcher, executors: int) -> bool:
 
 
 def start_first(pool: ThreadPoolExecutor, batcher: Batcher, engine: Doubler) -> Future[Prediction]:
-    """Occupies the only executor with item 0."""
+    """Occupy the only executor with item 0."""
     first = pool.submit(batcher.predict, item(0))
     assert engine.entered.acquire(timeout=WAIT_S)
     return first
@@ -155,12 +155,12 @@ def test_a_failing_executor_fails_only_its_own_batches(pool: ThreadPoolExecutor)
         error = future.exception(WAIT_S)
         if error is None:
             assert value_of(future.result()) == 2 * value
-            assert [value] not in bad.batches, "it was answered, so nothing was tried on the bad one alone"
+            assert [value] not in bad.batches, "it has a result, so nothing ran on the bad one alone"
         else:
             assert str(error) == f"can't do [{value}.0]"
             assert all(value not in batch for batch in good.batches)
     until(lambda: idle(batcher, 2))
-    assert value_of(batcher.predict(item(1000))) == 2000, "the bad one can do this, if it is its turn"
+    assert value_of(batcher.predict(item(1000))) == 2000, "the bad one can do this, if it gets it"
 
 
 def test_an_executor_that_failed_gets_its_turn_again() -> None:
@@ -229,8 +229,8 @@ def test_executors_that_hang_are_known_when_all_who_waited_have_left(pool: Threa
     assert batcher.runs.stuck_for() == 0
 
 
-def test_each_run_of_a_failed_batch_begins_anew(pool: ThreadPoolExecutor) -> None:
-    """Photos that are tried again one by one take many runs, of which none is long."""
+def test_each_run_of_a_failed_batch_begins_again(pool: ThreadPoolExecutor) -> None:
+    """Photos that run again one by one take many runs, of which none is long."""
     clock = Clock()
 
     class Engine(Doubler):
@@ -252,7 +252,7 @@ def test_each_run_of_a_failed_batch_begins_anew(pool: ThreadPoolExecutor) -> Non
 BLACK = item(0)
 
 
-def test_a_photo_that_fails_makes_its_executor_suspect_and_a_black_one_clears_it() -> None:
+def test_a_photo_that_fails_marks_its_executor_and_a_black_one_clears_it() -> None:
     bad, good = Doubler(fails_on=frozenset({1.0})), Doubler()
     batcher = Batcher([bad, good], max_batch=1, capacity=8)
     with pytest.raises(RuntimeError, match="can't do"):
@@ -279,7 +279,7 @@ def test_an_executor_that_fails_on_a_black_photo_fails_until_a_photo_is_run() ->
     assert (bool(batcher.failing_executors), batcher.failing_executors.failing_for()) == (False, 0)
 
 
-def test_a_batch_that_fails_together_but_not_one_by_one_makes_no_suspect(pool: ThreadPoolExecutor) -> None:
+def test_a_batch_that_fails_together_but_not_one_by_one_marks_no_executor(pool: ThreadPoolExecutor) -> None:
     class Engine(Doubler):
         def predict(self, lightness: list[np.ndarray]) -> np.ndarray:
             chroma = super().predict(lightness)
@@ -368,7 +368,7 @@ def test_an_engine_that_loses_an_item_is_a_fault_and_no_wrong_answer() -> None:
 
 
 class Shaky:
-    """Fails now and then, and takes a random moment."""
+    """An executor that fails at random, and takes a random time."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -385,7 +385,7 @@ class Shaky:
 
 
 def test_ten_thousand_random_schedules_lose_and_double_nothing(pool: ThreadPoolExecutor) -> None:
-    """Every caller ends exactly once, with its own answer or a reason, and every executor comes back."""
+    """Every caller ends exactly once, with its own result or an error, and every executor becomes free."""
     chance = random.Random(7)
     ends = {Prediction: 0, DeadlineExceeded: 0, ClientGone: 0, Overloaded: 0, RuntimeError: 0}
     for _ in range(10_000):

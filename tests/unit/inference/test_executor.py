@@ -1,4 +1,4 @@
-"""The way of a batch on a GPU, here on the CPU: the same binding, buffers and padding."""
+"""Run batches as on a GPU, but on the CPU: with the same binding, buffers and padding."""
 
 import logging
 import threading
@@ -177,7 +177,7 @@ def test_the_options_of_the_providers() -> None:
 
 @pytest.fixture
 def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
-    """An engine for a GPU, every call of which goes to the CPU; returns what was asked for."""
+    """Let engines for a GPU run on the CPU; return the providers that they requested."""
     asked: list[tuple[str, dict[str, str]]] = []
 
     def on_the_cpu(device: str, gpu: Gpu) -> list[tuple[str, dict[str, str]]]:
@@ -193,7 +193,7 @@ def as_if_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str,
 def test_an_engine_has_a_session_for_each_batch_size(
     as_if_on_a_gpu: list[tuple[str, dict[str, str]]], graphs: bool, made: int
 ) -> None:
-    engine = Engine(Path("tint.onnx"), MODEL, "cuda", 8, executors=2, gpu=Gpu(id=2, graphs=graphs))
+    engine = Engine(Path("tint.onnx"), MODEL, "cuda", max_batch=8, executors=2, gpu=Gpu(id=2, graphs=graphs))
     assert len(as_if_on_a_gpu) == made
     assert {name for name, _ in as_if_on_a_gpu} == {"CUDAExecutionProvider"}
     assert {options["device_id"] for _, options in as_if_on_a_gpu} == {"2"}
@@ -205,14 +205,14 @@ def test_an_engine_has_a_session_for_each_batch_size(
 
 
 def test_a_graph_of_a_fixed_batch_gets_no_other(as_if_on_a_gpu: list[tuple[str, dict[str, str]]]) -> None:
-    engine = Engine(Path("tint.onnx"), tint_model(contract(max_batch=2), (1, 2)), "cuda", 32, executors=2)
+    engine = Engine(Path("tint.onnx"), tint_model(contract(max_batch=2), (1, 2)), "cuda", max_batch=32, executors=2)
     assert engine.max_batch == 2
     assert len(as_if_on_a_gpu) == 2
 
 
 def test_a_model_that_can_not_run_is_refused_by_name(as_if_on_a_gpu: list[tuple[str, dict[str, str]]]) -> None:
     with pytest.raises(EngineError, match=r"broken\.onnx: can't be run on cuda"):
-        Engine(Path("broken.onnx"), unrunnable_model(), "cuda", 8)
+        Engine(Path("broken.onnx"), unrunnable_model(), "cuda", max_batch=8)
 
 
 def test_pinned_memory_is_what_the_plug_in_of_the_gpu_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def test_values_that_are_not_finite_are_a_fault() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="there are no files in memory")
 def test_a_model_is_parsed_from_a_file_of_the_verified_bytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Given bytes, ONNX Runtime holds Python's lock while it parses them, and a reload would hold every request up."""
+    """ONNX Runtime holds Python's lock while it parses bytes, so that a reload would block every request."""
     seen: list[bytes] = []
     session = ort.InferenceSession
 
@@ -160,7 +160,7 @@ def test_a_model_is_parsed_from_a_file_of_the_verified_bytes(folder: Path, monke
     assert len(list(Path("/proc/self/fd").iterdir())) == before, "it is closed again"
 
 
-def test_the_places_of_a_batch() -> None:
+def test_the_padded_size_of_a_batch() -> None:
     engine = Engine(Path("tint.onnx"), tint_model(contract(), (10, -20)), "cpu")
     assert [engine.padded_size(photos) for photos in (1, 3)] == [1, 3], "nothing is padded on a CPU"
     engine.device, engine.max_batch = "cuda", 20
@@ -177,7 +177,7 @@ def test_what_is_known_is_taken_over_and_the_rest_is_fresh(folder: Path) -> None
 
 
 def breaks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on the sessions that it has fail, as after an error of the device."""
+    """Let the sessions of a model fail from now on, as after an error of the device."""
     broken = model.batcher._all
     predict = CpuExecutor.predict
 
@@ -189,7 +189,7 @@ def breaks(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CpuExecutor, "predict", perhaps)
 
 
-def test_what_is_known_but_does_not_run_any_more_is_loaded_anew(
+def test_what_is_known_but_no_longer_runs_is_loaded_again(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     old = ModelRegistry(settings(folder))
@@ -197,11 +197,11 @@ def test_what_is_known_but_does_not_run_any_more_is_loaded_anew(
     new = ModelRegistry(settings(folder), known=old)
     assert new.get("tint") is not old.get("tint")
     assert new.fresh == [new.get("tint")]
-    assert new.get("tint").batcher.can_run(new.get("tint").black)
-    assert "does not run any more, and is loaded anew" in caplog.text
+    assert new.get("tint").batcher.can_run(new.get("tint").black_photo)
+    assert "no longer runs, and is loaded again" in caplog.text
 
 
-def test_what_is_known_but_can_not_be_run_nor_loaded_anew_is_refused(
+def test_what_is_known_but_can_not_be_run_nor_loaded_again_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: object) -> None:
@@ -211,10 +211,10 @@ def test_what_is_known_but_can_not_be_run_nor_loaded_anew_is_refused(
     monkeypatch.setattr(CpuExecutor, "predict", broken)
     with pytest.raises(EngineError, match=r"tint\.onnx: can't be run on cpu: CUDA failure 700"):
         ModelRegistry(settings(folder), known=old)
-    assert old.get("tint").batcher.failing_executors.failing_for() > 0, "it is not ready any more"
+    assert old.get("tint").batcher.failing_executors.failing_for() > 0, "it is no longer ready"
 
 
-def test_runs_are_told_with_their_places(folder: Path) -> None:
+def test_runs_are_reported_with_their_padded_size(folder: Path) -> None:
     registry = ModelRegistry(settings(folder))
     lightness = np.ones((1, 32, 32), np.float32)
     told: list[tuple[int, int]] = []
@@ -227,5 +227,5 @@ def test_runs_are_told_with_their_places(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("most", "sizes"), [(1, [1]), (2, [1, 2]), (32, [1, 2, 4, 8, 16, 32]), (20, [1, 2, 4, 8, 16, 20])]
 )
-def test_buckets(most: int, sizes: list[int]) -> None:
+def test_batch_sizes(most: int, sizes: list[int]) -> None:
     assert batch_sizes(most) == sizes

@@ -320,6 +320,6 @@ def test_the_gpu_benchmark_runs_on_a_cpu(tmp_path: Path, capsys: pytest.CaptureF
 def test_the_gpu_benchmarks_half_is_the_same_model(bench_model: Path) -> None:
     whole, its_half = onnx.load(bench_model), to_fp16(onnx.load(bench_model))
     assert its_half.metadata_props == whole.metadata_props
-    half_precision.check(
+    half_precision.check_parity(
         Engine(bench_model, bench_model.read_bytes(), "cpu"), Engine(bench_model, emulate_fp16(its_half), "cpu")
     )

@@ -108,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     models = evaluate.name_models([(file, Engine(file, file.read_bytes(), "cpu")) for file in files])
     engine = next(iter(models.values()))
     run = args.held_out_of
-    entries = checkpoint.held_out_of(run, args.data) if run else sources.find(args.data)
+    entries = checkpoint.find_held_out(run, args.data) if run else sources.find(args.data)
     entries, lost = evaluate.drop_unreadable(entries)
     shown = [n for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources]
     if not shown:
@@ -337,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     args = _parser().parse_args(argv)
     try:
-        with signals.at_once(args.left):
+        with signals.interruptible(args.left):
             args.call(args)
     except ModuleNotFoundError as error:
         sys.exit(f"{error.name} is not installed: `make .venv/.dev` sets up what training needs")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-def write(path: Path, content: bytes) -> None:
+def write_atomic(path: Path, content: bytes) -> None:
     """Writes a file beside its place, then puts it there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
@@ -12,7 +12,7 @@ def write(path: Path, content: bytes) -> None:
     new.replace(path)
 
 
-def check_folder(path: Path) -> None:
+def ensure_writable(path: Path) -> None:
     """Makes a folder, if there is none. Raises OSError when nothing can be written into it."""
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):

@@ -68,7 +68,7 @@ class Augment(_Table):
     degrade: Share = Field(0.3, description="probability that the lightness is made to look old")
 
 
-class Sift(_Table):
+class Filtering(_Table):
     """Which photographs are fit to learn from; see sift.py for what is measured."""
 
     enabled: bool = Field(True, description="false trusts the data: nothing is looked at, nothing left out")
@@ -142,7 +142,7 @@ class Recipe(_Table):
     curriculum: tuple[Stage, ...] = (Stage(until=0.45, side=96), Stage(until=1.0, side=128))
     network: Network = Compact()
     sources: tuple[str, ...] = Field((), description="only photographs of these collections; empty for all")
-    sift: Sift = Sift()
+    sift: Filtering = Filtering()
     augment: Augment = Augment()
     optimizer: Optimizer = Optimizer()
 

@@ -11,29 +11,29 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What a shell adds to a signal's number for the exit code.
-BY_SIGNAL = 128
+SIGNAL_EXIT_BASE = 128
 # Seconds that the program has after a second signal before it is ended where it is.
 GRACE_S = 2.0
 
 # What is still done after a first signal: the innermost counts.
-_left: list[Callable[[], str]] = []
+_messages: list[Callable[[], str]] = []
 
 
 def _raise(number: int, _: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _handled() -> list[signal.Signals]:
+def _handled_signals() -> list[signal.Signals]:
     """Return the signals that are heeded: a shell has its background jobs ignore SIGINT."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     # A bar that is being drawn keeps its line.
     print(("\n" if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
 
 
-def _watch(receiver: socket.socket) -> None:
+def _report_signals(receiver: socket.socket) -> None:
     """Say at each signal what is still done. A handler can't: it waits for the call of a library to return."""
     seen = 0
     last: threading.Timer | None = None
@@ -42,10 +42,10 @@ def _watch(receiver: socket.socket) -> None:
             continue
         seen += 1
         if seen == 1:
-            _say(f"{_left[-1]()}; another Ctrl-C ends at once")
+            _print(f"{_messages[-1]()}; another Ctrl-C ends at once")
         elif seen == 2:
-            _say("ending at once")
-            last = threading.Timer(GRACE_S, os._exit, (BY_SIGNAL + received[0],))
+            _print("ending at once")
+            last = threading.Timer(GRACE_S, os._exit, (SIGNAL_EXIT_BASE + received[0],))
             last.daemon = True
             last.start()
     if last:
@@ -53,11 +53,11 @@ def _watch(receiver: socket.socket) -> None:
 
 
 @contextmanager
-def _watched() -> Iterator[None]:
+def _reporting() -> Iterator[None]:
     """Have a thread told of every signal, by the interpreter's own part of the handler."""
     receiver, sender = socket.socketpair()
     sender.setblocking(False)
-    thread = threading.Thread(target=_watch, args=(receiver,), name="signals", daemon=True)
+    thread = threading.Thread(target=_report_signals, args=(receiver,), name="signals", daemon=True)
     thread.start()
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
     try:
@@ -70,44 +70,44 @@ def _watched() -> Iterator[None]:
 
 
 @contextmanager
-def at_once(left: str = "stopping") -> Iterator[None]:
+def interruptible(message: str = "stopping") -> Iterator[None]:
     """Let either signal raise KeyboardInterrupt with its number, wherever the program is.
 
-    left: said at once at the first signal. At a second one the program is ended by force if it does not end itself.
+    message: said at once at the first signal. At a second one the program is ended by force if it does not end itself.
     """
-    before = {number: signal.signal(number, _raise) for number in _handled()}
-    _left.append(lambda: left)
+    before = {number: signal.signal(number, _raise) for number in _handled_signals()}
+    _messages.append(lambda: message)
     try:
-        with _watched():
+        with _reporting():
             yield
     finally:
-        _left.pop()
+        _messages.pop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
     """Return what a program ends with that was interrupted."""
-    return BY_SIGNAL + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
+    return SIGNAL_EXIT_BASE + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
-class Stop:
+class DeferredSignal:
     """While it is entered, the first signal is kept in `number`; a second one does what the first did before.
 
-    left: what is still done after the first signal, said at once within `at_once`.
+    message: what is still done after the first signal, said at once within `interruptible`.
     """
 
-    def __init__(self, left: Callable[[], str] = lambda: "stopping") -> None:
+    def __init__(self, message: Callable[[], str] = lambda: "stopping") -> None:
         self.number: int | None = None
-        self._said = left
+        self._message = message
 
-    def __enter__(self) -> "Stop":
-        self._before = {number: signal.signal(number, self._keep) for number in _handled()}
-        _left.append(self._said)
+    def __enter__(self) -> "DeferredSignal":
+        self._before = {number: signal.signal(number, self._keep) for number in _handled_signals()}
+        _messages.append(self._message)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _left.remove(self._said)
+        _messages.remove(self._message)
         self._restore()
 
     def _restore(self) -> None:

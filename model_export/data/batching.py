@@ -26,20 +26,20 @@ log = logging.getLogger(__name__)
 THREADS = 4 * (os.cpu_count() or 1)
 
 # A photograph is decoded so many times larger than it is shown, and no larger where that can be helped.
-SPARE = 2
+OVERSAMPLING = 2
 
 # So many in a row that can't be read are no accident.
-MOST_UNREADABLE = 20
+MAX_UNREADABLE = 20
 
 # Photographs and the seeds of their augmentation.
 Items: TypeAlias = list[tuple[Entry, tuple[int, int]]]
 # Lightness and chroma, of one photograph or of several.
-Example = tuple[Floats, Floats]
-Batch = Example
+Sample = tuple[Floats, Floats]
+Batch = Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class SampleSpec:
     """What a network is shown and asked for.
 
     stride: its input is so many times larger than the chroma it answers. lightness: that of the luma, as in service,
@@ -51,19 +51,19 @@ class Form:
     lightness: Literal["luma", "own"] = "luma"
 
 
-def _example(small: Bytes, luma: Bytes, form: Form) -> Example:
-    grid = small.shape[0] // form.stride
-    lightness, chroma = split_rgb(small, form.color_space)
-    if form.lightness == "luma":
-        lightness = lightness_of_luma(luma, form.color_space)
+def _sample_of(small: Bytes, luma: Bytes, spec: SampleSpec) -> Sample:
+    grid = small.shape[0] // spec.stride
+    lightness, chroma = split_rgb(small, spec.color_space)
+    if spec.lightness == "luma":
+        lightness = lightness_of_luma(luma, spec.color_space)
     coarse = np.asarray(cv2.resize(chroma, (grid, grid), interpolation=cv2.INTER_AREA), np.float32)
     return lightness[..., np.newaxis], coarse
 
 
-def sample(rgb: Bytes, side: int, form: Form) -> Example:
+def make_sample(rgb: Bytes, side: int, spec: SampleSpec) -> Sample:
     """What a network sees and should answer: lightness [side, side, 1] and chroma [side/stride, side/stride, 2]."""
     small = square(rgb, side)
-    return _example(small, luma_of_rgb(small), form)
+    return _sample_of(small, luma_of_rgb(small), spec)
 
 
 def _crop(rgb: Bytes, augment: Augment, random: np.random.Generator) -> Bytes:
@@ -74,7 +74,7 @@ def _crop(rgb: Bytes, augment: Augment, random: np.random.Generator) -> Bytes:
     return crop[:, ::-1] if random.random() < augment.mirror else crop
 
 
-def age(luma: Bytes, random: np.random.Generator) -> Bytes:
+def simulate_ageing(luma: Bytes, random: np.random.Generator) -> Bytes:
     """Makes a luma plane look like an old print's: faded, blurred, grainy, its tones bent, compressed."""
     tones = np.arange(256, dtype=np.float32) / 255
     tones = tones ** random.uniform(0.7, 1.4)
@@ -91,16 +91,18 @@ def age(luma: Bytes, random: np.random.Generator) -> Bytes:
     return aged
 
 
-def augmented(rgb: Bytes, side: int, form: Form, augment: Augment, random: np.random.Generator) -> Example:
+def make_augmented_sample(
+    rgb: Bytes, side: int, spec: SampleSpec, augment: Augment, random: np.random.Generator
+) -> Sample:
     """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
     small = square(_crop(rgb, augment, random), side)
     luma = luma_of_rgb(small)
     if random.random() < augment.degrade:
-        luma = age(luma, random)
-    return _example(small, luma, form)
+        luma = simulate_ageing(luma, random)
+    return _sample_of(small, luma, spec)
 
 
-def _stack(samples: Sequence[Example]) -> Batch:
+def _stack(samples: Sequence[Sample]) -> Batch:
     lightness, chroma = zip(*samples, strict=True)
     return np.stack(lightness), np.stack(chroma)
 
@@ -129,7 +131,7 @@ class Stream:
         self,
         entries: Sequence[Entry],
         batch: int,
-        form: Form,
+        spec: SampleSpec,
         augment: Augment,
         seed: int,
         shards: Shards | None = None,
@@ -137,26 +139,26 @@ class Stream:
     ) -> None:
         self.entries = entries
         self.batch = batch
-        self.form = form
+        self.spec = spec
         self.augment = augment
         self.seed = seed
         self.unreadable: set[str] = set()
         self.lock = threading.Lock()
         self.order = _order(len(entries), shards, seed)
-        self.ahead: NDArray[np.int64] = np.empty(0, np.int64)
+        self.upcoming: NDArray[np.int64] = np.empty(0, np.int64)
         self.views = 0
         while self.views < views:
             self._draw(min(views - self.views, len(entries)))
 
     def _draw(self, count: int) -> NDArray[np.int64]:
         """Return the numbers of the next photographs."""
-        while len(self.ahead) < count:
-            self.ahead = np.concatenate([self.ahead, next(self.order)])
-        drawn, self.ahead = self.ahead[:count], self.ahead[count:]
+        while len(self.upcoming) < count:
+            self.upcoming = np.concatenate([self.upcoming, next(self.order)])
+        drawn, self.upcoming = self.upcoming[:count], self.upcoming[count:]
         self.views += count
         return drawn
 
-    def _next(self) -> Items:
+    def _next_items(self) -> Items:
         """Return the photographs of the next batch, each with the seed of its augmentation."""
         first = self.views
         return [(self.entries[i], (self.seed, first + n)) for n, i in enumerate(self._draw(self.batch))]
@@ -166,7 +168,7 @@ class Stream:
 
         least: as of `Entry.read`.
         """
-        for number in range(MOST_UNREADABLE):
+        for number in range(MAX_UNREADABLE):
             try:
                 return entry.read(least)
             except UnreadablePhotograph as error:
@@ -179,13 +181,15 @@ class Stream:
                 entry = self.entries[int.from_bytes(digest[:8]) % len(self.entries)]
         raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
 
-    def _made(self, items: Items, side: int) -> Batch:
+    def _make_batch(self, items: Items, side: int) -> Batch:
         # Of a photograph of which a crop keeps a tenth, ten times as much has to be there; with no bound, all of it.
         smallest = self.augment.min_crop
-        least = math.ceil(SPARE * side / smallest) if smallest else None
+        least = math.ceil(OVERSAMPLING * side / smallest) if smallest else None
         return _stack(
             [
-                augmented(self._read(entry, least), side, self.form, self.augment, np.random.default_rng(seed))
+                make_augmented_sample(
+                    self._read(entry, least), side, self.spec, self.augment, np.random.default_rng(seed)
+                )
                 for entry, seed in items
             ]
         )
@@ -196,7 +200,7 @@ class Stream:
         count: int | None = None,
         *,
         threads: int = THREADS,
-        ahead: int = THREADS,
+        prefetch: int = THREADS,
     ) -> Generator[Batch, None, None]:
         """Yield batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2].
 
@@ -209,7 +213,7 @@ class Stream:
             begun = 0
 
             def begin(items: Items, wanted: int) -> None:
-                waiting.append((items, wanted, workers.submit(self._made, items, wanted)))
+                waiting.append((items, wanted, workers.submit(self._make_batch, items, wanted)))
 
             while waiting or count is None or begun < count:
                 wanted = side_of()
@@ -219,21 +223,21 @@ class Stream:
                     for items, _, future in again:
                         future.cancel()
                         begin(items, wanted)
-                while len(waiting) < max(1, ahead) and (count is None or begun < count):
-                    begin(self._next(), wanted)
+                while len(waiting) < max(1, prefetch) and (count is None or begun < count):
+                    begin(self._next_items(), wanted)
                     begun += 1
                 yield waiting.popleft()[2].result()
 
 
-def fixed(entries: Sequence[Entry], side: int, form: Form) -> Batch:
+def load_batch(entries: Sequence[Entry], side: int, spec: SampleSpec) -> Batch:
     """The photographs as they are, as one batch; for a held-out set that fits into memory.
 
     Those that can't be read are left out. Raises UnreadablePhotograph when none can.
     """
 
-    def one(entry: Entry) -> Example | None:
+    def one(entry: Entry) -> Sample | None:
         try:
-            return sample(entry.read(SPARE * side), side, form)
+            return make_sample(entry.read(OVERSAMPLING * side), side, spec)
         except UnreadablePhotograph as error:
             log.warning("left out: %s", error)
             return None

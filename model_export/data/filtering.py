@@ -18,7 +18,7 @@ from model_export import files
 from model_export.data import images, sources
 from model_export.data.images import JPEG
 from model_export.data.sources import Entry, UnreadablePhotograph
-from model_export.recipe import Recipe, Sift
+from model_export.recipe import Filtering, Recipe
 from model_export.threads import worker_pool
 from service.imaging.color import Bytes, Floats, luma_of_rgb, split_rgb, square
 
@@ -28,15 +28,15 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 MANIFEST = "data.json"
 
 # Photographs that a thread judges before it reports.
-PART = 64
+CHUNK = 64
 
 # A JPEG is decoded at a part of its size where its short side keeps so many pixels.
-LEAST_DECODED = 128
+MIN_DECODED_SIDE = 128
 START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
 # After 0xFF, what has no length and no content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
-LONE = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
+STANDALONE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 # OpenCV decodes no more pixels, but counts those of the part of its size that a JPEG is decoded at.
-MOST_PIXELS = 2**30
+MAX_PIXELS = 2**30
 
 # Photographs are looked at in this size. Larger, the halved chroma planes of a JPEG would blur the edges of a toned
 # photograph, which looks like colour.
@@ -47,7 +47,7 @@ TONE_DEGREE = 5
 # A perceptual hash is the signs of the lowest 8 x 8 frequencies.
 FREQUENCIES = 8
 # Bits in which the hashes of duplicates differ at most. Of five pieces one is then the same in both.
-DISTANCE, PIECE_BITS = 4, 13
+MAX_DISTANCE, PIECE_BITS = 4, 13
 # Hashes compared at a time: 128 MiB.
 BLOCK = 2**24
 
@@ -72,7 +72,7 @@ class Manifest(_Record):
     """What a run learns from; with its recipe, this says all. `sha256` is of the kept photographs' names and sizes."""
 
     sources: tuple[str, ...]
-    sift: Sift
+    sift: Filtering
     collections: tuple[Collection, ...]
     photographs: int
     kept: int
@@ -95,7 +95,7 @@ class Selection:
 
     def save(self, folder: Path) -> None:
         """Writes the manifest."""
-        files.write(folder / MANIFEST, (self.manifest.model_dump_json(indent=1) + "\n").encode())
+        files.write_atomic(folder / MANIFEST, (self.manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def _first_scan(jpeg: bytes) -> int:
@@ -107,7 +107,7 @@ def _first_scan(jpeg: bytes) -> int:
             return place
         if marker == 0xFF:
             length = 1
-        elif marker in LONE:
+        elif marker in STANDALONE_MARKERS:
             length = 2
         else:
             length = 2 + int.from_bytes(jpeg[place + 2 : place + 4])
@@ -131,15 +131,15 @@ def _decode(entry: Entry) -> tuple[Bytes, int]:
         size = images.jpeg_size(data)
         if size is None:
             raise UnreadablePhotograph(f"{entry.name} has a broken header")
-        if math.prod(size) > MOST_PIXELS:
+        if math.prod(size) > MAX_PIXELS:
             raise UnreadablePhotograph(f"{entry.name} is said to have {size[1]} x {size[0]} pixels")
-    picture = images.read(data, images.reduction(data, LEAST_DECODED))
+    picture = images.read(data, images.reduction(data, MIN_DECODED_SIDE))
     if picture is None:
         raise UnreadablePhotograph(f"{entry.name} can't be decoded")
     return picture, min(size or picture.shape[:2])
 
 
-def color_beyond_tone(rgb: Bytes) -> float:
+def chroma_beyond_tone(rgb: Bytes) -> float:
     """How much of a picture's chroma its tones don't explain, Lab units: 0 for gray, sepia, tinted or split-toned.
 
     A polynomial gives each lightness its colour. What is left, root mean square, is weighted with its share of all
@@ -158,7 +158,7 @@ def _bits(frequencies: Floats) -> np.uint64:
     return np.uint64(np.packbits(flat > np.median(flat[1:])).view(np.uint64)[0])
 
 
-def hashes(rgb: Bytes) -> tuple[np.uint64, np.uint64]:
+def perceptual_hashes(rgb: Bytes) -> tuple[np.uint64, np.uint64]:
     """Perceptual hashes of a picture and of its mirror image."""
     small = luma_of_rgb(square(rgb, SIDE)).astype(np.float32)
     frequencies = np.asarray(cv2.dct(small), np.float32)[:FREQUENCIES, :FREQUENCIES]
@@ -166,7 +166,7 @@ def hashes(rgb: Bytes) -> tuple[np.uint64, np.uint64]:
     return _bits(frequencies), _bits(frequencies * signs)
 
 
-def _look(entry: Entry, settings: Sift) -> tuple[Fault | None, tuple[np.uint64, np.uint64]]:
+def _inspect(entry: Entry, settings: Filtering) -> tuple[Fault | None, tuple[np.uint64, np.uint64]]:
     nothing = np.uint64(0), np.uint64(0)
     try:
         rgb, short = _decode(entry)
@@ -175,12 +175,12 @@ def _look(entry: Entry, settings: Sift) -> tuple[Fault | None, tuple[np.uint64, 
     if short < settings.min_side:
         return "tiny", nothing
     small = square(rgb, SIDE)
-    if settings.min_chroma and color_beyond_tone(small) < settings.min_chroma:
+    if settings.min_chroma and chroma_beyond_tone(small) < settings.min_chroma:
         return "gray", nothing
-    return None, nothing if settings.keep_duplicates else hashes(small)
+    return None, nothing if settings.keep_duplicates else perceptual_hashes(small)
 
 
-def _groups(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
+def _equal_groups(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
     """Where keys are equal."""
     order = np.argsort(keys, kind="stable")
     if len(order):
@@ -193,12 +193,12 @@ def _near_pairs(straight: Hashes, mirrored: Hashes) -> NDArray[np.int64]:
     both = np.concatenate([straight, mirrored])
     pairs = [np.empty((0, 2), np.int64)]
     for piece in range(0, 64, PIECE_BITS):
-        for group in _groups((both >> np.uint64(piece)) & np.uint64(2**PIECE_BITS - 1)):
+        for group in _equal_groups((both >> np.uint64(piece)) & np.uint64(2**PIECE_BITS - 1)):
             asking = group[group < count]
             step = max(1, BLOCK // len(group))
             for start in range(0, len(asking), step):
                 rows = asking[start : start + step]
-                near = np.bitwise_count(both[rows, np.newaxis] ^ both[group]) <= DISTANCE
+                near = np.bitwise_count(both[rows, np.newaxis] ^ both[group]) <= MAX_DISTANCE
                 row, column = np.nonzero(near)
                 first, second = rows[row], group[column] % count
                 found = np.stack([first, second], axis=1)[first != second]
@@ -206,7 +206,7 @@ def _near_pairs(straight: Hashes, mirrored: Hashes) -> NDArray[np.int64]:
     return np.unique(np.concatenate(pairs), axis=0)
 
 
-def duplicates(straight: Hashes, mirrored: Hashes) -> NDArray[np.bool_]:
+def find_duplicates(straight: Hashes, mirrored: Hashes) -> NDArray[np.bool_]:
     """Which photographs look like one before them that is none itself, by the hashes of each and of its mirror image.
 
     A million take seconds, and some hundred megabytes.
@@ -223,22 +223,24 @@ def duplicates(straight: Hashes, mirrored: Hashes) -> NDArray[np.bool_]:
     return found
 
 
-def sift(entries: Sequence[Entry], settings: Sift, *, threads: int = os.cpu_count() or 1) -> list[Fault | None]:
+def find_faults(
+    entries: Sequence[Entry], settings: Filtering, *, threads: int = os.cpu_count() or 1
+) -> list[Fault | None]:
     """What is wrong with each photograph, if anything. Of duplicates the first is kept."""
     if not settings.enabled:
         return [None] * len(entries)
-    parts = [entries[start : start + PART] for start in range(0, len(entries), PART)]
+    parts = [entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK)]
     faults: list[Fault | None] = []
     found = np.zeros((len(entries), 2), np.uint64)
     bar = tqdm(total=len(entries), desc="sifting", unit=" photographs", disable=None, leave=False)
     with bar, worker_pool(threads, "sift") as pool:
-        for looks in pool.map(lambda part: [_look(entry, settings) for entry in part], parts):
+        for looks in pool.map(lambda part: [_inspect(entry, settings) for entry in part], parts):
             found[len(faults) : len(faults) + len(looks)] = [pair for _, pair in looks]
             faults += [fault for fault, _ in looks]
             bar.update(len(looks))
     if not settings.keep_duplicates:
         good = np.array([number for number, fault in enumerate(faults) if fault is None], np.int64)
-        for number in good[duplicates(found[good, 0], found[good, 1])]:
+        for number in good[find_duplicates(found[good, 0], found[good, 1])]:
             faults[number] = "duplicate"
     return faults
 
@@ -250,7 +252,7 @@ def _sha256(entries: Sequence[Entry]) -> str:
     return digest.hexdigest()
 
 
-def _called(path: Path) -> str:
+def _collection_name(path: Path) -> str:
     """What a manifest calls a given path."""
     return sources.printable(path.resolve().name)
 
@@ -262,13 +264,13 @@ def _collection(path: Path, entries: Sequence[Entry], faults: Sequence[Fault | N
             left_out.setdefault(fault, []).append(entry.name)
     size = sum(entry.size for entry in entries)
     return Collection(
-        name=_called(path), photographs=len(entries), bytes=size, sha256=_sha256(entries), left_out=left_out
+        name=_collection_name(path), photographs=len(entries), bytes=size, sha256=_sha256(entries), left_out=left_out
     )
 
 
-def _sifted(paths: Sequence[Path], found: Sequence[list[Entry]], recipe: Recipe) -> Selection:
+def _filter(paths: Sequence[Path], found: Sequence[list[Entry]], recipe: Recipe) -> Selection:
     entries = [entry for part in found for entry in part]
-    faults = sift(entries, recipe.sift)
+    faults = find_faults(entries, recipe.sift)
     kept = [entry for entry, fault in zip(entries, faults, strict=True) if fault is None]
     collections, start = [], 0
     for path, part in zip(paths, found, strict=True):
@@ -291,17 +293,17 @@ def _change(manifest: Manifest, paths: Sequence[Path], found: Sequence[list[Entr
         return "the recipe's `sift` or `sources` have changed"
     before = [collection.name for collection in manifest.collections]
     if len(before) != len(paths):
-        return f"it was {', '.join(before)} and is {', '.join(_called(path) for path in paths)}"
+        return f"it was {', '.join(before)} and is {', '.join(_collection_name(path) for path in paths)}"
     for old, path, entries in zip(manifest.collections, paths, found, strict=True):
         if old.sha256 != _sha256(entries):
-            name = _called(path)
+            name = _collection_name(path)
             if old.photographs != len(entries):
                 return f"{old.name} with {old.photographs:,} photographs is now {name} with {len(entries):,}"
             return f"names or sizes of the photographs in {name} are not those in {old.name}"
     return None
 
 
-def _kept(manifest: Manifest, found: Sequence[list[Entry]]) -> list[Entry]:
+def _kept_entries(manifest: Manifest, found: Sequence[list[Entry]]) -> list[Entry]:
     kept = []
     for collection, entries in zip(manifest.collections, found, strict=True):
         left_out = {name for names in collection.left_out.values() for name in names}
@@ -309,7 +311,7 @@ def _kept(manifest: Manifest, found: Sequence[list[Entry]]) -> list[Entry]:
     return kept
 
 
-def _find(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
+def _find_entries(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
     """The photographs at each path that are of the recipe's sources."""
     found = [sources.find([path]) for path in paths]
     if not recipe.sources:
@@ -323,7 +325,7 @@ def _find(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
 def check_data(folder: Path, paths: Sequence[Path], recipe: Recipe) -> None:
     """Raises ValueError unless every path holds what one had that the run in `folder` was given."""
     given = {collection.sha256 for collection in load(folder).collections}
-    for path, entries in zip(paths, _find(paths, recipe), strict=True):
+    for path, entries in zip(paths, _find_entries(paths, recipe), strict=True):
         if _sha256(entries) not in given:
             raise ValueError(f"{path} is not of the data of the run in {folder}, which knows photographs by name only")
 
@@ -333,13 +335,13 @@ def load(folder: Path) -> Manifest:
     return Manifest.model_validate_json((folder / MANIFEST).read_text("utf-8"))
 
 
-def choose(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
+def select(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
     """The photographs at `paths` that the run in `folder` learns from: sifted, or as its manifest says.
 
     Raises FileNotFoundError when there are none, ValueError when none is of the recipe's sources, when none is fit, and
     when a run that has begun is given other data than its manifest's.
     """
-    found = _find(paths, recipe)
+    found = _find_entries(paths, recipe)
     manifest = None
     if (folder / MANIFEST).exists():
         manifest = load(folder)
@@ -349,7 +351,7 @@ def choose(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
                 f"the data of the run in {folder} has changed: {change}. Start a new run from its weights with --init"
             )
         manifest = None if change else manifest
-    selection = Selection(_kept(manifest, found), manifest) if manifest else _sifted(paths, found, recipe)
+    selection = Selection(_kept_entries(manifest, found), manifest) if manifest else _filter(paths, found, recipe)
     tqdm.write(selection.manifest.summary())
     if not selection.entries:
         raise ValueError("no photograph is fit to learn from: see [sift] in the recipe")

@@ -28,7 +28,7 @@ ARCHIVES = frozenset({"tar", "zip", "tgz", "gz", "bz2", "xz", "zst"})
 # which may be as short as PK or BZh.
 COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd")
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-LONGEST_START = 10
+SIGNATURE_LENGTH = 10
 
 # Bytes of what follows a tar's end that are looked at together.
 READ_AHEAD = 2**20
@@ -91,7 +91,7 @@ class Entry(NamedTuple):
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
         return picture
 
-    def content(self) -> str:
+    def content_id(self) -> str:
         """Stands for the photograph, whatever it is called and wherever it lies: its file's size and SHA-256.
 
         Raises UnreadablePhotograph.
@@ -108,16 +108,16 @@ def _is_hidden(part: str) -> bool:
     return part.startswith(".") or part == "__MACOSX"
 
 
-def _tidy(name: str) -> str:
+def _member_name(name: str) -> str:
     """A member's printable name without `./`; empty when a part of it is hidden."""
     parts = [part for part in name.split("/") if part not in {"", "."}]
     return "" if any(map(_is_hidden, parts)) else printable("/".join(parts))
 
 
-def _of_zip(path: Path) -> Iterator[Entry]:
+def _zip_entries(path: Path) -> Iterator[Entry]:
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         for member in archive.infolist():
-            name = _tidy(member.filename)
+            name = _member_name(member.filename)
             if member.is_dir() or _suffix(name) not in SUFFIXES:
                 continue
             if member.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
@@ -130,17 +130,17 @@ def _of_zip(path: Path) -> Iterator[Entry]:
             yield Entry(name, str(path), offset, member.compress_size, deflated)
 
 
-def _of_tar(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str = "") -> Iterator[Entry]:
+def _tar_entries(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str = "") -> Iterator[Entry]:
     while (member := tar.next()) is not None:
         # It remembers all that it has seen: gigabytes for a million photographs.
         tar.members.clear()  # type: ignore[attr-defined]
-        name = _tidy(member.name)
+        name = _member_name(member.name)
         stream = tar.extractfile(member) if name and _suffix(name) == "tar" else None
         if name and member.isfile() and _suffix(name) in SUFFIXES:
             yield Entry(folder + name, str(path), start + member.offset_data, member.size)
         elif stream is not None:
             with tarfile.open(fileobj=stream, mode="r:") as inner:
-                yield from _of_tar(inner, path, start + member.offset_data, f"{folder}{name[:-4]}/")
+                yield from _tar_entries(inner, path, start + member.offset_data, f"{folder}{name[:-4]}/")
     _check_end(tar, path, start)
 
 
@@ -162,22 +162,22 @@ def _check_end(tar: tarfile.TarFile, path: Path, start: int) -> None:
         log.warning("%s ends at byte %s: the other tar or whatever is behind it is not read", path, f"{end:,}")
 
 
-def _of_archive(path: Path) -> Iterator[Entry]:
+def _archive_entries(path: Path) -> Iterator[Entry]:
     with path.open("rb") as stream:
-        start = stream.read(LONGEST_START)
+        start = stream.read(SIGNATURE_LENGTH)
     if COMPRESSED.match(start):
         raise ValueError(f"{path} is compressed as a whole, so no photograph can be read by itself: unpack it first")
     try:
         if start.startswith(ZIP):
-            yield from _of_zip(path)
+            yield from _zip_entries(path)
             return
         with tarfile.open(path, "r:") as tar:
-            yield from _of_tar(tar, path)
+            yield from _tar_entries(tar, path)
     except (tarfile.TarError, zipfile.BadZipFile, struct.error) as error:
         raise ValueError(f"{path} can't be read as a folder, tar or zip file of photographs: {error}") from error
 
 
-def _leads_to(is_kind: Callable[[], bool]) -> bool:
+def _is_reachable(is_kind: Callable[[], bool]) -> bool:
     """Whether an entry is a folder or a file, by its method that says so."""
     try:
         return is_kind()
@@ -194,20 +194,20 @@ def _files(folder: Path | str, seen: set[tuple[int, int]]) -> Iterator[os.DirEnt
     with os.scandir(folder) as found:
         entries = sorted((entry for entry in found if not _is_hidden(entry.name)), key=lambda entry: entry.name)
     for entry in entries:
-        if _leads_to(entry.is_dir):
+        if _is_reachable(entry.is_dir):
             yield from _files(entry.path, seen)
         else:
             yield entry
 
 
-def _of_folder(folder: Path) -> Iterator[Entry]:
+def _folder_entries(folder: Path) -> Iterator[Entry]:
     root = folder.absolute()
     start = len(str(root / "_")) - 1
     archives = 0
     for file in _files(root, set()):
         suffix = _suffix(file.name)
         archives += suffix in ARCHIVES
-        if suffix in SUFFIXES and _leads_to(file.is_file):
+        if suffix in SUFFIXES and _is_reachable(file.is_file):
             yield Entry(printable(file.path[start:]), file.path, 0, file.stat().st_size)
     if archives:
         log.warning("%d archives in %s are not read: name each of them", archives, folder)
@@ -221,24 +221,24 @@ def find(paths: Sequence[Path]) -> list[Entry]:
     """
     entries: list[Entry] = []
     for path in paths:
-        found = {entry.name: entry for entry in (_of_folder(path) if path.is_dir() else _of_archive(path))}
+        found = {entry.name: entry for entry in (_folder_entries(path) if path.is_dir() else _archive_entries(path))}
         if not found:
             raise FileNotFoundError(f"no photographs in {path}")
         entries += found.values()
     return entries
 
 
-def digest(name: str) -> str:
+def name_digest(name: str) -> str:
     """Stands for a photograph's name where the name itself is nobody's business."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def contents(entries: Sequence[Entry]) -> list[str | None]:
+def content_ids(entries: Sequence[Entry]) -> list[str | None]:
     """The `content` of each photograph; None where it can't be read."""
 
     def one(entry: Entry) -> str | None:
         try:
-            return entry.content()
+            return entry.content_id()
         except UnreadablePhotograph:
             return None
 
@@ -246,12 +246,12 @@ def contents(entries: Sequence[Entry]) -> list[str | None]:
         return list(pool.map(one, entries))
 
 
-def of_contents(entries: Sequence[Entry], known: Collection[str]) -> list[Entry]:
+def with_content_ids(entries: Sequence[Entry], known: Collection[str]) -> list[Entry]:
     """The photographs that have one of these `contents`. Only those of a known size are read, and compressed ones."""
     wanted = set(known)
     sizes = {int(content.partition("-")[0]) for content in wanted}
     likely = [entry for entry in entries if wanted and (entry.deflated or entry.size in sizes)]
-    return [entry for entry, content in zip(likely, contents(likely), strict=True) if content in wanted]
+    return [entry for entry, content in zip(likely, content_ids(likely), strict=True) if content in wanted]
 
 
 def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[Entry]]:

@@ -15,9 +15,9 @@ from model_export import networks
 from model_export.data import batching, sources
 from model_export.export.model_files import check_name, write_model
 from model_export.export.parity import ChromaDifference
-from model_export.weights import checkpoint, onnx_weights
+from model_export.weights import UnusableWeights, checkpoint, onnx_weights
 from model_export.weights.post_processing import CAST_LAYER, PostProcessing
-from model_export.weights.quantization import narrow
+from model_export.weights.quantization import compress_weights
 from service.imaging.color import Floats
 from service.inference.contract import INPUT, OUTPUT, Contract
 from service.inference.session import Engine
@@ -68,7 +68,7 @@ def serving_model(
     lightness = keras.Input((1, size, size), name=INPUT)
     # One channel: moving its axis to the end is a reshape.
     answer = network(layers.Reshape((size, size, 1))(lightness))
-    chroma = networks.of(setup.recipe).chroma(setup.recipe, setup.bins, gain)(answer)
+    chroma = networks.architecture(setup.recipe).chroma_layer(setup.recipe, setup.bins, gain)(answer)
     if cast:
         chroma = CastReduction(cast)(chroma)
     return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
@@ -111,10 +111,10 @@ def _compress_weights(
     proto: onnx.ModelProto, check: Callable[[onnx.ModelProto], ChromaDifference], most: float
 ) -> tuple[onnx.ModelProto, ChromaDifference]:
     """In eight bits where these move the answer by `most` at most, else in half precision."""
-    for in_bytes in (True, False):
+    for int8 in (True, False):
         narrowed = onnx.ModelProto()
         narrowed.CopyFrom(proto)
-        narrow(narrowed.graph, in_bytes=in_bytes)
+        compress_weights(narrowed.graph, int8=int8)
         found = check(narrowed)
         if found.mean <= most:
             return narrowed, found
@@ -153,7 +153,7 @@ def export(
     contract = Contract(name, version, color_space, size, license_, trained_on)
     model = serving_model(network, setup, size, post.gain, post.cast)
     whole = to_onnx(model, contract)
-    photos, _ = batching.fixed(photographs, size, batching.Form(color_space))
+    photos, _ = batching.load_batch(photographs, size, batching.SampleSpec(color_space))
     lightness = np.ascontiguousarray(photos.transpose(0, 3, 1, 2))
     wanted = predict_each(model.predict_on_batch, lightness)
     scale = max(1.0, post.gain)
@@ -181,7 +181,7 @@ def _embed(
     """Add what training needs to go on from the file. It can be served without that, so a failure is only told."""
     try:
         onnx_weights.embed(proto, whole, weights, setup)
-    except onnx_weights.NoWeights as error:
+    except UnusableWeights as error:
         log.warning("training can't go on from this file, only from the run's folder: %s", error)
 
 

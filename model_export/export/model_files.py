@@ -42,7 +42,7 @@ def exports_of(run: Path) -> dict[str, str]:
 def note_export(run: Path, path: Path) -> None:
     """Note that a file was exported from a run."""
     noted = exports_of(run) | {str(path.resolve()): _sha256(path.read_bytes())}
-    files.write(run / EXPORTS, json.dumps(noted, indent=1).encode())
+    files.write_atomic(run / EXPORTS, json.dumps(noted, indent=1).encode())
 
 
 def _sha256(content: bytes) -> str:
@@ -51,7 +51,7 @@ def _sha256(content: bytes) -> str:
 
 def write_model(path: Path, content: bytes) -> None:
     """Write a model and, beside it, its SHA-256."""
-    files.write(path, content)
-    files.write(path.with_suffix(".onnx.sha256"), f"{_sha256(content)}  {path.name}\n".encode())
+    files.write_atomic(path, content)
+    files.write_atomic(path.with_suffix(".onnx.sha256"), f"{_sha256(content)}  {path.name}\n".encode())
     if not is_half(path) and half_of(path).exists():
         log.warning("%s is of the model before: make it anew, or remove it", half_of(path))

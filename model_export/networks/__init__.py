@@ -31,11 +31,11 @@ class Architecture(Protocol):
     def loss(self, recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
         """Of the true chroma, float32 [N, s, s, 2], and the network's own answer; one value a photo, or one for all."""
 
-    def chroma(self, recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
+    def chroma_layer(self, recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
         """From the network's own answer to chroma as the service's contract has it, float32 [N, s, s, 2]."""
 
 
-def of(recipe: Recipe) -> Architecture:
+def architecture(recipe: Recipe) -> Architecture:
     """The file of a recipe's network."""
     from model_export.networks import compact, resnet50_fcn, unet_gan
 

@@ -29,15 +29,15 @@ def _convolution(
     kernel: int = 3,
     stride: int = 1,
     *,
-    silent: bool = False,
+    zero_init: bool = False,
     seed: int | None = None,
 ) -> Tensor:
-    """silent: its answer is nothing until it has learnt. seed: of its kernel; that of the run if None."""
+    """zero_init: its answer is nothing until it has learnt. seed: of its kernel; that of the run if None."""
     begin = keras.initializers.HeNormal(seed)
     x = layers.Conv2D(
         filters, kernel, stride, padding="same", use_bias=False, kernel_initializer=begin, name=f"{name}_conv"
     )(x)
-    gamma = "zeros" if silent else "ones"
+    gamma = "zeros" if zero_init else "ones"
     return layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, gamma_initializer=gamma, name=f"{name}_norm")(x)
 
 
@@ -45,7 +45,7 @@ def _residual(x: Tensor, name: str) -> Tensor:
     """Hands on what it is given until it has learnt, so that a trained network can be given more blocks."""
     filters = x.shape[-1]
     inner = layers.ReLU()(_convolution(x, filters, f"{name}_1"))
-    return layers.ReLU()(layers.Add()([x, _convolution(inner, filters, f"{name}_2", silent=True)]))
+    return layers.ReLU()(layers.Add()([x, _convolution(inner, filters, f"{name}_2", zero_init=True)]))
 
 
 def _context(x: Tensor, hidden: int) -> Tensor:
@@ -61,22 +61,22 @@ def _up(x: Tensor, skip: Tensor, filters: int, name: str) -> Tensor:
     return layers.ReLU()(_convolution(layers.Concatenate()([x, skip]), filters, f"{name}_2"))
 
 
-def _joined(x: Tensor, found: Tensor, name: str) -> Tensor:
+def _add_features(x: Tensor, found: Tensor, name: str) -> Tensor:
     """Hands on the first until it has learnt what to make of the other."""
     return layers.Add()([x, layers.Conv2D(x.shape[-1], 1, kernel_initializer="zeros", name=name)(found)])
 
 
-def _said(x: Tensor, channels: int, name: str) -> Tensor:
+def _zero_convolution(x: Tensor, channels: int, name: str) -> Tensor:
     """Says nothing until it has learnt."""
     return layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros", dtype="float32", name=name)(x)
 
 
-def _guide(lightness: Tensor, x: Tensor, keys: int) -> list[Tensor]:
+def _guide_channels(lightness: Tensor, x: Tensor, keys: int) -> list[Tensor]:
     """The channels that lead chroma, and those by which places are alike."""
-    said = _said(x, propagation.CHANNELS, "guide_conv")
+    said = _zero_convolution(x, propagation.CHANNELS, "guide_conv")
     alike = []
     if keys:
-        said = layers.Concatenate(dtype="float32")([said, _said(x, 1, "given_conv")])
+        said = layers.Concatenate(dtype="float32")([said, _zero_convolution(x, 1, "given_conv")])
         # Runs that are given keys by themselves can be averaged only if these begin alike.
         alike = [_convolution(x, keys, "keys", 1, seed=0)]
     places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
@@ -101,14 +101,16 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
         skips.append(x)
     if settings.backbone:
         found = efficientnet.features(lightness)
-        skips = [_joined(x, y, f"join_{i}") for i, (x, y) in enumerate(zip(skips, found, strict=True))]
+        skips = [_add_features(x, y, f"join_{i}") for i, (x, y) in enumerate(zip(skips, found, strict=True))]
     x = _context(skips.pop(), settings.context)
     for stage, skip in reversed(list(enumerate(skips))):
         x = _up(x, skip, max(skip.shape[-1], 64), f"up_{stage}")
     channels = len(bins) if settings.head == "bins" else 2
     answer = layers.Conv2D(channels, 1, dtype="float32", name="logits")(x)
     if settings.propagation:
-        answer = layers.Concatenate(dtype="float32")([answer, *_guide(lightness, x, settings.nonlocal_channels)])
+        answer = layers.Concatenate(dtype="float32")(
+            [answer, *_guide_channels(lightness, x, settings.nonlocal_channels)]
+        )
     network = keras.Model(lightness, answer, name="compact")
     efficientnet.freeze(network, settings.learning_blocks)
     return network
@@ -131,7 +133,7 @@ def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
     return chroma_loss(settings.bin_size, recipe.chroma_statistics)
 
 
-def chroma(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
+def chroma_layer(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
     """The mean of the distribution, propagated where the recipe says so; or the answer in chroma's own units."""
     settings = cast("Compact", recipe.network)
     if settings.head == "bins":

@@ -12,13 +12,13 @@ Tensor: TypeAlias = keras.KerasTensor
 Propagate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 # Where all places are compared with each other, so many square are one: at 48 a side, a third of a million pairs.
-EVEN_BLOCK = 2
+POOLING = 2
 # Two places have one true colour to 1 / sqrt(e) where it differs by so many Lab units.
-ONE_COLOR = 4.0
+SAME_COLOR_SIGMA = 4.0
 
 
-def occupied_bins(chroma: NDArray[np.float32], size: float, least: float = 1e-5) -> NDArray[np.float32]:
-    """Centres of the square chroma bins that hold at least a share `least` of the pixels.
+def occupied_bins(chroma: NDArray[np.float32], size: float, min_share: float = 1e-5) -> NDArray[np.float32]:
+    """Centres of the square chroma bins that hold at min_share a share `min_share` of the pixels.
 
     chroma: float32 [M, 2]; size: the pitch of the bins, in chroma's units. Returns float32 [Q, 2].
     """
@@ -26,7 +26,7 @@ def occupied_bins(chroma: NDArray[np.float32], size: float, least: float = 1e-5)
     lowest = cells.min(axis=0)
     counts = np.zeros(cells.max(axis=0) - lowest + 1, np.int64)
     np.add.at(counts, tuple((cells - lowest).T), 1)
-    kept = np.argwhere(counts >= max(1, least * len(chroma))) + lowest
+    kept = np.argwhere(counts >= max(1, min_share * len(chroma))) + lowest
     return np.asarray(kept * size, np.float32)
 
 
@@ -41,18 +41,18 @@ def soft_encode(chroma: Tensor, bins: NDArray[np.float32], size: float) -> Tenso
     return ops.softmax(closeness, axis=-1)
 
 
-def _size(chroma: Tensor) -> Tensor:
+def _magnitude(chroma: Tensor) -> Tensor:
     return ops.sqrt(ops.sum(ops.square(chroma), axis=-1) + 1e-6)
 
 
-def _spread_of_parts(chroma: Tensor) -> Tensor:
+def _regional_spread(chroma: Tensor) -> Tensor:
     """The standard deviation of the chroma of a photo's sixteen parts, each a quarter of its sides: float [N]."""
     # Not `chroma.shape`: a graph that has seen photos of two sizes knows neither.
     _, height, width, _ = ops.shape(chroma)
     down, across = height // 4, width // 4
     parts = ops.reshape(chroma[:, : 4 * down, : 4 * across], (-1, 4, down, 4, across, 2))
     # The gradient of a root has no end at nothing, which is where a flat answer is.
-    return ops.sqrt(ops.var(_size(ops.mean(parts, axis=(2, 4))), axis=(1, 2)) + 1e-3)
+    return ops.sqrt(ops.var(_magnitude(ops.mean(parts, axis=(2, 4))), axis=(1, 2)) + 1e-3)
 
 
 def _statistics_error(chroma: Tensor, answer: Tensor, size: float) -> Tensor:
@@ -60,8 +60,8 @@ def _statistics_error(chroma: Tensor, answer: Tensor, size: float) -> Tensor:
 
     Of its parts, because the spread of its pixels is most cheaply had from one small patch of glaring red.
     """
-    mean_error = ops.abs(ops.mean(_size(chroma), axis=(1, 2)) - ops.mean(_size(answer), axis=(1, 2)))
-    return (mean_error + ops.abs(_spread_of_parts(chroma) - _spread_of_parts(answer))) / size
+    mean_error = ops.abs(ops.mean(_magnitude(chroma), axis=(1, 2)) - ops.mean(_magnitude(answer), axis=(1, 2)))
+    return (mean_error + ops.abs(_regional_spread(chroma) - _regional_spread(answer))) / size
 
 
 def cie94(chroma: Tensor, answer: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def cie94(chroma: Tensor, answer: Tensor) -> Tensor:
     return ops.sqrt(weighted + 1e-3)
 
 
-def step_error(chroma: Tensor, answer: Tensor) -> Tensor:
+def chroma_step_error(chroma: Tensor, answer: Tensor) -> Tensor:
     """How far the answer's steps of (a*, b*) from place to place are from the true ones, both [N, s, s, 2]: float [N].
 
     The mean length of the difference of both at 1, 2 and 4 places to the right and below: as Ummenhofer et al., "DeMoN"
@@ -89,12 +89,12 @@ def step_error(chroma: Tensor, answer: Tensor) -> Tensor:
         for apart in (1, 2, 4)
         for step in (error[:, apart:] - error[:, :-apart], error[:, :, apart:] - error[:, :, :-apart])
     ]
-    return sum(ops.mean(_size(step), axis=(1, 2)) for step in steps) / len(steps)
+    return sum(ops.mean(_magnitude(step), axis=(1, 2)) for step in steps) / len(steps)
 
 
-def _by_place(chroma: Tensor) -> Tensor:
+def _pool_pixels(chroma: Tensor) -> Tensor:
     """Chroma [N, s, s, 2] as [N, s / 2 * s / 2, 2]."""
-    pooled = ops.average_pool(chroma, EVEN_BLOCK)
+    pooled = ops.average_pool(chroma, POOLING)
     # Not `pooled.shape`: a graph that has seen photos of two sizes knows neither.
     _, height, width, _ = ops.shape(pooled)
     return ops.reshape(pooled, (-1, height * width, 2))
@@ -109,15 +109,15 @@ def evenness_error(chroma: Tensor, answer: Tensor) -> Tensor:
     brought up to its face, and a glow down to its wall, but a wrong colour is not spread and a right one not taken.
     What a place is compared with learns nothing from it: one thing has one colour most easily when it is gray.
     """
-    true, own = _by_place(chroma), _by_place(answer)
+    true, own = _pool_pixels(chroma), _pool_pixels(answer)
     square = ops.sum(ops.square(true), axis=-1)
     products = ops.matmul(true, ops.transpose(true, (0, 2, 1)))
     apart = ops.expand_dims(square, 1) + ops.expand_dims(square, 2) - 2 * products
-    size = ops.expand_dims(_size(own), -1)
+    size = ops.expand_dims(_magnitude(own), -1)
     sums = ops.concatenate([own * size, size, own, ops.ones_like(size)], axis=-1)
-    sums = ops.stop_gradient(ops.matmul(ops.exp(-apart / (2 * ONE_COLOR**2)), sums))
+    sums = ops.stop_gradient(ops.matmul(ops.exp(-apart / (2 * SAME_COLOR_SIGMA**2)), sums))
     vivid, usual = sums[..., :2] / sums[..., 2:3], sums[..., 3:5] / sums[..., 5:]
-    most = _size(vivid)
+    most = _magnitude(vivid)
     true, own, usual = (ops.sum(each * vivid, axis=-1) / most for each in (true, own, usual))
     lacking = ops.relu(ops.minimum(most, true) - own)
     too_much = ops.relu(own - ops.maximum(usual, true))
@@ -154,7 +154,7 @@ def bin_loss(
         if difference:
             total = total + difference * ops.mean(cie94(chroma, answer), axis=(1, 2)) / size
         if steps:
-            total = total + steps * step_error(chroma, answer) / size
+            total = total + steps * chroma_step_error(chroma, answer) / size
         if evenness:
             total = total + evenness * evenness_error(chroma, answer) / size
         return total

@@ -15,19 +15,19 @@ from keras import layers, ops
 from model_export.networks import Tensor
 
 # Without steps of lightness, chroma fades to 1/e in so many places; and in one over such a step of lightness in 0..1.
-REACH = 20.0
-STEP = 0.02
+DECAY_PIXELS = 20.0
+DECAY_LIGHTNESS = 0.02
 # Of the logarithm of what is learnt.
-MOST = 5.0
+MAX_LOG = 5.0
 # Channels of a guide: the distance to the next place on the right and below, and the logarithm of the confidence. Where
 # places that look alike share chroma: also the logarithm of what they are given beside their own, and their keys.
 CHANNELS = 3
 # Keys are compared with those of so many places square together, of which there are fewer.
-BLOCK = 2
+POOLING = 2
 # Two places are alike to 1/e where their keys, of variance 1 each, differ by this much squared, on average.
-APART = 0.1
+KEY_DISTANCE = 0.1
 # Beside how alike a place is to all others together: who is like none is given nothing.
-NONE_ALIKE = 1e-3
+MIN_SIMILARITY = 1e-3
 
 
 class Guide(layers.Layer):  # type: ignore[misc]
@@ -40,38 +40,38 @@ class Guide(layers.Layer):  # type: ignore[misc]
     def __init__(self, name: str) -> None:
         super().__init__(name=name, dtype="float32")
 
-    def call(self, lightness: Tensor, said: Tensor) -> Tensor:
+    def call(self, lightness: Tensor, learned: Tensor) -> Tensor:
         """Keras."""
         right = ops.abs(lightness[:, :, 1:] - lightness[:, :, :-1])
         below = ops.abs(lightness[:, 1:] - lightness[:, :-1])
         steps = [ops.pad(right, ((0, 0), (0, 0), (0, 1), (0, 0))), ops.pad(below, ((0, 0), (0, 1), (0, 0), (0, 0)))]
-        said = ops.clip(said, -MOST, MOST)
-        distances = (1 / REACH + ops.concatenate(steps, axis=-1) / STEP) * ops.exp(said[..., :2])
-        return ops.concatenate([distances, said[..., 2:]], axis=-1)
+        learned = ops.clip(learned, -MAX_LOG, MAX_LOG)
+        distances = (1 / DECAY_PIXELS + ops.concatenate(steps, axis=-1) / DECAY_LIGHTNESS) * ops.exp(learned[..., :2])
+        return ops.concatenate([distances, learned[..., 2:]], axis=-1)
 
 
-def _nearness(distances: Tensor) -> Tensor:
+def _proximity(distances: Tensor) -> Tensor:
     """Of all places of a line to each other: distances to the next ones, [N, lines, s], to [N, lines, s, s]."""
     # The place before the first is none: what is measured from it falls out of the difference.
     position = ops.cumsum(distances, axis=-1) - distances
     return ops.exp(-ops.abs(ops.expand_dims(position, -1) - ops.expand_dims(position, -2)))
 
 
-def _along(flow: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def _filter_lines(weighted: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Along rows, then columns; twice, and chroma has gone round corners."""
-    for nearness in (rows, columns):
-        flow = ops.transpose(ops.matmul(flow, nearness), (0, 3, 2, 1))
-    return flow
+    for proximity in (rows, columns):
+        weighted = ops.transpose(ops.matmul(weighted, proximity), (0, 3, 2, 1))
+    return weighted
 
 
-def _likeness(keys: Tensor) -> Tensor:
+def _similarity(keys: Tensor) -> Tensor:
     """How alike all blocks of places are to each place, in 0..1: keys [N, s, s, K] to [N, s / 2 * s / 2, s * s]."""
     # Not `keys.shape`: a graph that has seen photos of two sizes knows neither.
     _, side, _, channels = ops.shape(keys)
-    blocks = ops.reshape(ops.average_pool(keys, BLOCK), (-1, (side // BLOCK) ** 2, channels))
+    blocks = ops.reshape(ops.average_pool(keys, POOLING), (-1, (side // POOLING) ** 2, channels))
     keys = ops.reshape(keys, (-1, side**2, channels))
     # -|b - k|^2 = 2 b k - |b|^2 - |k|^2, all three in one product: there are a million of them.
-    blocks, keys = (each / (APART * channels) ** 0.5 for each in (blocks, keys))
+    blocks, keys = (each / (KEY_DISTANCE * channels) ** 0.5 for each in (blocks, keys))
     ones = ops.ones_like(keys[..., :1])
     keys = ops.concatenate([2 * keys, ones, -ops.sum(ops.square(keys), axis=-1, keepdims=True)], axis=-1)
     ones = ops.ones_like(blocks[..., :1])
@@ -79,31 +79,31 @@ def _likeness(keys: Tensor) -> Tensor:
     return ops.exp(ops.matmul(blocks, ops.transpose(keys, (0, 2, 1))))
 
 
-def _shared(flow: Tensor, likeness: Tensor) -> Tensor:
-    """The mean flow of the blocks that look like each place: both [N, s, channel, s]."""
-    _, side, channels, _ = ops.shape(flow)
-    some = side // BLOCK
-    blocks = ops.mean(ops.reshape(flow, (-1, some, BLOCK, channels, some, BLOCK)), axis=(2, 5))
+def _nonlocal_mean(weighted: Tensor, similarity: Tensor) -> Tensor:
+    """The mean weighted of the blocks that look like each place: both [N, s, channel, s]."""
+    _, side, channels, _ = ops.shape(weighted)
+    some = side // POOLING
+    blocks = ops.mean(ops.reshape(weighted, (-1, some, POOLING, channels, some, POOLING)), axis=(2, 5))
     blocks = ops.reshape(ops.transpose(blocks, (0, 2, 1, 3)), (-1, channels, some**2))
     # Beside them ones, for how many there are: a sum over all that is alike would be a pass of its own.
     blocks = ops.concatenate([blocks, ops.ones_like(blocks[:, :1])], axis=1)
-    total = ops.matmul(blocks, likeness)
-    mean = total[:, :-1] / (total[:, -1:] + NONE_ALIKE)
+    total = ops.matmul(blocks, similarity)
+    mean = total[:, :-1] / (total[:, -1:] + MIN_SIMILARITY)
     return ops.transpose(ops.reshape(mean, (-1, channels, side, side)), (0, 2, 1, 3))
 
 
 def propagate(chroma: Tensor, guide: Tensor) -> Tensor:
-    """Chroma [N, s, s, 2], as a guide leads it: the mean of all places, by their nearness and confidence.
+    """Chroma [N, s, s, 2], as a guide leads it: the mean of all places, by their proximity and confidence.
 
-    And, where the guide has more than three channels, by their likeness; s is even then.
+    And, where the guide has more than three channels, by their similarity; s is even then.
     """
-    nearness = _nearness(guide[..., 0]), _nearness(ops.transpose(guide[..., 1], (0, 2, 1)))
+    proximity = _proximity(guide[..., 0]), _proximity(ops.transpose(guide[..., 1], (0, 2, 1)))
     confidence = ops.exp(guide[..., 2:CHANNELS])
-    flow = ops.concatenate([chroma * confidence, confidence], axis=-1)
+    weighted = ops.concatenate([chroma * confidence, confidence], axis=-1)
     # [N, line, channel, place]: a product with a short and wide matrix is quicker than with a thin one.
-    flow = _along(ops.transpose(flow, (0, 1, 3, 2)), *nearness)
+    weighted = _filter_lines(ops.transpose(weighted, (0, 1, 3, 2)), *proximity)
     if guide.shape[-1] > CHANNELS:
         given = ops.expand_dims(ops.exp(guide[..., CHANNELS]), 2)
-        flow = flow + given * _shared(flow, _likeness(guide[..., CHANNELS + 1 :]))
-    flow = ops.transpose(_along(flow, *nearness), (0, 1, 3, 2))
-    return flow[..., :2] / flow[..., 2:]
+        weighted = weighted + given * _nonlocal_mean(weighted, _similarity(guide[..., CHANNELS + 1 :]))
+    weighted = ops.transpose(_filter_lines(weighted, *proximity), (0, 1, 3, 2))
+    return weighted[..., :2] / weighted[..., 2:]

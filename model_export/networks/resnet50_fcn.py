@@ -77,6 +77,6 @@ def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:  # noqa: ARG001
     return lambda chroma, answer: root_mean_square(_bytes_of_vector(chroma), answer)
 
 
-def chroma(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:  # noqa: ARG001
+def chroma_layer(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:  # noqa: ARG001
     """As the vector."""
     return HueVector(gain) if _has_number(recipe) else layers.Rescaling(gain)

@@ -118,6 +118,6 @@ def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:  # noqa: ARG001
     return lambda chroma, answer: absolute_error(chroma / AB_RANGE, answer)
 
 
-def chroma(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:  # noqa: ARG001
+def chroma_layer(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:  # noqa: ARG001
     """In Lab units."""
     return layers.Rescaling(AB_RANGE * gain)

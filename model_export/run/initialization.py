@@ -15,14 +15,14 @@ from model_export.data import sources
 from model_export.recipe import Compact, Recipe
 from model_export.weights import checkpoint, onnx_weights, pretrained
 from model_export.weights.checkpoint import Setup, Weights
-from model_export.weights.post_processing import PostProcessing, agreed
+from model_export.weights.post_processing import PostProcessing, common_to_all
 
 
 @dataclass(frozen=True, slots=True)
 class Initialization:
     """What a new run begins with: the mean of other runs' best weights, the setup of the first, all that was held out.
 
-    held_out: names, or digests of them; contents: of the same photographs, where they are known. post_processing: that
+    held_out: names, or digests of them. content_ids: of the same photographs, where known. post_processing: that
     of the ONNX files among them, if all have the same.
     """
 
@@ -30,7 +30,7 @@ class Initialization:
     setup: Setup
     held_out: set[str]
     origins: list[str]
-    contents: set[str] = field(default_factory=set)
+    content_ids: set[str] = field(default_factory=set)
     post_processing: PostProcessing | None = None
 
 
@@ -86,14 +86,14 @@ def _incompatibility(setup: Setup, recipe: Recipe) -> str | None:
 def load(recipe: Recipe, origins: Sequence[Path]) -> Initialization | None:
     """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
 
-    A backbone that none of them has must be at hand, or pretrained.NoWeights is raised.
+    A backbone that none of them has must be at hand, or UnusableWeights is raised.
 
     Runs that began with the same weights can be averaged, and the mean is often better than each of them (Wortsman
     et al., "Model soups", 2022). Raises ValueError when the recipe can't go on from one, or they don't fit together.
     """
     if not origins:
         if _has_backbone(recipe):
-            pretrained.find()
+            pretrained.find_file()
         return None
     found = [_load_best(origin) for origin in origins]
     first = found[0][1]
@@ -103,13 +103,13 @@ def load(recipe: Recipe, origins: Sequence[Path]) -> Initialization | None:
         if _architecture(setup.recipe) != _architecture(first.recipe) or not np.array_equal(setup.bins, first.bins):
             raise ValueError(f"{origin} has another network or other bins than {origins[0]}")
     if _has_backbone(recipe) and not _has_backbone(first.recipe):
-        pretrained.find()
+        pretrained.find_file()
     mean = [np.mean(arrays, axis=0) for arrays in zip(*(weights for weights, _ in found), strict=True)]
     held_out = {name for _, setup in found for name in setup.held_out}
-    contents = {content for _, setup in found for content in setup.contents}
+    content_ids = {content for _, setup in found for content in setup.content_ids}
     fingerprints = [_fingerprint(origin) for origin in origins]
     return Initialization(
-        mean, first, held_out, fingerprints, contents, _post_processing(origins, [s for _, s in found])
+        mean, first, held_out, fingerprints, content_ids, _post_processing(origins, [s for _, s in found])
     )
 
 
@@ -119,7 +119,7 @@ def _post_processing(origins: Sequence[Path], setups: Sequence[Setup]) -> PostPr
     The gain that suits a mean of several weights is not known. Where those of the origins differ, none is taken.
     """
     found = [setup.post_processing for setup in setups]
-    taken = agreed(found)
+    taken = common_to_all(found)
     if taken:
         tqdm.write(f"export will take {taken}, as {origins[0].name} has them; --gain and --cast choose others")
     elif any(found):
@@ -132,16 +132,16 @@ def initialize(network: keras.Model, recipe: Recipe, initial: Initialization | N
     """Gives a new network the weights of one that may have fewer layers; those that are new stay as they are.
 
     But for a new backbone's, which are what it learnt as a classifier. Raises ValueError when the other has more, or
-    other shapes, and pretrained.NoWeights.
+    other shapes, and UnusableWeights.
     """
     if _has_backbone(recipe) and not (initial and _has_backbone(initial.setup.recipe)):
-        pretrained.fill(network)
+        pretrained.load_into(network)
     if not initial:
         return
     if initial.setup.recipe.network == recipe.network:
         network.set_weights(initial.weights)
         return
-    old = networks.of(initial.setup.recipe).build(initial.setup.recipe, initial.setup.bins)
+    old = networks.architecture(initial.setup.recipe).build(initial.setup.recipe, initial.setup.bins)
     own = {variable.path: variable for variable in network.weights}
     for variable, array in zip(old.weights, initial.weights, strict=True):
         if variable.path not in own or own[variable.path].shape != array.shape:
@@ -154,8 +154,8 @@ def _held_out_before(entries: Sequence[sources.Entry], initial: Initialization) 
 
     By either, for a file that was given another caption since has its name still, and none too many may validate.
     """
-    by_name = {e.name for e in entries if e.name in initial.held_out or sources.digest(e.name) in initial.held_out}
-    return by_name | {entry.name for entry in sources.of_contents(entries, initial.contents)}
+    by_name = {e.name for e in entries if e.name in initial.held_out or sources.name_digest(e.name) in initial.held_out}
+    return by_name | {entry.name for entry in sources.with_content_ids(entries, initial.content_ids)}
 
 
 def hold_out(recipe: Recipe, entries: Sequence[sources.Entry], initial: Initialization | None) -> list[str]:

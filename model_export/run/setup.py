@@ -19,9 +19,9 @@ BIN_SIDE = 32
 BIN_STRIDE = 4
 
 
-def sample_form(recipe: Recipe) -> batching.Form:
+def sample_form(recipe: Recipe) -> batching.SampleSpec:
     """Return what the recipe's network is shown and asked for."""
-    return batching.Form(recipe.color_space, networks.of(recipe).STRIDE, recipe.lightness)
+    return batching.SampleSpec(recipe.color_space, networks.architecture(recipe).STRIDE, recipe.lightness)
 
 
 def choose_bins(recipe: Recipe, entries: Sequence[sources.Entry]) -> NDArray[np.float32]:
@@ -30,8 +30,8 @@ def choose_bins(recipe: Recipe, entries: Sequence[sources.Entry]) -> NDArray[np.
         return np.empty((0, 2), np.float32)
     random = np.random.default_rng(recipe.seed)
     drawn = random.permutation(len(entries))[:BIN_PHOTOGRAPHS]
-    look = batching.Form(recipe.color_space, BIN_STRIDE)
-    _, chroma = batching.fixed([entries[i] for i in drawn], BIN_SIDE * BIN_STRIDE, look)
+    look = batching.SampleSpec(recipe.color_space, BIN_STRIDE)
+    _, chroma = batching.load_batch([entries[i] for i in drawn], BIN_SIDE * BIN_STRIDE, look)
     return occupied_bins(chroma.reshape(-1, 2), recipe.network.bin_size)
 
 
@@ -64,7 +64,7 @@ def use_all_accelerators() -> None:
 def time_step(recipe: Recipe, precision: Precision) -> float:
     """Return the seconds of a training step of the recipe's network in a precision. It is not kept."""
     keras.config.set_dtype_policy(precision)
-    architecture, side = networks.of(recipe), recipe.curriculum[-1].side
+    architecture, side = networks.architecture(recipe), recipe.curriculum[-1].side
     random = np.random.default_rng(0)
     bins = random.uniform(-40, 40, (200, 2)).astype(np.float32)
     network = architecture.build(recipe, bins)

@@ -29,7 +29,7 @@ from model_export.run.setup import (
     time_step,
     use_all_accelerators,
 )
-from model_export.signals import Stop
+from model_export.signals import DeferredSignal
 from model_export.weights import checkpoint
 from model_export.weights.averaging import WeightAverage
 from model_export.weights.checkpoint import Setup, State
@@ -63,9 +63,9 @@ def _set_up(
     held_out = initialization.hold_out(recipe, entries, initial)
     training, validating = sources.split_off(entries, held_out)
     bins = initial.setup.bins if initial else choose_bins(recipe, training)
-    contents = [content for content in sources.contents(validating) if content]
+    content_ids = [content for content in sources.content_ids(validating) if content]
     origins, post_processing = (initial.origins, initial.post_processing) if initial else ([], None)
-    setup = Setup(recipe, bins, held_out, origins, contents, post_processing)
+    setup = Setup(recipe, bins, held_out, origins, content_ids, post_processing)
     checkpoint.save_setup(folder, setup)
     return setup
 
@@ -86,7 +86,7 @@ class Run:
         self.folder = folder
         self.recipe = recipe
         self.training, self.held_out = sources.split_off(entries, setup.held_out)
-        architecture = networks.of(recipe)
+        architecture = networks.architecture(recipe)
         self.network = architecture.build(recipe, setup.bins)
         self.averaged = architecture.build(recipe, setup.bins)
         for layer in self.averaged.layers:
@@ -110,7 +110,7 @@ class Run:
         self.averaged.compile(keras.optimizers.SGD(0.0), loss, jit_compile=jit_compile())
         self.adversarial: AdversarialTrainer | None = None
         self.current_work = ""
-        self.stop = Stop(lambda: self.current_work)
+        self.stop = DeferredSignal(lambda: self.current_work)
         self.form = sample_form(recipe)
         self.stream = self._stream(recipe.seed, recipe.shards, self.state.views)
         # Photographs of their own to settle on: when a run checks itself must not change what it learns from.
@@ -244,7 +244,7 @@ class Run:
         begun = clock.now()
         self._calibrate(examples, 1)
         settling = clock.now() - begun
-        saving = 3 * checkpoint.time_to_save(self.folder, self.network)
+        saving = 3 * checkpoint.measure_save_time(self.folder, self.network)
         clock.checkpoint_s = SAFETY_FACTOR * (validation + settling + saving)
         clock.start_schedule(self.state.progress)
         count = self._calibration_batches(
@@ -305,7 +305,7 @@ class Run:
 
     def _validate(self, entries: Sequence[sources.Entry]) -> float:
         """Return the mean loss of the averaged weights on photographs at the last stage's size."""
-        lightness, chroma = batching.fixed(entries, self.recipe.curriculum[-1].side, self.form)
+        lightness, chroma = batching.load_batch(entries, self.recipe.curriculum[-1].side, self.form)
         parts = [slice(start, start + VALIDATION_BATCH) for start in range(0, len(lightness), VALIDATION_BATCH)]
         losses = [float(self.averaged.test_on_batch(lightness[part], chroma[part])) for part in parts]
         return self._check_finite(float(np.average(losses, weights=[len(lightness[part]) for part in parts])))
@@ -346,7 +346,7 @@ def _load_initialization(recipe: Recipe, folder: Path, init: Sequence[Path]) -> 
     Raises ValueError when the folder's run has another recipe.
     """
     if not (folder / "state.json").exists():
-        files.check_folder(folder)
+        files.ensure_writable(folder)
         return initialization.load(recipe, init)
     setup = checkpoint.load_setup(folder)
     if setup.recipe != recipe:
@@ -376,7 +376,7 @@ def train(
     """
     started = time.monotonic() if started is None else started
     initial = _load_initialization(recipe, folder, init)
-    photographs = filtering.choose(folder, paths, recipe)
+    photographs = filtering.select(folder, paths, recipe)
     # Before the rest of the set-up: a run that is stopped there has them looked at already.
     photographs.save(folder)
     choice = choose(precision, partial(time_step, recipe))

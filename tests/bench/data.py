@@ -66,8 +66,8 @@ def decode(entries: list[Entry], threads: int) -> int:
 
 def stream(entries: list[Entry], side: int, threads: int) -> int:
     batch = min(BATCH, len(entries))
-    batches = batching.Stream(entries, batch, batching.Form("lab"), Augment(), seed=0).batches(
-        side, len(entries) // batch, threads=threads, ahead=2 * threads
+    batches = batching.Stream(entries, batch, batching.SampleSpec("lab"), Augment(), seed=0).batches(
+        side, len(entries) // batch, threads=threads, prefetch=2 * threads
     )
     return sum(len(lightness) for lightness, _ in batches)
 

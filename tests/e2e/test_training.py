@@ -15,7 +15,7 @@ import pytest
 from model_export.cli import RECIPES
 from model_export.data import batching, sources
 from model_export.weights import checkpoint, onnx_weights
-from model_export.weights.quantization import PRECISION
+from model_export.weights.quantization import INT8_TOLERANCE
 from service.imaging.color import split
 from service.inference.contract import Contract
 from service.inference.session import Engine
@@ -103,9 +103,9 @@ def test_train_resume_export_evaluate_and_serve(
 
     # The file holds the weights that it was made of, and training goes on from it or from the mean of several.
     weights, setup = onnx_weights.load(file)
-    assert setup.held_out == [sources.digest(name) for name in json.loads((run / "held-out.json").read_text())]
+    assert setup.held_out == [sources.name_digest(name) for name in json.loads((run / "held-out.json").read_text())]
     for read, saved in zip(weights, checkpoint.read_weights(run / "best.npz"), strict=True):
-        np.testing.assert_allclose(read, saved, atol=PRECISION * max(np.abs(saved).max(), 1e-3))
+        np.testing.assert_allclose(read, saved, atol=INT8_TOLERANCE * max(np.abs(saved).max(), 1e-3))
     more = ["--data", training, held_out, "--run", tmp_path / "third"]
     assert "200 views" in model_export("train", recipe, "--init", file, run, *more)
     for file_name in ("bins.json", "held-out.json"):
@@ -297,7 +297,7 @@ def test_what_is_exported_is_fine_tuned_and_exported_again(tmp_path: Path, shard
         weights, _ = onnx_weights.load(file)
         best = checkpoint.read_weights(tmp_path / f"run{number}" / "best.npz")
         for read, saved in zip(weights, best, strict=True):
-            np.testing.assert_allclose(read, saved, atol=PRECISION * max(np.abs(saved).max(), 1e-3))
+            np.testing.assert_allclose(read, saved, atol=INT8_TOLERANCE * max(np.abs(saved).max(), 1e-3))
 
 
 @pytest.mark.slow
@@ -396,5 +396,5 @@ def test_bad_arguments_are_said_in_a_line(tmp_path: Path) -> None:
 def test_split_is_shared_by_training_and_service(gray: np.ndarray) -> None:
 
     rgb = np.dstack([gray] * 3)
-    lightness, _ = batching.sample(rgb, 96, batching.Form("lab"))
+    lightness, _ = batching.make_sample(rgb, 96, batching.SampleSpec("lab"))
     np.testing.assert_allclose(lightness[..., 0], split(gray, "lab", 96)[0], atol=1e-6)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from model_export import cli
-from model_export.signals import SIGNALS, Stop, at_once, exit_code
+from model_export.signals import SIGNALS, DeferredSignal, exit_code, interruptible
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,9 @@ def send(number: int) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_first_signal_is_kept_and_a_second_ends(number: int) -> None:
-    with at_once():
+    with interruptible():
         before = signal.getsignal(number)
-        with Stop() as stop:
+        with DeferredSignal() as stop:
             stop.raise_if_signalled()
             send(number)
             assert stop.number == number
@@ -40,7 +40,7 @@ def test_a_first_signal_is_kept_and_a_second_ends(number: int) -> None:
 
 def test_handlers_are_what_they_were() -> None:
     before = [signal.getsignal(number) for number in SIGNALS]
-    with at_once(), Stop():
+    with interruptible(), DeferredSignal():
         assert before != [signal.getsignal(number) for number in SIGNALS]
     assert before == [signal.getsignal(number) for number in SIGNALS]
 
@@ -48,7 +48,7 @@ def test_handlers_are_what_they_were() -> None:
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with at_once(), Stop() as stop:
+        with interruptible(), DeferredSignal() as stop:
             send(signal.SIGINT)
             assert stop.number is None
     finally:
@@ -72,7 +72,7 @@ def test_a_command_that_is_interrupted_says_so_in_a_line(
 CHILD = """
 import ctypes
 from model_export import signals
-from model_export.signals import Stop, at_once
+from model_export.signals import DeferredSignal, interruptible
 
 signals._raise = lambda number, frame: None
 
@@ -82,7 +82,7 @@ def compute():
     print("computing", flush=True)
     library.pthread_mutex_lock(lock)
 
-with at_once("stopping: nothing is kept"):
+with interruptible("stopping: nothing is kept"):
     {body}
 """
 
@@ -93,7 +93,7 @@ with at_once("stopping: nothing is kept"):
     ("body", "left"),
     [
         ("compute()", "stopping: nothing is kept"),
-        ("with Stop(lambda: 'finishing this step'): compute()", "finishing this step"),
+        ("with DeferredSignal(lambda: 'finishing this step'): compute()", "finishing this step"),
     ],
 )
 def test_what_is_left_is_said_at_once_and_a_second_signal_ends_a_librarys_call(
@@ -116,8 +116,8 @@ def test_what_is_left_is_said_at_once_and_a_second_signal_ends_a_librarys_call(
 
 
 def test_what_is_inside_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with at_once("outer"):
-        with Stop(lambda: "inner"):
+    with interruptible("outer"):
+        with DeferredSignal(lambda: "inner"):
             pass
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)

@@ -15,7 +15,7 @@ from model_export.threads import worker_pool
 from service.imaging import color
 from tests.conftest import encoded
 
-LAB = batching.Form("lab")
+LAB = batching.SampleSpec("lab")
 
 
 def photographs(count: int) -> dict[str, bytes]:
@@ -66,7 +66,7 @@ def test_a_bad_photograph_is_left_out_and_a_bad_collection_is_an_error(
 
 @pytest.mark.parametrize("space", color.COLOR_SPACES)
 def test_a_sample_is_what_the_service_sees(astronaut: np.ndarray, space: color.ColorSpace) -> None:
-    lightness, chroma = batching.sample(astronaut, 64, batching.Form(space))
+    lightness, chroma = batching.make_sample(astronaut, 64, batching.SampleSpec(space))
     assert (lightness.shape, chroma.shape) == ((64, 64, 1), (16, 16, 2))
     served = color.split(color.luma_of_rgb(astronaut), space, 64)
     np.testing.assert_allclose(lightness[..., 0], served[0], atol=0.02)
@@ -76,14 +76,14 @@ def test_a_sample_is_what_the_service_sees(astronaut: np.ndarray, space: color.C
 
 def test_a_stream_shows_each_photograph_once_before_any_again(shard: Path) -> None:
     stream = batching.Stream(sources.find([shard]), 10, LAB, Augment(), seed=3)
-    names = [entry.name for _ in range(4) for entry, _ in stream._next()]
+    names = [entry.name for _ in range(4) for entry, _ in stream._next_items()]
     assert len(set(names[:20])) == 20
     assert len(set(names[20:])) == 20
 
 
 def test_a_stream_is_repeatable_and_has_the_right_shapes(shard: Path) -> None:
     def take(seed: int) -> list[batching.Batch]:
-        stream = batching.Stream(sources.find([shard]), 4, batching.Form("hsv"), Augment(degrade=1.0), seed)
+        stream = batching.Stream(sources.find([shard]), 4, batching.SampleSpec("hsv"), Augment(degrade=1.0), seed)
         return list(stream.batches(32, 3))
 
     first, again, other = take(1), take(1), take(2)
@@ -96,8 +96,8 @@ def test_a_stream_is_repeatable_and_has_the_right_shapes(shard: Path) -> None:
 
 
 def test_ageing_changes_lightness_and_never_chroma(astronaut: np.ndarray) -> None:
-    old = batching.augmented(astronaut, 64, LAB, Augment(degrade=1.0), np.random.default_rng(5))
-    new = batching.augmented(astronaut, 64, LAB, Augment(degrade=0.0), np.random.default_rng(5))
+    old = batching.make_augmented_sample(astronaut, 64, LAB, Augment(degrade=1.0), np.random.default_rng(5))
+    new = batching.make_augmented_sample(astronaut, 64, LAB, Augment(degrade=0.0), np.random.default_rng(5))
     np.testing.assert_array_equal(old[1], new[1])
     assert np.abs(old[0] - new[0]).mean() > 0.01
 
@@ -133,19 +133,19 @@ def test_a_curriculum_goes_through_its_stages() -> None:
 def test_the_forms_of_the_tutorials(astronaut: np.ndarray) -> None:
     small = color.square(astronaut, 64)
     for space in color.COLOR_SPACES:
-        lightness, chroma = batching.sample(astronaut, 64, batching.Form(space, stride=1, lightness="own"))
+        lightness, chroma = batching.make_sample(astronaut, 64, batching.SampleSpec(space, stride=1, lightness="own"))
         own, true = color.split_rgb(small, space)
         np.testing.assert_array_equal(lightness[..., 0], own)
         np.testing.assert_array_equal(chroma, true)
-    gray = batching.sample(astronaut, 64, batching.Form("hsv"))[0]
-    value = batching.sample(astronaut, 64, batching.Form("hsv", lightness="own"))[0]
+    gray = batching.make_sample(astronaut, 64, batching.SampleSpec("hsv"))[0]
+    value = batching.make_sample(astronaut, 64, batching.SampleSpec("hsv", lightness="own"))[0]
     assert value.mean() > gray.mean() + 0.03, "V is lighter than gray"
 
 
 def test_shards_are_drawn_one_at_a_time(shard: Path) -> None:
     shards = Shards(count=5, drawn=3, epochs=2)
     stream = batching.Stream(sources.find([shard]), 4, LAB, Augment(), seed=1, shards=shards)
-    drawn = [sorted(entry.name for entry, _ in stream._next()) for _ in range(40)]
+    drawn = [sorted(entry.name for entry, _ in stream._next_items()) for _ in range(40)]
     parts = {tuple(names) for names in drawn}
     assert len(parts) == 3, "of twenty photographs in five parts, only the first three are drawn"
     assert all(len(set(names)) == 4 for names in drawn)
@@ -158,7 +158,7 @@ def test_shards_are_the_same_after_a_resume(shard: Path) -> None:
 
     def drawn(views: int, batches: int) -> list[list[tuple[str, tuple[int, int]]]]:
         stream = batching.Stream(sources.find([shard]), 4, LAB, Augment(), 1, shards, views)
-        return [[(entry.name, seed) for entry, seed in stream._next()] for _ in range(batches)]
+        return [[(entry.name, seed) for entry, seed in stream._next_items()] for _ in range(batches)]
 
     whole = drawn(0, 40)
     for step in (1, 7, 30):
@@ -179,9 +179,9 @@ def test_a_stage_begins_with_its_first_batch(shard: Path) -> None:
     """What was decoded ahead for the stage before is decoded again: the same photographs, in the other size."""
     entries = sources.find([shard])
     sides = iter([32, 32, 64, 64, 64])
-    mixed = list(batching.Stream(entries, 4, LAB, Augment(), 3).batches(lambda: next(sides), 5, ahead=4))
+    mixed = list(batching.Stream(entries, 4, LAB, Augment(), 3).batches(lambda: next(sides), 5, prefetch=4))
     assert [lightness.shape[1] for lightness, _ in mixed] == [32, 32, 64, 64, 64]
-    large = list(batching.Stream(entries, 4, LAB, Augment(), 3).batches(64, 5, ahead=1))
+    large = list(batching.Stream(entries, 4, LAB, Augment(), 3).batches(64, 5, prefetch=1))
     for (lightness, _), (same, _) in zip(mixed[2:], large[2:], strict=True):
         np.testing.assert_array_equal(lightness, same)
 
@@ -210,5 +210,5 @@ def test_after_an_interruption_nobody_waits_for_what_has_not_begun() -> None:
 def test_mirroring_can_be_switched_off(astronaut: np.ndarray) -> None:
     still = Augment(min_crop=1.0, mirror=0.0, degrade=0.0)
     for seed in range(6):
-        one = batching.augmented(astronaut, 64, LAB, still, np.random.default_rng(seed))
-        np.testing.assert_array_equal(one[0], batching.sample(astronaut, 64, LAB)[0])
+        one = batching.make_augmented_sample(astronaut, 64, LAB, still, np.random.default_rng(seed))
+        np.testing.assert_array_equal(one[0], batching.make_sample(astronaut, 64, LAB)[0])

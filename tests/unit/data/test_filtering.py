@@ -10,15 +10,17 @@ import pytest
 import skimage.data
 
 from model_export.data import filtering, sources
-from model_export.recipe import Recipe, Sift
+from model_export.recipe import Filtering, Recipe
 from tests.conftest import encoded
 from tests.unit.data.test_batching import photographs, write_folder, write_shard
 from tests.unit.data.test_sources import vast
 
 
-def faults(path: Path, settings: Sift | None = None) -> dict[str, filtering.Fault | None]:
+def faults(path: Path, settings: Filtering | None = None) -> dict[str, filtering.Fault | None]:
     entries = sources.find([path])
-    return {e.name: fault for e, fault in zip(entries, filtering.sift(entries, settings or Sift()), strict=True)}
+    return {
+        e.name: fault for e, fault in zip(entries, filtering.find_faults(entries, settings or Filtering()), strict=True)
+    }
 
 
 def toned(rgb: np.ndarray, dark: tuple[int, int, int], light: tuple[int, int, int]) -> np.ndarray:
@@ -52,7 +54,7 @@ def test_gray_and_toned_photographs_fall_and_neutral_ones_stay(tmp_path: Path, p
     coat[100:160, 100:140] = 190, 30, 30
     files = {f"{name}.jpg": encoded(pixels, "JPEG", quality=85) for name, pixels in (made | {"coat": coat}).items()}
     files["one_channel.jpg"] = encoded(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), "JPEG")
-    found = faults(write_folder(tmp_path, files), Sift(keep_duplicates=True))
+    found = faults(write_folder(tmp_path, files), Filtering(keep_duplicates=True))
     assert {name.split(".")[0] for name, fault in found.items() if fault is None} == {"color", "muted", "coat"}
     assert set(found.values()) == {None, "gray"}
 
@@ -62,9 +64,9 @@ def test_tiny_photographs_fall(tmp_path: Path, astronaut: np.ndarray) -> None:
     files = {"wide.png": encoded(wide, "PNG"), "wide.jpg": encoded(wide, "JPEG"), "all.jpg": encoded(astronaut, "JPEG")}
     path = write_folder(tmp_path, files)
     assert faults(path) == {"all.jpg": None, "wide.jpg": "tiny", "wide.png": "tiny"}
-    assert faults(path, Sift(min_side=63, keep_duplicates=True)) == dict.fromkeys(sorted(files))
+    assert faults(path, Filtering(min_side=63, keep_duplicates=True)) == dict.fromkeys(sorted(files))
     # Known from the header where a JPEG is decoded at a part of its size.
-    assert faults(path, Sift(min_side=513))["all.jpg"] == "tiny"
+    assert faults(path, Filtering(min_side=513))["all.jpg"] == "tiny"
 
 
 def test_broken_photographs_fall(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -104,7 +106,7 @@ def test_only_what_misses_its_own_end_is_cut_off(tmp_path: Path, astronaut: np.n
         "progressive_cut.jpg": kept["progressive.jpg"][: len(jpeg) // 2],
         "thumbnail_cut.jpg": whole[: len(thumbnail) // 2],
     }
-    found = faults(write_folder(tmp_path, kept | cut), Sift(keep_duplicates=True))
+    found = faults(write_folder(tmp_path, kept | cut), Filtering(keep_duplicates=True))
     assert found == dict.fromkeys(kept) | dict.fromkeys(cut, "broken")
 
 
@@ -116,7 +118,7 @@ def test_a_header_of_too_many_pixels_is_broken(tmp_path: Path, format_: str) -> 
 def test_a_file_that_is_gone_is_broken(tmp_path: Path) -> None:
     entries = sources.find([write_folder(tmp_path, photographs(2))])
     Path(entries[0].file).unlink()
-    assert filtering.sift(entries, Sift()) == ["broken", None]
+    assert filtering.find_faults(entries, Filtering()) == ["broken", None]
 
 
 def test_of_duplicates_the_first_is_kept(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -128,9 +130,14 @@ def test_of_duplicates_the_first_is_kept(tmp_path: Path, astronaut: np.ndarray) 
     }
     path = write_folder(tmp_path, files)
     assert faults(path) == {"1.jpg": None, "2.webp": "duplicate", "3.png": "duplicate", "4.png": None}
-    assert set(faults(path, Sift(keep_duplicates=True)).values()) == {None}
+    assert set(faults(path, Filtering(keep_duplicates=True)).values()) == {None}
     # One that is left out for something else hides none.
-    assert faults(path, Sift(min_side=300)) == {"1.jpg": None, "2.webp": "tiny", "3.png": "duplicate", "4.png": None}
+    assert faults(path, Filtering(min_side=300)) == {
+        "1.jpg": None,
+        "2.webp": "tiny",
+        "3.png": "duplicate",
+        "4.png": None,
+    }
 
 
 def test_duplicates_are_those_of_a_plain_search() -> None:
@@ -144,19 +151,21 @@ def test_duplicates_are_those_of_a_plain_search() -> None:
     for number in range(400):
         kept = [other for other in range(number) if not expected[other]]
         distances = np.bitwise_count(hashes[kept] ^ hashes[number, 0])
-        expected.append(bool((distances <= filtering.DISTANCE).any()))
+        expected.append(bool((distances <= filtering.MAX_DISTANCE).any()))
     assert 50 < sum(expected) < 200
-    assert filtering.duplicates(hashes[:, 0], hashes[:, 1]).tolist() == expected
+    assert filtering.find_duplicates(hashes[:, 0], hashes[:, 1]).tolist() == expected
 
 
 def test_nothing_is_looked_at_when_switched_off(tmp_path: Path) -> None:
     path = write_folder(tmp_path, {"bad.jpg": b"no"})
-    assert faults(path, Sift(enabled=False)) == {"bad.jpg": None}
+    assert faults(path, Filtering(enabled=False)) == {"bad.jpg": None}
 
 
 def test_the_order_of_threads_changes_nothing(tmp_path: Path) -> None:
     entries = sources.find([write_folder(tmp_path, photographs(150) | {"made/100.jpg": b""})])
-    assert filtering.sift(entries, Sift(), threads=1) == filtering.sift(entries, Sift(), threads=8)
+    assert filtering.find_faults(entries, Filtering(), threads=1) == filtering.find_faults(
+        entries, Filtering(), threads=8
+    )
 
 
 def spoilt(folder: Path) -> Path:
@@ -169,7 +178,7 @@ def test_a_manifest_says_what_is_kept_and_why_not_the_rest(
     tmp_path: Path, folder: Path, recipe: Recipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shard = write_shard(tmp_path / "train.tar", {"other/1.png": encoded(skimage.data.coffee(), "PNG")})
-    selection = filtering.choose(tmp_path, [spoilt(folder), shard], recipe)
+    selection = filtering.select(tmp_path, [spoilt(folder), shard], recipe)
     assert "kept 5 of 7 photographs; left out: broken 1, duplicate 1" in capsys.readouterr().out
     assert len(selection.entries) == 5
     selection.save(tmp_path)
@@ -179,7 +188,7 @@ def test_a_manifest_says_what_is_kept_and_why_not_the_rest(
         ("train.tar", 1, {}),
     ]
     assert manifest["kept"] == 5
-    again = filtering.choose(tmp_path / "elsewhere", [folder, shard], recipe)
+    again = filtering.select(tmp_path / "elsewhere", [folder, shard], recipe)
     assert again.manifest == selection.manifest
     assert str(tmp_path) not in json.dumps(manifest)
 
@@ -187,10 +196,10 @@ def test_a_manifest_says_what_is_kept_and_why_not_the_rest(
 def test_a_run_that_goes_on_sifts_no_more(
     tmp_path: Path, folder: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = filtering.choose(tmp_path, [spoilt(folder)], recipe)
+    first = filtering.select(tmp_path, [spoilt(folder)], recipe)
     first.save(tmp_path)
-    monkeypatch.delattr(filtering, "sift")
-    assert filtering.choose(tmp_path, [folder], recipe) == first
+    monkeypatch.delattr(filtering, "find_faults")
+    assert filtering.select(tmp_path, [folder], recipe) == first
 
 
 @pytest.mark.parametrize(
@@ -211,31 +220,31 @@ def test_a_run_that_has_begun_is_refused_other_data(
     tmp_path: Path, folder: Path, recipe: Recipe, change: object, said: str
 ) -> None:
     assert callable(change)
-    filtering.choose(tmp_path, [folder], recipe).save(tmp_path)
+    filtering.select(tmp_path, [folder], recipe).save(tmp_path)
     change(folder)
     # One that has not begun yet is sifted anew.
-    fresh = filtering.choose(tmp_path, [folder], recipe)
+    fresh = filtering.select(tmp_path, [folder], recipe)
     assert fresh.manifest.photographs == len(sources.find([folder]))
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ValueError, match=f"{said}.*--init"):
-        filtering.choose(tmp_path, [folder], recipe)
+        filtering.select(tmp_path, [folder], recipe)
 
 
 def test_a_run_that_has_begun_is_refused_other_paths_and_settings(tmp_path: Path, folder: Path, recipe: Recipe) -> None:
-    filtering.choose(tmp_path, [folder], recipe).save(tmp_path)
+    filtering.select(tmp_path, [folder], recipe).save(tmp_path)
     (tmp_path / "state.json").write_text("{}")
     with pytest.raises(ValueError, match="it was photos and is photos, photos"):
-        filtering.choose(tmp_path, [folder, folder], recipe)
+        filtering.select(tmp_path, [folder, folder], recipe)
     with pytest.raises(ValueError, match="`sift`"):
-        filtering.choose(tmp_path, [folder], recipe.model_copy(update={"sift": Sift(min_side=32)}))
+        filtering.select(tmp_path, [folder], recipe.model_copy(update={"sift": Filtering(min_side=32)}))
     # A folder's own name is not the data's.
     moved = folder.rename(tmp_path / "moved")
-    assert len(filtering.choose(tmp_path, [moved], recipe).entries) == 5
+    assert len(filtering.select(tmp_path, [moved], recipe).entries) == 5
 
 
 def test_an_older_run_gets_a_manifest(tmp_path: Path, folder: Path, recipe: Recipe) -> None:
     (tmp_path / "state.json").write_text("{}")
-    filtering.choose(tmp_path, [folder], recipe).save(tmp_path)
+    filtering.select(tmp_path, [folder], recipe).save(tmp_path)
     assert (tmp_path / filtering.MANIFEST).exists()
 
 
@@ -246,25 +255,25 @@ def test_a_recipe_may_name_its_sources(tmp_path: Path, recipe: Recipe) -> None:
         for part in range(2)
     ]
     only = recipe.model_copy(update={"sources": ("free", "fair", "absent")})
-    selection = filtering.choose(tmp_path, shards, only)
+    selection = filtering.select(tmp_path, shards, only)
     assert Counter(entry.source for entry in selection.entries) == {"free": 2, "fair": 2}
     assert selection.manifest.photographs == 4
     with pytest.raises(ValueError, match="sources, absent"):
-        filtering.choose(tmp_path, shards, recipe.model_copy(update={"sources": ("absent",)}))
+        filtering.select(tmp_path, shards, recipe.model_copy(update={"sources": ("absent",)}))
 
 
 def test_data_of_which_nothing_is_fit_is_an_error(tmp_path: Path, recipe: Recipe) -> None:
     folder = write_folder(tmp_path / "photos", {"gray.png": encoded(np.full((100, 100), 90, np.uint8), "PNG")})
     with pytest.raises(ValueError, match="no photograph is fit"):
-        filtering.choose(tmp_path, [folder], recipe)
+        filtering.select(tmp_path, [folder], recipe)
 
 
 def test_a_manifest_has_names_that_are_not_utf8(tmp_path: Path, recipe: Recipe) -> None:
     odd = tmp_path / os.fsdecode(b"caf\xe9s")
     write_folder(odd, photographs(3) | {os.fsdecode(b"caf\xe9.jpg"): b"no"})
-    first = filtering.choose(tmp_path, [odd], recipe)
+    first = filtering.select(tmp_path, [odd], recipe)
     first.save(tmp_path)
     (collection,) = json.loads((tmp_path / filtering.MANIFEST).read_text())["collections"]
     assert collection["name"] == r"caf\xe9s"
     assert collection["left_out"] == {"broken": [r"caf\xe9.jpg"]}
-    assert filtering.choose(tmp_path, [odd], recipe) == first
+    assert filtering.select(tmp_path, [odd], recipe) == first

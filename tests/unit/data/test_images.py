@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from model_export.data import batching, filtering, images, sources
 from model_export.evaluation.metrics import mean_chroma
-from model_export.recipe import Augment, Sift
+from model_export.recipe import Augment, Filtering
 from tests.conftest import encoded
 from tests.unit.data.test_batching import LAB, write_folder
 from tests.unit.imaging import test_icc_profiles
@@ -139,7 +139,7 @@ def test_views_of_a_large_jpeg_are_those_of_the_whole(
 def test_a_shards_small_photographs_are_decoded_whole() -> None:
     """At 128 to 176 pixels: what runs have learnt from stays what it is."""
     jpeg = encoded(np.zeros((176, 176, 3), np.uint8), "JPEG")
-    assert images.reduction(jpeg, batching.SPARE * 96) == 1
+    assert images.reduction(jpeg, batching.OVERSAMPLING * 96) == 1
 
 
 def test_a_cut_out_is_judged_by_what_is_seen(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -147,4 +147,4 @@ def test_a_cut_out_is_judged_by_what_is_seen(tmp_path: Path, astronaut: np.ndarr
     buffer = io.BytesIO()
     with_alpha(gray, "RGBA").save(buffer, "PNG")
     entries = sources.find([write_folder(tmp_path, {"a.png": buffer.getvalue()})])
-    assert filtering.sift(entries, Sift()) == ["gray"]
+    assert filtering.find_faults(entries, Filtering()) == ["gray"]

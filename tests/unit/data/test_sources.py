@@ -269,7 +269,7 @@ def test_a_name_that_is_not_utf8_is_spelt_out(tmp_path: Path) -> None:
         assert entry.name == r"caf\xe9.jpg"
         assert entry.encoded() == PHOTO
         assert sources.hold_out([entry], 1) == ([], [entry])
-        assert len(sources.digest(entry.name)) == 16
+        assert len(sources.name_digest(entry.name)) == 16
 
 
 def cut_and_damaged(tmp_path: Path) -> tuple[bytes, list[int]]:
@@ -313,7 +313,7 @@ def test_a_tar_behind_another_is_told_of(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_photographs_are_known_by_their_contents(tmp_path: Path) -> None:
     files = photographs(6)
-    known = sources.contents(sources.find([write_folder(tmp_path / "old", files)])[:2])
+    known = sources.content_ids(sources.find([write_folder(tmp_path / "old", files)])[:2])
     renamed = {f"elsewhere/{n}.jpg": content for n, content in enumerate(files.values())}
     # Other photographs under the old names.
     others = dict(zip(files, reversed([*files.values()]), strict=True))
@@ -322,11 +322,11 @@ def test_photographs_are_known_by_their_contents(tmp_path: Path) -> None:
         write_shard(tmp_path / "new.tar", renamed),
         write_zip(tmp_path / "new.zip", renamed, zipfile.ZIP_DEFLATED),
     ):
-        found = sources.of_contents(sources.find([made]), known)
+        found = sources.with_content_ids(sources.find([made]), known)
         assert [entry.name for entry in found] == ["elsewhere/0.jpg", "elsewhere/1.jpg"]
-    found = sources.of_contents(sources.find([write_folder(tmp_path / "others", others)]), known)
+    found = sources.with_content_ids(sources.find([write_folder(tmp_path / "others", others)]), known)
     assert [entry.name for entry in found] == ["made/004.jpg", "made/005.jpg"]
     (gone,) = sources.find([write_folder(tmp_path / "gone", {"a.jpg": PHOTO})])
-    assert sources.of_contents([gone], []) == []
+    assert sources.with_content_ids([gone], []) == []
     Path(gone.file).unlink()
-    assert sources.contents([gone]) == [None]
+    assert sources.content_ids([gone]) == [None]

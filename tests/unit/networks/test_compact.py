@@ -26,7 +26,7 @@ def test_both_heads_answer_chroma() -> None:
     network = compact.build(recipe, BINS[:0])
     assert network.compute_output_shape((1, 64, 64, 1)) == (1, 16, 16, 2)
     answer = np.random.default_rng(0).normal(size=(2, 16, 16, 2)).astype(np.float32)
-    chroma = np.asarray(compact.chroma(recipe, BINS[:0], 1.0)(answer))
+    chroma = np.asarray(compact.chroma_layer(recipe, BINS[:0], 1.0)(answer))
     np.testing.assert_allclose(chroma, answer * 10, rtol=1e-5)
     for weight in (0.0, 0.5):
         loss = chroma_loss(10.0, weight)

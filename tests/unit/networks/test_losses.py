@@ -13,8 +13,8 @@ def test_bins_are_those_that_photographs_occupy() -> None:
     from model_export.networks.losses import occupied_bins
 
     chroma = np.array([[0, 0]] * 50 + [[9, -11]] * 49 + [[88, 88]], np.float32)
-    assert occupied_bins(chroma, 10, least=0).tolist() == [[0, 0], [10, -10], [90, 90]]
-    assert occupied_bins(chroma, 10, least=0.02).tolist() == [[0, 0], [10, -10]]
+    assert occupied_bins(chroma, 10, min_share=0).tolist() == [[0, 0], [10, -10], [90, 90]]
+    assert occupied_bins(chroma, 10, min_share=0.02).tolist() == [[0, 0], [10, -10]]
 
 
 def test_soft_encoding_is_a_distribution_whose_mean_is_the_chroma() -> None:
@@ -73,7 +73,7 @@ def test_chroma_statistics_are_not_bought_by_a_glaring_spot() -> None:
 
 
 def test_steps_see_a_glow_and_not_a_tint() -> None:
-    from model_export.networks.losses import step_error
+    from model_export.networks.losses import chroma_step_error
 
     head = np.zeros((1, 24, 24, 2), np.float32)
     head[:, 8:16, 8:16] = 30
@@ -82,7 +82,7 @@ def test_steps_see_a_glow_and_not_a_tint() -> None:
     patch = head.copy()
     patch[:, 2:5, 18:21] = 15
     answers = (head + 20, 0 * head + glow, patch)
-    tinted, glowing, patched = (float(np.asarray(step_error(head, a.astype(np.float32)))[0]) for a in answers)
+    tinted, glowing, patched = (float(np.asarray(chroma_step_error(head, a.astype(np.float32)))[0]) for a in answers)
     assert tinted < 0.01
     assert glowing > 1
     assert patched > 0.3

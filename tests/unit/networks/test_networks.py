@@ -21,7 +21,7 @@ def load(name: str) -> Recipe:
 def built(name: str, side: int) -> SimpleNamespace:
     from model_export import networks
 
-    network = networks.of(load(name)).build(load(name), NO_BINS, side)
+    network = networks.architecture(load(name)).build(load(name), NO_BINS, side)
     trainable = sum(int(np.prod(variable.shape)) for variable in network.trainable_variables)
     return SimpleNamespace(all=network.count_params(), trainable=trainable, shape=network.output_shape, network=network)
 
@@ -79,10 +79,10 @@ def test_the_first_tutorials_loss_is_in_bytes() -> None:
     tutorial = cv2.cvtColor(rgb[0], cv2.COLOR_RGB2HSV)[np.newaxis, ..., :2].astype(np.float32)
     answer = np.full_like(tutorial, 100)
     made = load("resnet50-fcn")
-    loss = float(np.asarray(networks.of(made).loss(made, NO_BINS)(truth, answer)))
+    loss = float(np.asarray(networks.architecture(made).loss(made, NO_BINS)(truth, answer)))
     assert loss == pytest.approx(np.sqrt(((tutorial - answer) ** 2).mean()), rel=2e-3)
     # And what the service is given is the colour that the bytes mean.
-    chroma = np.asarray(networks.of(made).chroma(made, NO_BINS, 1.0)(tutorial))
+    chroma = np.asarray(networks.architecture(made).chroma_layer(made, NO_BINS, 1.0)(tutorial))
     np.testing.assert_allclose(chroma, truth, atol=0.03)
 
 

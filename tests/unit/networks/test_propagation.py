@@ -181,9 +181,9 @@ def test_a_network_begins_as_the_one_without_whose_answer_is_propagated(tmp_path
     np.testing.assert_allclose(both[..., :5], logits, atol=1e-5)
     places = picture.reshape(1, SIDE, 4, SIDE, 4, 1).mean(axis=(2, 4))
     np.testing.assert_allclose(both[..., 5:], guided(places), atol=1e-4)
-    chroma = np.asarray(compact.chroma(without, BINS[:5], 1.5)(logits))
+    chroma = np.asarray(compact.chroma_layer(without, BINS[:5], 1.5)(logits))
     expected = propagated(chroma, guided(places))
-    np.testing.assert_allclose(np.asarray(compact.chroma(with_, BINS[:5], 1.5)(both)), expected, atol=1e-3)
+    np.testing.assert_allclose(np.asarray(compact.chroma_layer(with_, BINS[:5], 1.5)(both)), expected, atol=1e-3)
     with pytest.raises(ValueError, match=r"more propagates chroma, and only a recipe with network\.propagation"):
         initialization.load(without, [saved_run(tmp_path / "more", 1, propagation=True)])
 

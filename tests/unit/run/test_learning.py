@@ -70,12 +70,12 @@ def test_a_network_with_more_blocks_begins_as_the_one_without(tmp_path: Path) ->
 
 
 def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> None:
-    from model_export.data.sources import Entry, digest
+    from model_export.data.sources import Entry, name_digest
     from model_export.run.initialization import Initialization, hold_out
     from model_export.weights.checkpoint import Setup
 
     entries = [Entry(f"made/{number}.jpg", "shard.tar", 0, 1) for number in range(40)]
-    before = {"made/3.jpg", digest("made/5.jpg"), "elsewhere.jpg"}
+    before = {"made/3.jpg", name_digest("made/5.jpg"), "elsewhere.jpg"}
     begun = Initialization([], Setup(tiny(), BINS[:5], []), before, [])
     assert hold_out(tiny(), entries, begun) == ["made/3.jpg", "made/5.jpg"]
     assert not capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_what_was_held_out_is_known_by_other_names(tmp_path: Path, capsys: pytes
     recipe = tiny().model_copy(update={"validate_on": 4})
     entries = sources.find([tmp_path / "archive"])
     first = hold_out(recipe, entries, None)
-    contents = sources.contents(sources.split_off(entries, first)[1])
+    contents = sources.content_ids(sources.split_off(entries, first)[1])
     begun = Initialization(
         [], Setup(recipe, BINS[:5], []), set(first), [], {content for content in contents if content}
     )
@@ -146,7 +146,7 @@ def test_what_is_wrong_is_said_before_the_photographs_are_looked_at(
 
     folder = write_folder(tmp_path / "data", photographs(20))
     with monkeypatch.context() as patch:
-        patch.delattr(filtering, "choose")
+        patch.delattr(filtering, "select")
         with pytest.raises(FileNotFoundError, match="nowhere"):
             train.train(tiny(), tmp_path / "run", [folder], train.Limits(), [tmp_path / "nowhere"])
         (tmp_path / "file").write_text("")
@@ -310,7 +310,7 @@ class Taught:
         self.rates: list[float] = []
         self.sides: list[int] = []
         monkeypatch.setattr(train, "Clock", partial(Clock, now=lambda: self.seconds))
-        monkeypatch.setattr(train.checkpoint, "time_to_save", lambda *_: 0.0)
+        monkeypatch.setattr(train.checkpoint, "measure_save_time", lambda *_: 0.0)
         entries = sources.find([write_folder(folder / "data", photographs(40))])
         network = {"kind": "compact", "widths": (4, 6, 8, 10, 12), "context": 8, "bin_size": 20.0}
         optimizer = {"batch": 4, "learning_rate": 1.0}
@@ -402,12 +402,12 @@ def test_a_resumed_run_goes_on_with_its_photographs(tmp_path: Path, monkeypatch:
     shards = {"count": 3, "drawn": 2, "epochs": 2}
     taught = Taught(tmp_path, monkeypatch, views=4000, shards=shards)
     seen = taught.run._stream(0, taught.run.recipe.shards)
-    whole = [[entry.name for entry, _ in seen._next()] for _ in range(20)]
+    whole = [[entry.name for entry, _ in seen._next_items()] for _ in range(20)]
     for _ in range(3):
         taught.learn(stop_after=0)
         resumed = train.Run(taught.run.recipe, taught.run.folder, sources.find([tmp_path / "data"]))
         steps = resumed.state.views // 4
-        assert [[entry.name for entry, _ in resumed.stream._next()] for _ in range(5)] == whole[steps : steps + 5]
+        assert [[entry.name for entry, _ in resumed.stream._next_items()] for _ in range(5)] == whole[steps : steps + 5]
 
 
 def test_a_run_goes_on_in_another_precision(tmp_path: Path) -> None:

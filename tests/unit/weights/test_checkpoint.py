@@ -66,10 +66,10 @@ def run_of(folder: Path, *, knows_contents: bool) -> Path:
 
     write_folder(folder / "data", photographs(40))
     paths = [folder / "data"]
-    filtering.choose(folder, paths, tiny()).save(folder)
+    filtering.select(folder, paths, tiny()).save(folder)
     _, held_out = sources.hold_out(sources.find(paths), 4)
     names = [entry.name for entry in held_out]
-    known = [content for content in sources.contents(held_out) if content and knows_contents]
+    known = [content for content in sources.content_ids(held_out) if content and knows_contents]
     checkpoint.save_setup(folder, checkpoint.Setup(tiny(), BINS[:5], names, [], known))
     return folder
 
@@ -82,16 +82,16 @@ def test_only_what_a_run_has_held_out_is_measured(tmp_path: Path) -> None:
     (old / checkpoint.CONTENTS).unlink()
     names = checkpoint.load_setup(new).held_out
     for run in (new, old):
-        assert sorted(entry.name for entry in checkpoint.held_out_of(run, [run / "data"])) == sorted(names)
+        assert sorted(entry.name for entry in checkpoint.find_held_out(run, [run / "data"])) == sorted(names)
     made = photographs(40)
     others = write_folder(tmp_path / "others", dict(zip(made, reversed([*made.values()]), strict=True)))
-    found = checkpoint.held_out_of(new, [others])
+    found = checkpoint.find_held_out(new, [others])
     assert {entry.encoded() for entry in found} == {made[name] for name in names}
     assert not {entry.name for entry in found} & set(names)
     with pytest.raises(ValueError, match="others is not of the data of the run"):
-        checkpoint.held_out_of(old, [others])
+        checkpoint.find_held_out(old, [others])
     with pytest.raises(FileNotFoundError, match="none of the 4"):
-        checkpoint.held_out_of(new, [write_folder(tmp_path / "none", {"a.jpg": b"no"})])
+        checkpoint.find_held_out(new, [write_folder(tmp_path / "none", {"a.jpg": b"no"})])
 
 
 def test_old_and_new_programs_read_a_runs_setup(tmp_path: Path) -> None:
@@ -101,6 +101,6 @@ def test_old_and_new_programs_read_a_runs_setup(tmp_path: Path) -> None:
     setup = checkpoint.Setup(tiny(), BINS[:5], ["a", "b"], ["x 12"], ["5-abc"])
     checkpoint.save_setup(tmp_path, setup)
     assert json.loads((tmp_path / "held-out.json").read_text()) == ["a", "b"]
-    assert checkpoint.load_setup(tmp_path).contents == ["5-abc"]
+    assert checkpoint.load_setup(tmp_path).content_ids == ["5-abc"]
     (tmp_path / checkpoint.CONTENTS).unlink()
-    assert checkpoint.load_setup(tmp_path).contents == []
+    assert checkpoint.load_setup(tmp_path).content_ids == []

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from model_export.recipe import Recipe
-from model_export.weights.quantization import PRECISION
+from model_export.weights import UnusableWeights
+from model_export.weights.quantization import INT8_TOLERANCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 Kernel = NDArray[np.float32]
@@ -24,11 +25,11 @@ def graph_of(kernels: dict[str, Kernel]) -> onnx.ModelProto:
 
 
 def narrowed(whole: onnx.ModelProto) -> onnx.ModelProto:
-    from model_export.weights.quantization import narrow
+    from model_export.weights.quantization import compress_weights
 
     proto = onnx.ModelProto()
     proto.CopyFrom(whole)
-    narrow(proto.graph, in_bytes=True)
+    compress_weights(proto.graph, int8=True)
     return proto
 
 
@@ -38,7 +39,7 @@ def embedded(whole: onnx.ModelProto, weights: list[Kernel], path: Path) -> onnx.
     from model_export.weights.checkpoint import Setup
 
     proto = narrowed(whole)
-    setup = Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), ["a"], contents=["7-abc"])
+    setup = Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), ["a"], content_ids=["7-abc"])
     onnx_weights.embed(proto, whole, weights, setup)
     onnx.save(proto, path)
     return proto
@@ -59,7 +60,7 @@ def test_kernels_that_their_batch_norm_has_silenced_take_no_other_kernels_place(
     embedded(proto, given_weights, tmp_path / "m.onnx")
     weights, setup = onnx_weights.load(tmp_path / "m.onnx")
     assert setup.recipe.name == "x"
-    assert setup.contents == ["7-abc"]
+    assert setup.content_ids == ["7-abc"]
     for read, given in zip(weights, given_weights, strict=True):
         np.testing.assert_allclose(read, given, atol=0.005 * np.abs(given).max())
 
@@ -86,7 +87,7 @@ def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, chan
     embedded(proto, given_weights, tmp_path / "m.onnx")
     weights, _ = onnx_weights.load(tmp_path / "m.onnx")
     for read, given in zip(weights, given_weights, strict=True):
-        np.testing.assert_allclose(read, given, atol=PRECISION * np.abs(given).max())
+        np.testing.assert_allclose(read, given, atol=INT8_TOLERANCE * np.abs(given).max())
 
 
 @pytest.mark.parametrize("change", [0.0, 0.003, 0.03])
@@ -131,7 +132,7 @@ def test_weights_that_would_be_read_back_wrongly_are_refused(tmp_path: Path) -> 
     kernel = np.random.default_rng(0).normal(size=(3, 3, 8, 8)).astype(np.float32)
     whole, proto = graph_of({"kernel": kernel}), narrowed(graph_of({"kernel": kernel}))
     wrong = [np.full(8, np.nan, np.float32)]
-    with pytest.raises(onnx_weights.NoWeights, match="weight 0, of shape"):
+    with pytest.raises(UnusableWeights, match="weight 0, of shape"):
         onnx_weights.embed(proto, whole, wrong, Setup(Recipe(name="x"), np.zeros((1, 2), np.float32), []))
     assert not proto.metadata_props
 
@@ -141,7 +142,7 @@ def test_a_file_that_was_exported_before_there_were_contents_is_read(tmp_path: P
 
     kernel = np.random.default_rng(0).normal(size=(3, 3, 2, 2)).astype(np.float32)
     proto = embedded(graph_of({"kernel": kernel}), [kernel], tmp_path / "m.onnx")
-    (entry,) = (entry for entry in proto.metadata_props if entry.key == onnx_weights.KEY)
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == onnx_weights.METADATA_KEY)
     document = json.loads(entry.value)
     del document["contents"]
     entry.value = json.dumps(document)
@@ -149,4 +150,4 @@ def test_a_file_that_was_exported_before_there_were_contents_is_read(tmp_path: P
 
     _, setup = onnx_weights.load(tmp_path / "m.onnx")
     assert len(setup.held_out) == 1
-    assert setup.contents == []
+    assert setup.content_ids == []

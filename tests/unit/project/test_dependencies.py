@@ -55,7 +55,7 @@ OVERRIDDEN: list[tuple[type, type, set[str]]] = [
     (cors.CorsPreflights, CORSMiddleware, {"simple_response"}),
     (batch.BatchResponse, Response, {"__call__"}),
     (routes.UploadRoute, APIRoute, {"get_route_handler"}),
-    (settings.Environment, EnvSettingsSource, {"prepare_field_value"}),
+    (settings.Environment, EnvSettingsSource, {"get_field_value", "prepare_field_value"}),
 ]
 # Attributes that the library's constructor sets, and ours reads or changes.
 ATTRIBUTES: list[tuple[type, set[str]]] = [

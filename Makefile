@@ -1,6 +1,6 @@
 # make serve   set up and serve on TOMAU_HOST:TOMAU_PORT (127.0.0.1:8000)
 # make test    set up and run the tests
-# The rest is in README.md. Every target does its own set-up in .venv; a second call starts at once.
+# CONTRIBUTING.md lists all targets. Each target sets up what it needs in .venv; a second call skips that.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +13,7 @@ LOWEST_VENV ?= .venv-lowest
 DATA ?=
 RUN ?= runs/compact
 RECIPE ?= compact
-# Where `make export` writes: beside the run, so that no model that is served is replaced unasked.
+# Where `make export` writes: into the folder of the run, so that no served model is replaced unasked.
 OUTPUT ?= $(RUN)/$(RECIPE).onnx
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check
 
@@ -25,24 +25,25 @@ serve: $(VENV)/.serve
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not long'
 
-# Without training and exporting a network.
+# All tests but those that train or export a network.
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -m 'not slow'
 
-# The image and the compose project, gateway and monitoring included. Skips, loudly, where no engine can run.
+# Check the image and the compose project, gateway and monitoring included. Skipped, with a warning, where no container
+# engine can run.
 test-containers: $(VENV)/.dev
 	PYTHON=$(BIN)/python tests/containers/run.sh $(ARGS)
 
-# The fast tests with the lowest versions that pyproject.toml allows of what it names.
+# Run the fast tests with the lowest versions of the dependencies that pyproject.toml allows.
 test-lowest:
 	$(MAKE) VENV=$(LOWEST_VENV) $(LOWEST_VENV)/.lowest
 	$(LOWEST_VENV)/bin/python -m pytest -m 'not slow'
 
-# The image suites of other projects, from the source packages of the registries: make test-suites ARGS=--write
+# Try the image suites of other projects, from their source packages: make test-suites ARGS=--write
 test-suites: $(VENV)/.dev
 	$(BIN)/python -m tests.suites $(ARGS)
 
-# With what .ci/run leaves out or cuts short: long tests, the lowest versions, suites, fuzzers and the soak at length.
+# Include what .ci/run leaves out or shortens: long tests, lowest versions, image suites, full fuzzing and soaking.
 test-all: $(VENV)/.dev test-containers test-lowest test-suites audit
 	$(BIN)/python -m pytest
 	$(MAKE) fuzz ARGS="--seconds 600"
@@ -66,31 +67,31 @@ export: $(VENV)/.dev
 	@test -n "$(DATA)" || { echo 'say where held-out photographs are: make export DATA="shard.tar folder"'; exit 2; }
 	$(BIN)/python -m model_export export --run $(RUN) --output $(OUTPUT) --data $(DATA) $(ARGS)
 
-# The service beside its peers: make bench ARGS=--quick takes two minutes.
+# Measure the service next to its peers: make bench ARGS=--quick takes two minutes.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.bench.serving $(ARGS)
 
-# The model alone, through the batcher, and over HTTP, on a GPU. It has a set-up of its own, as the GPU's service has.
+# Measure a GPU: the model alone, through the batcher, and over HTTP. It has an environment of its own.
 bench-gpu:
 	$(MAKE) VENV=$(GPU_VENV) $(GPU_VENV)/.bench-gpu
 	$(GPU_VENV)/bin/python -m tests.bench.gpu $(ARGS)
 
-# Damaged files to the decoder, odd requests to the API: make fuzz ARGS="--seconds 3600"
+# Send damaged files to the decoder and odd requests to the API: make fuzz ARGS="--seconds 3600"
 fuzz: $(VENV)/.fuzz
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-# Known faults of what the service depends on.
+# Look for known vulnerabilities of the dependencies.
 audit: $(VENV)/.audit
 	$(BIN)/python -m tests.audit
 
-# 20,000 mixed requests, with faults and clients that hang up.
+# Send 20,000 mixed requests, with faults and clients that hang up.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.soak $(ARGS)
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python -m tests.bench.data $(ARGS)
 
-# New versions within the ranges of pyproject.toml: make lock ARGS=--upgrade
+# Write the lock files. To take new versions within the ranges of pyproject.toml: make lock ARGS=--upgrade
 lock: $(VENV)/.dev
 	PATH="$(BIN):$$PATH" requirements/compile.sh $(ARGS)
 
@@ -102,7 +103,7 @@ $(BIN)/pip:
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-# The development set-up holds all that serving needs, in the same versions.
+# The development environment has all packages that serving needs, in the same versions.
 $(VENV)/.serve: requirements/serve-$(TARGET).lock pyproject.toml | $(BIN)/pip
 	$(INSTALL) --no-deps --require-hashes -r requirements/serve-$(TARGET).lock
 	$(INSTALL) --no-deps --editable .
@@ -132,7 +133,7 @@ $(VENV)/.lowest: requirements/lowest.lock pyproject.toml | $(BIN)/pip
 	$(INSTALL) --no-deps --editable .
 	touch $@
 
-# Both runtimes fill the same folder, so both go before the GPU's comes.
+# Both runtimes install into the same folder, so both are removed before the GPU's is installed.
 $(VENV)/.bench-gpu: $(VENV)/.bench requirements/serve-gpu.lock
 	$(BIN)/pip uninstall --quiet --yes onnxruntime onnxruntime-gpu
 	$(INSTALL) --no-deps --require-hashes -r requirements/serve-gpu.lock

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fills the limits of .env into nginx.conf, since nginx reads no environment, and becomes nginx.
+# Fill the limits of .env into nginx.conf, since nginx reads no environment variables, and start nginx.
 set -eu
 sed -e "s|@RATE@|$GATEWAY_RATE|g" -e "s|@BURST@|$GATEWAY_BURST|g" -e "s|@MAX_BODY@|$GATEWAY_MAX_BODY|g" \
     -e "s|@MAX_BATCH_BODY@|$GATEWAY_MAX_BATCH_BODY|g" -e "s|@READ_TIMEOUT@|$GATEWAY_READ_TIMEOUT|g" \

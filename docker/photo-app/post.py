@@ -1,6 +1,6 @@
-"""What a photo app does with tomau: waits until it is ready, and sends a photo again when it is told to.
+"""Colour a folder of JPEGs with tomau, as a photo app would: wait until it is ready, and retry.
 
-Needs nothing but Python:  post.py http://colorize:8000 photos/ coloured/
+It needs only Python:  post.py http://colorize:8000 photos/ coloured/
 """
 
 import http.client
@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 PATIENCE_S = 120.0
-# For answers that name no time, and connections that break: the service is being restarted.
+# The pause after a broken connection, or a response without Retry-After: the service is being restarted.
 PAUSE_S = 1.0
 
 
 def wait_until_ready(url: str, patience_s: float = PATIENCE_S) -> None:
-    """Returns as soon as the service takes photos. Raises TimeoutError."""
+    """Return as soon as the service accepts photos. Raises TimeoutError after `patience_s`."""
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         try:
@@ -29,29 +29,29 @@ def wait_until_ready(url: str, patience_s: float = PATIENCE_S) -> None:
 
 
 def colorize(url: str, photo: bytes, patience_s: float = PATIENCE_S) -> bytes:
-    """The coloured photo. Colouring has no side effects, so whatever may pass is tried again.
+    """Return the coloured image. Colouring has no side effects, so every temporary failure is retried.
 
-    Raises urllib.error.HTTPError when the photo is refused for good (4xx), TimeoutError when patience is at its end.
+    Raises urllib.error.HTTPError if the photo is refused permanently (4xx), and TimeoutError after `patience_s`.
     """
     end = time.monotonic() + patience_s
     while time.monotonic() < end:
         request = urllib.request.Request(f"{url}/colorize", photo, {"Content-Type": "image/jpeg"})
         pause = PAUSE_S
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.read()
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return response.read()
         except urllib.error.HTTPError as error:
             if error.code not in (429, 502, 503, 504):
                 raise
             pause = float(error.headers.get("Retry-After") or PAUSE_S)
         except (OSError, http.client.HTTPException) as error:
-            print(f"again: {error}", file=sys.stderr)
+            print(f"retry: {error}", file=sys.stderr)
         time.sleep(pause)
-    raise TimeoutError(f"no answer within {patience_s:g} s")
+    raise TimeoutError(f"no coloured image within {patience_s:g} s")
 
 
 def main(url: str, source: str, target: str) -> None:
-    """Colours every JPEG of a folder, four at a time."""
+    """Colour every JPEG of the folder `source` into `target`, four at a time."""
     wait_until_ready(url)
     photos = sorted(Path(source).glob("*.jpg"))
 

@@ -1,4 +1,4 @@
-"""What is deployed agrees with the service: settings, limits, metrics, codes, and the schema of Kubernetes."""
+"""The deployment files agree with the service: settings, limits, metrics, codes, and the schema of Kubernetes."""
 
 import json
 import re
@@ -33,10 +33,10 @@ MANIFESTS = [
     for manifest in yaml.safe_load_all(file.read_text("utf-8"))
 ]
 DEPLOYMENTS = [given.values[0] for given in MANIFESTS if given.values[0]["kind"] == "Deployment"]
-# The most that a photo takes at work, bytes a pixel; and a process, with a GPU and without (docs/deployment.md).
+# The most memory of a photo that is processed, bytes per pixel, and of a process (docs/deployment.md).
 BYTES_A_PIXEL = 22
 PROCESS_BYTES = {"gpu": 2e9, "cpu": 0.4e9}
-# Set in the image or by compose: they can't be chosen.
+# Set in the image and by compose, so that .env can't change them.
 FIXED = {"TOMAU_HOST": "0.0.0.0", "TOMAU_PORT": "8000", "TOMAU_MODELS": "/models"}
 
 
@@ -104,13 +104,13 @@ def test_times_fit_the_services() -> None:
         )
         assert pod["terminationGracePeriodSeconds"] > longest - default.drain_delay_s + delay
         graces.append(pod["terminationGracePeriodSeconds"])
-    # An instance that stops is not one that is down.
+    # The alert must not fire for an instance that stops.
     lasts = next(rule["for"] for rule in RULES if rule["alert"] == "TomauInstanceDown")
     assert 60 * float(lasts.removesuffix("m")) > max(graces)
 
 
 def size(text: str) -> int:
-    """Bytes of a size as compose, nginx or Kubernetes writes it."""
+    """Return the bytes of a size as compose, nginx or Kubernetes writes it."""
     number, unit = re.fullmatch(r"(\d+)([kmgMG])i?", text).groups()
     return int(number) << {"k": 10, "m": 20, "g": 30}[unit.lower()]
 
@@ -133,7 +133,7 @@ def test_the_largest_photos_fit_the_memory(kind: str) -> None:
 
 
 def directive(name: str) -> str:
-    """What nginx.conf says first under that name."""
+    """Return the first value of the directive in nginx.conf."""
     return re.search(rf"^ *{name} (.*);$", NGINX, re.MULTILINE)[1]
 
 
@@ -147,7 +147,7 @@ def test_what_is_filled_into_the_gateways_configuration_is_what_compose_gives() 
 
 def test_one_client_leaves_room_in_the_gateway_for_others() -> None:
     connections, batches = int(VARIABLES["GATEWAY_CONNECTIONS"]), int(VARIABLES["GATEWAY_BATCHES"])
-    # Each request has two; all of one client's may come to the same process.
+    # Each request has two connections, and all requests of a client may reach the same worker process.
     assert 8 * 2 * connections <= int(directive("worker_connections"))
     assert 8 * batches <= Settings().max_uploads
     places = {
@@ -156,10 +156,10 @@ def test_one_client_leaves_room_in_the_gateway_for_others() -> None:
     }
     every = ("requests", "CONNECTIONS")
     assert places["limit_req"] == [every]
-    # A place that has some of its own inherits none.
+    # A location that has limits of its own inherits none.
     assert places["location = /colorize/batch "] == [every, ("batches", "BATCHES")]
     number, buffer = directive("proxy_buffers").split()
-    # Of the kernel's, Linux takes twice what it is told.
+    # Linux doubles the size of a send buffer that is set.
     kernel = 2 * size(re.search(r"sndbuf=(\w+)", directive("listen"))[1])
     buffers = int(number) * size(buffer) + size(directive("client_body_buffer_size")) + kernel
     assert size(VARIABLES["GATEWAY_UPLOADS"]) + connections * buffers < size(VARIABLES["GATEWAY_MEMORY"])
@@ -170,7 +170,7 @@ def test_answers_take_none_of_the_room_for_uploads() -> None:
 
 
 def test_the_gateway_promises_no_answer_that_nginx_does_not_give() -> None:
-    """A body that stops coming ends in a closed connection, whatever error_page says."""
+    """nginx closes the connection if a body stops, and ignores error_page."""
     assert "408" not in {status for line in re.findall(r"error_page ([^/@=]*)", NGINX) for status in line.split()}
 
 
@@ -195,7 +195,7 @@ def test_the_gateways_problems_are_shaped_as_the_services(problem: dict[str, Any
 
 
 def series() -> set[str]:
-    """Every name that the service's metrics go by in a query."""
+    """Return every name that the service's metrics have in a query."""
     names = {"up"} | {f"process_{name}" for name in ("resident_memory_bytes", "cpu_seconds_total", "open_fds")}
     for metric in metrics.ALL:
         suffixes = ("_bucket", "_sum", "_count") if metric.kind == "histogram" else ("",)
@@ -223,8 +223,18 @@ def test_every_fault_of_the_service_is_in_an_alert() -> None:
         for reasons in re.findall(r'(?:reason|code)=~?"([^"]*)"', rule["expr"])
         for reason in reasons.split("|")
     }
-    # A stop is wanted; what clients do is no fault.
+    # A stop is intended, and faults of clients need no alert.
     assert {kind.code for kind in metrics.LOSSES if kind.status >= 500} - {"draining"} == watched
+
+
+def test_the_tests_of_alerts_expect_their_summaries() -> None:
+    """promtool checks them only where containers can run."""
+    summaries = {rule["alert"]: rule["annotations"]["summary"] for rule in RULES}
+    tests = yaml.safe_load((DOCKER / "prometheus" / "alerts.test.yml").read_text("utf-8"))["tests"]
+    for alert in (alert for test in tests for alert in test["alert_rule_test"]):
+        pattern = re.sub(r"\\\{\\\{.*?\\\}\\\}", ".+", re.escape(summaries[alert["alertname"]]))
+        for expected in alert.get("exp_alerts", ()):
+            assert re.fullmatch(pattern, expected["exp_annotations"]["summary"])
 
 
 def test_each_container_of_the_service_is_asked_by_itself() -> None:
@@ -241,7 +251,7 @@ def test_the_job_is_called_the_same_everywhere() -> None:
     label = next(rule["regex"] for rule in shown["scrape_configs"][0]["relabel_configs"] if "regex" in rule)
     for deployment in DEPLOYMENTS:
         assert deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"] == label
-        # Where pods are scraped by annotations, each would be there twice.
+        # With annotations, a cluster that scrapes by them would scrape each pod twice.
         assert "annotations" not in deployment["spec"]["template"]["metadata"]
 
 

@@ -1,4 +1,4 @@
-"""Several photos of one request: each is coloured when its turn comes, and goes into a zip as it is done."""
+"""Colour the photos of a batch upload, and stream them as a zip in the order in which they are done."""
 
 import asyncio
 import json
@@ -22,39 +22,41 @@ from service.web.zip_stream import Archive, unique_stems
 log = logging.getLogger(__name__)
 
 REPORT = "report.json"
-# Bytes that are sent at once.
+# Most bytes of one ASGI message.
 CHUNK_BYTES = 64 * 1024
 
 
 class BatchSlots:
-    """How many photos of all albums together may be inside: the other places stay free for single photos."""
+    """Slots that the photos of all batches share, so that the other photo slots stay free for single photos."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._slots = asyncio.Semaphore(count)
 
-    async def take(self, colour: Callable[[], Awaitable[ColoredImage]]) -> ColoredImage:
-        """Waits for a turn, first come, first served."""
+    async def run(self, color: Callable[[], Awaitable[ColoredImage]]) -> ColoredImage:
+        """Await the call in a slot. Waits for a free slot, first come, first served."""
         async with self._slots:
-            return await colour()
+            return await color()
 
 
 class BatchZip:
-    """The photos of one request on their way into a zip."""
+    """The zip of one batch upload, written photo by photo."""
 
     def __init__(
         self,
         photos: list[UploadedPhoto],
-        colour: Callable[[bytes], Awaitable[ColoredImage]],
+        color: Callable[[bytes], Awaitable[ColoredImage]],
         slots: BatchSlots,
         done: Callable[[int], None],
         failed: Callable[[str], None],
     ) -> None:
-        """colour: waits for a place, however long, so that no photo is refused one. done: told the bytes let go.
+        """Make the zip of these photos.
 
-        failed: told the code of each photo's problem. The request, whatever becomes of one photo, succeeds.
+        color: colours a photo. It waits for a photo slot as long as it takes, so that no photo is refused.
+        done: receives the number of upload bytes that are released with each photo.
+        failed: receives the problem code of each photo that fails. The request itself succeeds in any case.
         """
-        self._colour = colour
+        self._color = color
         self._slots = slots
         self._done = done
         self._failed = failed
@@ -65,22 +67,22 @@ class BatchZip:
         self._writing = asyncio.Lock()
 
     async def write(self, write: Callable[[bytes], Awaitable[None]]) -> None:
-        """Writes the zip; the report is its last entry. Ends early with what `write` raises.
+        """Write the zip, with the report as its last entry. Raises what `write` raises.
 
-        Each lane writes its photo before it takes the next, so a slow reader holds the work back. One lane more than
-        there are slots: one photo is written while the others are coloured.
+        Each task writes its photo before it takes the next one, so that a slow client slows down the work
+        (back-pressure). There is one task more than there are slots: it writes while the others colour.
         """
-        # Names, chosen by the client, may take milliseconds.
+        # In a thread, because long names may take milliseconds.
         stems = await asyncio.to_thread(unique_stems, [photo.name for photo in self._photos])
         self._left.extend(enumerate(zip(self._photos, stems, strict=True)))
-        async with asyncio.TaskGroup() as lanes:
+        async with asyncio.TaskGroup() as tasks:
             for _ in range(min(len(self._left), self._slots.count + 1)):
-                lanes.create_task(self._lane(write))
+                tasks.create_task(self._write_photos(write))
         report = json.dumps({"photos": self._report}, ensure_ascii=False, indent=1).encode()
         await write(self._archive.add(REPORT, report))
         await write(self._archive.close())
 
-    async def _lane(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _write_photos(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         while self._left:
             number, (photo, stem) = self._left.popleft()
             outcome = await self._outcome(photo)
@@ -100,56 +102,57 @@ class BatchZip:
             if outcome.tone is not None:
                 self._report[number]["input"] = outcome.tone
             async with self._writing:
-                # The checksum of a large photo would hold up the event loop.
+                # In a thread, because the checksum of a large photo would block the event loop.
                 await write(await asyncio.to_thread(self._archive.add, entry, outcome.data))
-            # Not kept while the next one is coloured.
+            # Free the image before the next one is coloured.
             del outcome
 
     async def _outcome(self, photo: UploadedPhoto) -> ColoredImage | Problem:
-        """Whatever is wrong with one photo is its own problem."""
+        """Colour one photo. Return the problem if it fails, so that the other photos are not affected."""
         if photo.problem:
             return photo.problem
         try:
-            return await self._slots.take(lambda: self._colour(photo.data))
+            return await self._slots.run(lambda: self._color(photo.data))
         except Problem as problem:
             return problem
         except Exception:
-            log.exception("unexpected fault in a photo of an album")
-            return InternalError("an unexpected fault; the service's log has it under the request's id")
+            log.exception("unexpected error in a photo of a batch")
+            return InternalError("unexpected error; search the service's log for the request id")
 
 
 class BatchResponse(Response):
-    """Sends an album as it is written. When the client is gone, what has not begun is dropped, the rest cancelled.
+    """A response that streams the zip of a batch while its photos are coloured.
 
-    A client that stops reading is gone, too, once the protocol has closed its connection.
+    If the client disconnects, photos in progress are cancelled and the others dropped. The protocol also disconnects a
+    client that stops reading.
     """
 
     media_type = "application/zip"
 
-    def __init__(self, album: BatchZip, inside: ExitStack) -> None:
-        """inside: what the album holds, given back at its end."""
+    def __init__(self, batch: BatchZip, held: ExitStack) -> None:
+        """held: the slots and bytes of the upload, which are released at the end of the response."""
         super().__init__(headers={"Content-Disposition": 'attachment; filename="coloured.zip"'})
-        del self.headers["Content-Length"]  # It is not known yet.
-        self._album = album
-        self._inside = inside
+        del self.headers["Content-Length"]  # The length is not known yet.
+        self._batch = batch
+        self._held = held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
-        """ASGI. Returns early when the client is gone: its answer has begun, so that nothing else can be said."""
-        with self._inside:
+        """ASGI. Return early if the client disconnects; no error can be sent once the response has begun."""
+        with self._held:
             try:
                 async with asyncio.TaskGroup() as group:
                     watch = group.create_task(raise_on_disconnect(receive))
                     await self._send(send)
                     watch.cancel()
             except* ClientGone:
-                log.info("the client hung up or stopped reading: what is left of its album is dropped")
+                log.info("the client disconnected or stopped reading; the rest of its batch is dropped")
 
     async def _send(self, send: Send) -> None:
         async def write(data: bytes) -> None:
             for start in range(0, len(data), CHUNK_BYTES):
-                piece = data[start : start + CHUNK_BYTES]
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                chunk = data[start : start + CHUNK_BYTES]
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await self._album.write(write)
+        await self._batch.write(write)
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -28,11 +28,11 @@ FILE = "file"
 CHARSET_FIELD = "_charset_"
 MAX_FIELD_BYTES = 1024
 MAX_FIELDS = 32
-# What may stand before the first boundary (RFC 2046, 5.1.1). Real preambles have a line or two.
+# Most bytes before the first boundary (RFC 2046, 5.1.1). Real preambles have a line or two.
 MAX_PREAMBLE_BYTES = 64 * 1024
 # Encodings of a part's body that leave its bytes as they are.
 PLAIN_ENCODINGS = frozenset({b"", b"7bit", b"8bit", b"binary"})
-# Python remembers every name of an encoding that it is asked for, so that it is asked only for those that there are.
+# Python caches every name that it looks up, so that it looks up only known names.
 ENCODINGS = frozenset(aliases) | frozenset(aliases.values())
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 EXTENDED_NAME = re.compile(rb"filename\*\s*=", re.IGNORECASE)
@@ -41,7 +41,10 @@ EXTENDED_VALUE = re.compile(r"([\w-]+)'[^']*'((?:[^%]|%[0-9A-Fa-f]{2})+)", re.AS
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of one request: its photos, their bytes together and each, and bytes beside them."""
+    """Limits of one request.
+
+    photos: number of photos. photo_bytes: bytes of one photo. bytes: bytes of all photos. overhead: all other bytes.
+    """
 
     photos: int
     photo_bytes: int
@@ -51,22 +54,22 @@ class Limits:
 
     @property
     def body(self) -> int:
-        """The most bytes of a whole body."""
+        """Most bytes of the whole body."""
         return self.bytes + self.overhead
 
     def too_many_bytes(self) -> TooManyBytes:
         """Return the problem of a request whose photos are too large."""
-        who = "the photos of a batch together" if self.is_batch else "a photo"
-        return TooManyBytes(f"{who} may have {self.bytes:,} bytes", field=FILE, limit=self.bytes)
+        what = "all photos of a batch" if self.is_batch else "a photo"
+        return TooManyBytes(f"{what} may have at most {self.bytes:,} bytes", field=FILE, limit=self.bytes)
 
     def photo_too_large(self) -> TooManyBytes:
         """Return the problem of one photo that is too large."""
-        return TooManyBytes(f"a photo may have {self.photo_bytes:,} bytes", field=FILE, limit=self.photo_bytes)
+        return TooManyBytes(f"a photo may have at most {self.photo_bytes:,} bytes", field=FILE, limit=self.photo_bytes)
 
 
 @dataclass(slots=True)
 class UploadedPhoto:
-    """A photo of a form: the name it was sent with, and its bytes, or why they were thrown away."""
+    """A photo of a form: its file name, and its bytes or the problem for which they were dropped."""
 
     name: str
     data: bytes = b""
@@ -74,19 +77,19 @@ class UploadedPhoto:
 
 
 class Preamble:
-    """Skips what stands before a form's first boundary, which the parser takes only at the very start."""
+    """The bytes before the first boundary of a form, which the parser does not accept."""
 
     def __init__(self, boundary: bytes) -> None:
         self._first = b"--" + boundary
         self._last = self._first + b"--"
         self._held = bytearray()
-        self._line = 0  # where the last line begins
-        self._looked = 0  # up to where line ends have been looked for
+        self._line = 0  # Start of the last line.
+        self._looked = 0  # End of the part that was searched for line ends.
 
     def skip(self, data: bytes) -> bytes:
-        """Return the form from its first boundary on, without spaces behind it; nothing while it has not come.
+        """Return the form from its first boundary on, without spaces after it, or no bytes before the boundary arrives.
 
-        Raises BrokenUpload when the boundary does not come within MAX_PREAMBLE_BYTES.
+        Raises BrokenUpload if the boundary does not arrive within MAX_PREAMBLE_BYTES.
         """
         self._held += data
         while not self._held.startswith(self._last, self._line):
@@ -94,7 +97,7 @@ class Preamble:
             if line_end < 0:
                 return self._nothing_yet()
             if self._held[self._line : line_end] == self._first:
-                raise BrokenUpload("the form's lines end with LF alone; they must end with CR and LF")
+                raise BrokenUpload("the lines of the form end with LF alone; they must end with CR LF")
             if self._is_boundary(line_end):
                 return self._first + b"\r\n" + bytes(self._held[line_end + 1 :])
             self._line = self._looked = line_end + 1
@@ -111,20 +114,20 @@ class Preamble:
         return b""
 
     def missing(self) -> BrokenUpload:
-        """Return the problem of a form whose first boundary does not come."""
+        """Return the problem of a form without its boundary."""
         shown = self._first.decode("latin-1")
-        return BrokenUpload(f"the form has no line {shown!r:.80}, the boundary that its Content-Type names")
+        return BrokenUpload(f"the form has no line {shown!r:.80}, which is the boundary in its Content-Type")
 
 
 class Form:
-    """Collects the photos and the options of a form from the callbacks of the multipart parser.
+    """The photos and the options of a form, collected from the callbacks of the multipart parser.
 
-    A field that was left empty counts as not given. A photo too large ends the form; of a batch, only the bytes of
-    that photo are thrown away.
+    An empty field counts as not given. A photo that is too large ends a form with a single photo. In a batch, only the
+    bytes of that photo are dropped.
     """
 
     def __init__(self, boundary: bytes, options: frozenset[str], receiving: UploadReservation, limits: Limits) -> None:
-        """Begin a form. options: names of fields that are no photos, even when they are sent as files."""
+        """Begin a form. options: names of fields that are options, even if they are sent as files."""
         self._known_options = options
         self._receiving = receiving
         self._limits = limits
@@ -136,7 +139,7 @@ class Form:
         self._charset = "utf-8"
         self._options = 0
         self._blank: list[str] = []
-        # Parts of the chunks as they came, joined once: a value that grew would be copied again and again.
+        # Slices of the chunks, joined once at the end. A growing value would be copied with every chunk.
         self._value: list[memoryview] = []
         self._bytes = 0
         self._photo_bytes = 0
@@ -158,10 +161,10 @@ class Form:
         try:
             self._parser = MultipartParser(boundary, callbacks)
         except FormParserError as error:
-            raise BrokenUpload(f"the multipart form can't be parsed: {error}") from error
+            raise BrokenUpload(f"the form can't be parsed: {error}") from error
 
     def write(self, data: bytes) -> None:
-        """Parse a chunk of the body. Raises the problems of what it has."""
+        """Parse a chunk of the body. Raises the problems that it finds."""
         if self._preamble is not None:
             data = self._preamble.skip(data)
             if not data:
@@ -170,17 +173,17 @@ class Form:
         try:
             self._parser.write(data)
         except FormParserError as error:
-            raise BrokenUpload(f"the multipart form can't be parsed: {error}") from error
+            raise BrokenUpload(f"the form can't be parsed: {error}") from error
 
     def close(self) -> None:
-        """End the form. Raises BrokenUpload when it is not whole, MissingFile when it has no photo."""
+        """End the form. Raises BrokenUpload if it is incomplete, MissingFile if it has no photo."""
         if self._preamble is not None:
             raise self._preamble.missing()
         if not self._ended:
-            raise BrokenUpload("the multipart form breaks off before its last boundary")
+            raise BrokenUpload("the form ends before its last boundary")
         if not self.photos:
             is_blank = FILE in self._blank
-            detail = "the form's `file` is empty: no photo was chosen" if is_blank else "the form has no `file`"
+            detail = "the field `file` is empty; choose a photo" if is_blank else "the form has no field `file`"
             raise MissingFile(detail, field=FILE)
 
     def _header_end(self) -> None:
@@ -206,18 +209,18 @@ class Form:
 
     @property
     def _is_option(self) -> bool:
-        """Tell whether the part is an option. A page's script sends options as files when it appends them as blobs."""
+        """Whether the part is an option. Scripts of web pages may send options as files (blobs)."""
         return self._filename is None or self._name in self._known_options
 
     def _no_file(self) -> MissingFile:
-        return MissingFile(f"the form's file is named {self._name!r:.80}, not `file`", field=self._name[:80])
+        return MissingFile(f"the field of the photo is named {self._name!r:.80}; name it `file`", field=self._name[:80])
 
     def _check_encoding(self) -> None:
         encoding = self._headers.get(b"content-transfer-encoding", b"").strip().lower()
         if encoding not in PLAIN_ENCODINGS:
             shown = encoding.decode("latin-1")
             raise UnsupportedType(
-                f"a part with the Content-Transfer-Encoding {shown!r:.80} is not supported; send it as it is",
+                f"the Content-Transfer-Encoding {shown!r:.80} of a part is not supported; send the part as binary",
             )
         _, parameters = parse_options_header(self._headers.get(b"content-type", b""))
         self._charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
@@ -226,15 +229,17 @@ class Form:
         most = self._limits.photos
         if len(self.photos) >= most:
             if self._limits.is_batch:
-                raise TooManyPhotos(f"a batch may have {most:,} photos", field=FILE, limit=most)
-            raise MissingFile("the form has more than one `file`; /colorize/batch takes several", field=FILE, limit=1)
+                raise TooManyPhotos(f"a batch may have at most {most:,} photos", field=FILE, limit=most)
+            raise MissingFile(
+                "the form has more than one `file`; send several photos to /colorize/batch", field=FILE, limit=1
+            )
         self._photo = UploadedPhoto(self._filename or "")
         self.photos.append(self._photo)
 
     def _begin_option(self) -> None:
         self._options += 1
         if self._options > MAX_FIELDS:
-            raise BrokenUpload(f"a form may have {MAX_FIELDS} options", limit=MAX_FIELDS)
+            raise BrokenUpload(f"a form may have at most {MAX_FIELDS} options", limit=MAX_FIELDS)
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         self._bytes += end - start
@@ -244,7 +249,7 @@ class Form:
         elif not self._is_option:
             raise self._no_file()
         elif self._bytes > MAX_FIELD_BYTES:
-            detail = f"an option may have {MAX_FIELD_BYTES} bytes"
+            detail = f"an option may have at most {MAX_FIELD_BYTES} bytes"
             raise InvalidOption(detail, field=self._name[:80], limit=MAX_FIELD_BYTES)
 
     def _check_photo(self, came: int) -> None:
@@ -269,15 +274,17 @@ class Form:
             self._end_option(value)
 
     def _end_blank_file(self) -> None:
-        """Pass over a part without name and bytes: a browser sends one for each file field that was left empty."""
+        """Skip a part without file name and bytes, which browsers send for each empty file field."""
         self._blank.append(self._name)
         most = self._limits.photos + MAX_FIELDS
         if len(self._blank) > most:
-            raise BrokenUpload(f"a form may have {most:,} empty files", limit=most)
+            raise BrokenUpload(f"a form may have at most {most:,} empty files", limit=most)
 
     def _end_option(self, value: bytes) -> None:
         if self._name in self.fields:
-            raise InvalidOption("the option is given twice", field=self._name[:80])
+            raise InvalidOption(
+                f"the option {self._name[:80]!r} is given more than once; send it once", field=self._name[:80]
+            )
         self.fields[self._name] = _decoded(value, self._charset) or value.decode("utf-8", "replace")
 
     def _end(self) -> None:
@@ -285,21 +292,21 @@ class Form:
 
 
 def _decoded(data: bytes, encoding: str) -> str | None:
-    """Return a text in an encoding that the client names; None where there is no such encoding, or it does not fit."""
+    """Return the text in an encoding that the client names, or None if it is unknown or does not fit the data."""
     name = normalize_encoding(encoding).lower()
     if name not in ENCODINGS:
         return None
     try:
         return data.decode(name)
-    except (LookupError, UnicodeError):  # LookupError: it is none of texts, as base64
+    except (LookupError, UnicodeError):  # LookupError: base64 and others are no text encodings.
         return None
 
 
 def _filename(disposition: bytes, parameters: dict[bytes, bytes]) -> str | None:
-    """Return the name that a part's file was sent with; None when the part is no file.
+    """Return the file name of a part, or None if the part is not a file.
 
-    `filename*` (RFC 8187) goes before `filename`, which is for clients that don't know it. A malformed one is passed
-    over, unless there is no other name.
+    `filename*` (RFC 8187) overrides `filename`, which is for receivers that don't know it. A malformed `filename*` is
+    ignored, unless there is no other name.
     """
     plain = parameters.get(b"filename")
     if b"*" in disposition:
@@ -312,13 +319,13 @@ def _filename(disposition: bytes, parameters: dict[bytes, bytes]) -> str | None:
 
 
 def _extended(value: str) -> str | None:
-    """Return the text of `utf-8'en'%C3%A0.jpg`; None when it is malformed."""
+    """Return the decoded text of a value such as `utf-8'en'%C3%A0.jpg`, or None if it is malformed."""
     found = EXTENDED_VALUE.fullmatch(value)
     return found and _decoded(unquote_to_bytes(found[2].encode("latin-1")), found[1])
 
 
 def _plain(name: bytes) -> str:
-    """Return a name in UTF-8, or else in the code page of an old client, which takes any bytes."""
+    """Return a name that is in UTF-8, or else in Latin-1, which fits any bytes and is what old clients send."""
     try:
         text = name.decode("utf-8")
     except UnicodeDecodeError:
@@ -327,7 +334,7 @@ def _plain(name: bytes) -> str:
 
 
 def _decoded_words(text: str) -> str:
-    """Return a name that is written as in a mail (RFC 2047), as forms of .NET have it."""
+    """Return a name that is encoded as in e-mail (RFC 2047), as .NET does in forms."""
     try:
         words = decode_header(text)
     except HeaderParseError:
@@ -340,8 +347,8 @@ def _decoded_words(text: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """Return the text with halves of surrogate pairs replaced: no output can be encoded with one.
+    """Return the text with lone surrogates replaced, because they can't be encoded as UTF-8.
 
-    UTF-7 and other encodings that a client may name can say such halves.
+    UTF-7 and other encodings that a client may name can express them.
     """
     return LONE_SURROGATE.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""The HTTP surface."""
+"""The HTTP routes."""
 
 import asyncio
 import threading
@@ -31,18 +31,18 @@ from service.web.upload import receive, receive_batch, reserved_for_photos
 
 
 class UploadRoute(APIRoute):
-    """Hands the request over as it is: options and photos are in a body that `upload` reads, while it comes.
+    """A route that passes the request on unparsed, because `upload` reads options and photos while the body arrives.
 
-    FastAPI would look for arguments first, which takes it a seventh of the event loop's time.
+    FastAPI's own handler would look for arguments first. That takes a seventh of the event loop's time.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI."""
+        """Return the endpoint itself. Called by FastAPI."""
         return self.endpoint
 
 
 class HeadAsGet:
-    """Answers HEAD as GET: the server leaves the body out."""
+    """Middleware that handles HEAD as GET. The server leaves out the body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -50,18 +50,18 @@ class HeadAsGet:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http" and scope["method"] == "HEAD":
-            # Not changed in place: the server looks at it again.
+            # A copy, because the server reads the method again.
             scope = {**scope, "method": "GET"}
         await self.app(scope, receive, send)
 
 
-HEAD_TOO_LARGE = openapi.problems(_431="The head is too large")
+HEAD_TOO_LARGE = openapi.problems(_431="Header section too large")
 uploads = APIRouter(responses=HEAD_TOO_LARGE, route_class=UploadRoute)
 router = APIRouter(responses=HEAD_TOO_LARGE)
 
 
 async def _state(request: Request) -> State:
-    # Were it not async, FastAPI would hop to a thread of its own for it.
+    # Async, because FastAPI would call a plain function in another thread.
     state: State = request.app.state.tomau
     return state
 
@@ -70,7 +70,7 @@ Shared = Annotated[State, Depends(_state)]
 
 
 def _check_unread(state: State) -> None:
-    """No photo is begun when there is no room for its answer: raises Overloaded, else takes nothing."""
+    """Raise Overloaded if there is no room for a response. Reserves nothing."""
     state.unread.acquire(0)
 
 
@@ -87,17 +87,17 @@ def _check_unread(state: State) -> None:
             _413="Too many bytes or pixels",
             _415="Not a supported image",
             _422="Invalid option, or a photo in colour with `if_color=reject`",
-            _500="A fault of the service",
-            _503="Overloaded or stopping; see Retry-After",
-            _504="Not done in time",
+            _500="An error in the service",
+            _503="Overloaded or stopping; see `Retry-After`",
+            _504="Deadline exceeded",
         ),
     },
     openapi_extra=openapi.request(openapi.BINARY, "image/*", "application/octet-stream"),
 )
 async def colorize(request: Request) -> Response:
-    """Send the photo as multipart field `file`, or as a bare body; options as query parameters or form fields.
+    """Send the photo as the multipart field `file`, or as the body. Send options as query parameters or form fields.
 
-    An option that is empty counts as not given.
+    An empty option counts as not given.
     """
     started = time.monotonic()
     state: State = request.app.state.tomau
@@ -109,7 +109,7 @@ async def colorize(request: Request) -> Response:
         received = time.monotonic()
         accept = ",".join(request.headers.getlist("accept"))
         options = requested_options(request, state, upload.fields, accept)
-        answer = await _coloured(upload.data, state, options, partial(wait_for_disconnect, request.receive))
+        answer = await _color(upload.data, state, options, partial(wait_for_disconnect, request.receive))
     seconds = {"receive": received - started, **answer.seconds}
     middleware.record_stages(request.scope, seconds, {"receive": started, **answer.begun})
     facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
@@ -120,7 +120,7 @@ async def colorize(request: Request) -> Response:
 
 
 class PhotoResponse(Response):
-    """A coloured photo, which is counted once it was sent to a client that was there."""
+    """A response with a coloured image. It is counted in the metrics only if it was sent to a connected client."""
 
     def __init__(self, answer: ColoredImage, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
         super().__init__(answer.data, media_type=answer.media_type, headers=headers)
@@ -149,82 +149,76 @@ def _count(state: State, answer: ColoredImage, uploaded: int, receive_s: float) 
             _400="Broken body",
             _404="Unknown model",
             _408="Upload too slow",
-            _413="Too many photos, or too many bytes together",
+            _413="Too many photos, or too many bytes in total",
             _415="Not a form",
             _422="Invalid option, or no photo",
-            _500="A fault of the service",
-            _503="Overloaded or stopping; see Retry-After",
+            _500="An error in the service",
+            _503="Overloaded or stopping; see `Retry-After`",
         ),
     },
     openapi_extra=openapi.request({"type": "array", "items": openapi.BINARY, "minItems": 1}),
 )
 async def colorize_batch(request: Request) -> Response:
-    """Send each photo as a multipart field `file`; options, for all of them, as query parameters or form fields.
+    """Send each photo as a multipart field `file`. Options apply to all photos; send them as query or form fields.
 
-    A photo that can't be coloured is a problem in the report, and nothing to the others.
+    A photo that can't be coloured has a problem in the report. The other photos are not affected.
     """
     state: State = request.app.state.tomau
     _check_unread(state)
     check_query(request, state)
-    with ExitStack() as inside:
+    with ExitStack() as held:
         state.batches.acquire()
-        inside.callback(state.batches.release)
+        held.callback(state.batches.release)
         leave = reserved_for_photos(state.settings)
-        receiving = inside.enter_context(UploadReservation(state.batch_uploads, state.upload_bytes, leave=leave))
+        receiving = held.enter_context(UploadReservation(state.batch_uploads, state.upload_bytes, leave=leave))
         upload = await receive_batch(request.headers, request.receive, receiving, state.settings)
         receiving.complete()
         options = requested_options(request, state, upload.fields)
-        # Held, so that a reload in its middle does not take the model away.
+        # Resolved once, so that all photos have the same model even if the models are reloaded meanwhile.
         model = state.colorizer.models.get(options.model)
-        colour = partial(_coloured_of_batch, state=state, options=options, model=model)
-        album = BatchZip(upload.photos, colour, state.batch_slots, receiving.shrink, state.metrics.drop)
-        return BatchResponse(album, inside.pop_all())
+        color = partial(_color_in_batch, state=state, options=options, model=model)
+        batch = BatchZip(upload.photos, color, state.batch_slots, receiving.shrink, state.metrics.drop)
+        return BatchResponse(batch, held.pop_all())
 
 
-async def _coloured_of_batch(data: bytes, state: State, options: Options, model: Model) -> ColoredImage:
+async def _color_in_batch(data: bytes, state: State, options: Options, model: Model) -> ColoredImage:
     await state.workers.wait_for_slot()
-    answer = await _coloured(data, state, options, _never, model)
+    answer = await _color(data, state, options, _never, model)
     state.metrics.photo(answer, len(data))
     return answer
 
 
 async def _never() -> None:
-    """A batch watches its client itself, and cancels what is inside."""
+    """Wait for ever. BatchResponse itself watches the client, and cancels the photos in progress."""
     await asyncio.Event().wait()
 
 
-async def _coloured(
+async def _color(
     data: bytes, state: State, options: Options, disconnect: Callable[[], Awaitable[None]], model: Model | None = None
 ) -> ColoredImage:
-    """A whole photo takes its place, and has the deadline's time from now. One of a batch has its place and model."""
+    """Colour a photo in a worker thread, within the deadline, which starts now.
+
+    model: for a photo of a batch, which has its slot already. A single photo takes a slot first.
+    """
     received = time.monotonic()
     deadline = received + state.settings.deadline_s
-    call = partial(_colorize, state, data, options, model, received, deadline)
+
+    def call(cancelled: threading.Event) -> ColoredImage:
+        # The wait for a thread counts as time in the queue.
+        waited = time.monotonic() - received
+        answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
+        return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+
     return await state.workers.run(call, deadline=deadline, disconnect=disconnect, has_slot=model is not None)
-
-
-def _colorize(
-    state: State,
-    data: bytes,
-    options: Options,
-    model: Model | None,
-    received: float,
-    deadline: float,
-    cancelled: threading.Event,
-) -> ColoredImage:
-    """In a worker thread. The wait for the thread is a part of the queue's time."""
-    waited = time.monotonic() - received
-    answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
-    return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
 
 
 @router.get(
     "/models",
-    summary="The models",
-    responses={200: openapi.WITH_ID, **openapi.problems(_503="Overloaded; see Retry-After")},
+    summary="List the models",
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Overloaded; see `Retry-After`")},
 )
 async def models(state: Shared) -> Models:
-    """Every served model; `default` marks the one that is used when none is named."""
+    """List all models. `default` marks the model for requests that name none."""
     registry = state.colorizer.models
     return Models(
         models=[
@@ -244,19 +238,19 @@ async def models(state: Shared) -> Models:
     )
 
 
-@router.get("/livez", summary="Is the process up?", responses={200: openapi.WITH_ID})
+@router.get("/livez", summary="Check that the process runs", responses={200: openapi.WITH_ID})
 async def livez() -> Live:
-    """Answers as long as the event loop runs."""
+    """Respond as long as the event loop runs."""
     return Live()
 
 
 @router.get(
     "/readyz",
-    summary="Can it take a photo?",
+    summary="Check that the service is ready for photos",
     responses={200: openapi.WITH_ID, **openapi.problems(_503="Stopping, stuck or failing")},
 )
 async def readyz(state: Shared) -> Ready:
-    """Models are loaded, warm and not failing, nothing is stuck, and the service is not about to stop."""
+    """Respond with 200 if the models are loaded and working, nothing is stuck, and the service is not stopping."""
     if reason := state.not_ready_reason():
         raise Draining(reason)
     registry = state.colorizer.models
@@ -266,12 +260,13 @@ async def readyz(state: Shared) -> Ready:
 
 @router.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
-    responses={200: openapi.WITH_ID, **openapi.problems(_503="No memory; see Retry-After")},
+    responses={200: openapi.WITH_ID, **openapi.problems(_503="Out of memory; see `Retry-After`")},
 )
 def metrics(request: Request) -> Response:
-    """Counters, histograms and gauges, as Prometheus' text or OpenMetrics. In a thread: writing them takes a while."""
+    """Counters, histograms and gauges, in the text format of Prometheus or as OpenMetrics."""
+    # Not async, so that FastAPI calls it in a thread: formatting the metrics takes milliseconds.
     state: State = request.app.state.tomau
     text, media_type = state.metrics.page(request.headers.get("accept", ""))
     return Response(text, headers={"Content-Type": media_type})
@@ -279,13 +274,13 @@ def metrics(request: Request) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def root() -> RedirectResponse:
-    """Who opens the bare address in a browser finds the API page."""
+    """Redirect a browser from the bare address to the API page."""
     return RedirectResponse("docs")
 
 
 @router.get("/docs", include_in_schema=False)
 async def docs() -> HTMLResponse:
-    """The OpenAPI page; its assets come from this service, so it needs no network."""
+    """Return the OpenAPI page. Its assets come from this service, so that it needs no other host."""
     page = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="tomau",

@@ -1,4 +1,4 @@
-"""Receives photos, in memory, counted while they stream: one of a form or a bare body, or several of a form."""
+"""Receive photos into memory and count their bytes: one from a form or a bare body, or several from a form."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ OPTIONS = frozenset(Options.model_fields)
 
 @dataclass(slots=True)
 class Upload:
-    """One photo as it came, and the form's other fields."""
+    """One photo as the client sent it, and the other fields of the form."""
 
     data: bytes
     fields: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Upload:
 
 @dataclass(slots=True)
 class BatchUpload:
-    """The photos of a form, in the order they came, and its other fields."""
+    """The photos of a form in their order, and the other fields."""
 
     photos: list[UploadedPhoto]
     fields: dict[str, str]
@@ -49,7 +49,7 @@ def _photo_limits(settings: Settings, overhead: int = 0) -> Limits:
 
 
 def _batch_limits(settings: Settings) -> Limits:
-    """Whatever a batch has, there is room for a whole photo beside it."""
+    """Return the limits of a batch. Its bytes leave room for the largest single photo."""
     photos = settings.max_batch_photos
     overhead = FORM_OVERHEAD + PHOTO_OVERHEAD * photos
     room = settings.max_upload_bytes - settings.max_form_bytes - overhead
@@ -58,23 +58,23 @@ def _batch_limits(settings: Settings) -> Limits:
 
 
 def warn_about_cap(settings: Settings) -> None:
-    """Warns when a batch may not have as many bytes as is set."""
+    """Log a warning if a batch may not have as many bytes as TOMAU_MAX_BATCH_BYTES says."""
     most = _batch_limits(settings).bytes
     if most < settings.max_batch_bytes:
         log.warning(
-            "TOMAU_MAX_BATCH_BYTES=%d: a batch may have %d bytes only, so that TOMAU_MAX_UPLOAD_BYTES=%d has room for a"
-            " photo of TOMAU_MAX_BYTES=%d beside it",
+            "TOMAU_MAX_BATCH_BYTES=%d: a batch may have only %d bytes, so that TOMAU_MAX_UPLOAD_BYTES=%d has room for a"
+            " single photo of TOMAU_MAX_BYTES=%d",
             *(settings.max_batch_bytes, most, settings.max_upload_bytes, settings.max_bytes),
         )
 
 
 def reserved_for_photos(settings: Settings) -> int:
-    """How many of the bytes of all uploads no batch takes, so that single photos find some."""
+    """Return the number of upload bytes that batches must leave to single photos."""
     return max(settings.max_form_bytes, settings.max_upload_bytes - _batch_limits(settings).body)
 
 
 class _Body:
-    """The request's body, chunk by chunk, with a least rate, a longest time and a greatest size."""
+    """The body of a request, chunk by chunk, within the limits of its size, its duration and its least rate."""
 
     def __init__(
         self,
@@ -91,8 +91,8 @@ class _Body:
         self._settings = settings
         self._limits = limits
         now = time.monotonic()
-        self._ends = now + settings.upload_grace_s if settings.min_upload_rate else math.inf
-        self._ends_at_last = now + settings.max_upload_s
+        self._deadline = now + settings.upload_grace_s if settings.min_upload_rate else math.inf
+        self._last_deadline = now + settings.max_upload_s
         self._bytes = 0
         self._more = True
 
@@ -115,31 +115,35 @@ class _Body:
         return chunk
 
     async def _next_message(self) -> Message:
-        """What has come in time is taken, however late it is looked at."""
+        """Return the next message. Raises UploadTooSlow if it did not arrive in time.
+
+        A message that arrived in time is returned even if the event loop is late.
+        """
         try:
-            async with asyncio.timeout(min(self._ends, self._ends_at_last) - time.monotonic()):
+            async with asyncio.timeout(min(self._deadline, self._last_deadline) - time.monotonic()):
                 return await self._receive()
         except TimeoutError:
             raise self._too_slow() from None
 
     def _too_slow(self) -> UploadTooSlow:
-        if self._ends_at_last < self._ends:
+        if self._last_deadline < self._deadline:
             most = self._settings.max_upload_s
-            return UploadTooSlow(f"after {self._bytes} bytes the upload has taken {most:g} s", limit=most)
+            detail = f"the upload took longer than {most:g} s, after {self._bytes} bytes; use a faster connection"
+            return UploadTooSlow(detail, limit=most)
         least, grace = self._settings.min_upload_rate, self._settings.upload_grace_s
-        detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least, {least} bytes a second"
+        detail = f"after {self._bytes} bytes the upload is {grace:g} s behind the least rate, {least} bytes per second"
         return UploadTooSlow(detail, limit=least)
 
     def _allow_time_for(self, count: int) -> None:
-        """The bytes buy time for the next ones, but what comes faster than it must saves up no more than the grace."""
+        """Extend the deadline by count / min_upload_rate: a token bucket whose capacity is upload_grace_s."""
         if rate := self._settings.min_upload_rate:
-            self._ends = min(self._ends + count / rate, time.monotonic() + self._settings.upload_grace_s)
+            self._deadline = min(self._deadline + count / rate, time.monotonic() + self._settings.upload_grace_s)
 
 
 def _is_longer(length: str, limit: int) -> bool:
-    """Whether a Content-Length is above the limit; what is no number is refused by the protocol.
+    """Return whether a Content-Length exceeds the limit. The protocol refuses anything that is not a number.
 
-    A number may have any count of zeros before it, and Python's `int` refuses those of more than 4,300 digits.
+    A number may have leading zeros, but Python's `int` raises ValueError above 4,300 digits.
     """
     if not (length.isascii() and length.isdecimal()):
         return False
@@ -148,10 +152,10 @@ def _is_longer(length: str, limit: int) -> bool:
 
 
 async def _receive_form(body: _Body, boundary: bytes | None, receiving: UploadReservation, limits: Limits) -> Form:
-    # A boundary ends with no space (RFC 2046, 5.1.1): there may be some behind it.
+    # A boundary never ends with a space (RFC 2046, 5.1.1). Spaces after it are padding.
     boundary = (boundary or b"").rstrip(b" \t")
     if not boundary:
-        raise BrokenUpload("the Content-Type multipart/form-data has no boundary")
+        raise BrokenUpload("the Content-Type multipart/form-data has no boundary parameter; add it")
     form = Form(boundary, OPTIONS, receiving, limits)
     async for chunk in body:
         form.write(chunk)
@@ -160,14 +164,14 @@ async def _receive_form(body: _Body, boundary: bytes | None, receiving: UploadRe
 
 
 def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
-    """The body's media type, and the boundary of a form. Raises UnsupportedType for one that is compressed."""
+    """Return the media type of the body, and the boundary of a form. Raises UnsupportedType for a compressed body."""
     encoding = request.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-        raise UnsupportedType(f"a body with the Content-Encoding {encoding!r:.80} can't be read; send it as it is")
+        raise UnsupportedType(f"the Content-Encoding {encoding!r:.80} is not supported; send the body uncompressed")
     declared = request.get("content-type", "")
     if len(declared) > MAX_FIELD_BYTES:
-        # Parsing it takes quadratic time.
-        raise BrokenUpload(f"the Content-Type may have {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
+        # Parsing takes quadratic time.
+        raise BrokenUpload(f"the Content-Type may have at most {MAX_FIELD_BYTES} bytes", limit=MAX_FIELD_BYTES)
     kind, parameters = parse_options_header(declared)
     return kind, parameters.get(b"boundary")
 
@@ -175,16 +179,17 @@ def _type(request: Mapping[str, str]) -> tuple[bytes, bytes | None]:
 async def receive(
     request: Mapping[str, str], stream: Receive, receiving: UploadReservation, settings: Settings
 ) -> Upload:
-    """Receives a photo. `request` are the headers, `stream` the ASGI channel.
+    """Receive a single photo.
 
-    Raises TooManyBytes (from Content-Length where there is one), UploadTooSlow, BrokenUpload, MissingFile,
-    InvalidOption, UnsupportedType for a body that is neither a form nor an image, and ClientGone.
+    request: the headers of the request. stream: its ASGI channel.
+    Raises TooManyBytes, before the body is read if there is a Content-Length; UploadTooSlow; BrokenUpload; MissingFile;
+    InvalidOption; ClientGone; and UnsupportedType for a body that is neither a form nor an image.
     """
     kind, boundary = _type(request)
     is_form = kind == FORM
     if not is_form and kind and kind != b"application/octet-stream" and not kind.startswith(b"image/"):
         raise UnsupportedType(
-            "send the photo as multipart/form-data in a field `file`, or as a bare body of a type image/*"
+            "send the photo as multipart/form-data in a field `file`, or as the body with a Content-Type image/*"
         )
     limits = _photo_limits(settings, FORM_OVERHEAD if is_form else 0)
     body = _Body(request, stream, receiving, settings, limits)
@@ -197,9 +202,9 @@ async def receive(
 async def receive_batch(
     request: Mapping[str, str], stream: Receive, receiving: UploadReservation, settings: Settings
 ) -> BatchUpload:
-    """Receives several photos. One that is too large comes as its problem, without its bytes.
+    """Receive several photos. A photo that is too large has a problem in place of its bytes.
 
-    Raises TooManyPhotos, TooManyBytes for all of them together, and what `receive` does for a form.
+    Raises TooManyPhotos, TooManyBytes for all photos in total, and the problems that `receive` raises for a form.
     """
     kind, boundary = _type(request)
     if kind != FORM:

@@ -1,4 +1,4 @@
-"""A zip that is handed out entry by entry as it is written, and safe names for its entries."""
+"""Write a zip as a stream, entry by entry, and make safe names for its entries."""
 
 import time
 import unicodedata
@@ -7,34 +7,34 @@ from collections.abc import Iterable
 
 from service.formats.registry import PHOTO_SUFFIXES
 
-# What Windows takes in no file name; `/` and `\` part paths, `:` names a stream of a file.
+# Characters that Windows forbids in file names. `/` and `\` separate folders, and `:` names a stream of a file.
 FORBIDDEN = frozenset('/\\:*?"<>|')
-# Devices in every folder of Windows, with any extension.
+# Names of devices, which Windows has in every folder and with any extension.
 DEVICES = frozenset(
     ["con", "prn", "aux", "nul", "clock$", "conin$", "conout$"]
     + [f"{port}{number}" for port in ("com", "lpt") for number in range(10)]
 )
-# A file's name has 255 bytes on most systems; a number and an extension still come.
+# Most systems allow 255 bytes in a file name. A number and an extension are added to the stem.
 MAX_STEM_BYTES = 180
-# Of a name that is looked at: no file system has longer ones, and each character takes its time.
+# Characters of a name that are used. No file system has longer names, and each character takes time.
 MAX_NAME = 255
 NAMELESS = "photo"
 
 
 def safe_stem(name: str) -> str:
-    """A name that a client sent, without path and image extension, as a file may be named anywhere."""
+    """Return the name without path and image extension, changed so that every file system accepts it."""
     base = name.replace("\\", "/").rpartition("/")[2][:MAX_NAME]
     base = " ".join(unicodedata.normalize("NFC", "".join(map(_safe_character, base))).split())
     stem, dot, suffix = base.rpartition(".")
     if dot + suffix.strip().lower() in PHOTO_SUFFIXES:
         base = stem
-    # A leading dot hides a file, a leading dash makes it an option; Windows drops dots and spaces at the end.
+    # A leading dot hides a file, and a leading dash looks like an option. Windows drops dots and spaces at the end.
     base = _shortened(base.lstrip(" .-")).rstrip(" .")
     return f"_{base}" if _folded(base).partition(".")[0].rstrip() in DEVICES else base or NAMELESS
 
 
 def unique_stems(names: Iterable[str]) -> list[str]:
-    """A safe stem for each name, in order; no two of them meet where case or the form of accents doesn't count."""
+    """Return a safe stem for each name, in order. The stems differ even if case and the form of accents are ignored."""
     taken: dict[str, int] = {}
     return [_untaken(safe_stem(name), taken) for name in names]
 
@@ -42,9 +42,9 @@ def unique_stems(names: Iterable[str]) -> list[str]:
 def _safe_character(char: str) -> str:
     if char.isspace():
         return " "
-    if unicodedata.category(char).startswith("C"):  # Control characters, and invisible ones that turn the text around.
+    if unicodedata.category(char).startswith("C"):  # Control and format characters, such as those that reverse text.
         return ""
-    # The compatible form too: a full-width slash becomes a slash where a name is brought into an old code page.
+    # In the compatible form, too: conversion to an old code page turns a full-width slash into a slash.
     return "_" if FORBIDDEN & set(unicodedata.normalize("NFKC", char)) else char
 
 
@@ -53,12 +53,15 @@ def _shortened(stem: str) -> str:
 
 
 def _folded(name: str) -> str:
-    """What file systems that ignore case or normalize names may make of it, and a little more."""
+    """Return a key that is equal for all names that a file system may treat as the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def _untaken(stem: str, taken: dict[str, int]) -> str:
-    """taken: folded stems, and the last number that each was given. What a number is appended to stays folded."""
+    """Return the stem, with a number if it is taken.
+
+    taken: the last number of each folded stem. A folded stem stays folded when a number is appended to it.
+    """
     folded = _folded(stem)
     if folded not in taken:
         taken[folded] = 1
@@ -72,12 +75,12 @@ def _untaken(stem: str, taken: dict[str, int]) -> str:
 
 
 class _Window:
-    """The end of a file, as zipfile wants it: it can go back to the header of the entry it writes, not further."""
+    """The end of the file that zipfile writes. It can seek back to the header of the current entry, but not further."""
 
     def __init__(self) -> None:
         self._start = 0
         self._at = 0
-        # No BytesIO: garbage collection may close it before a ZipFile that was given up, which then closes itself.
+        # Not a BytesIO: garbage collection may close it before an abandoned ZipFile, whose own close would then fail.
         self._bytes = bytearray()
 
     def write(self, data: bytes) -> int:
@@ -97,7 +100,7 @@ class _Window:
     def close(self) -> None: ...
 
     def take(self) -> bytes:
-        """What was written since the last time."""
+        """Return the bytes that were written since the last call."""
         data = bytes(self._bytes)
         self._start += len(data)
         self._at = 0
@@ -106,9 +109,9 @@ class _Window:
 
 
 class Archive:
-    """A zip of uncompressed entries: images are compressed already.
+    """A zip of uncompressed entries, because images are compressed already.
 
-    Each has its size and checksum before its data, so that the zip can also be unpacked while it comes.
+    Each entry has its size and checksum before its data, so that clients can unpack the zip while they receive it.
     """
 
     def __init__(self) -> None:
@@ -116,13 +119,13 @@ class Archive:
         self._zip = zipfile.ZipFile(self._window, "w")
 
     def add(self, name: str, data: bytes) -> bytes:
-        """Adds an entry; the archive's next bytes."""
+        """Add an entry. Return the next bytes of the zip."""
         entry = zipfile.ZipInfo(name, time.localtime()[:6])
         entry.external_attr = 0o644 << 16
         self._zip.writestr(entry, data)
         return self._window.take()
 
     def close(self) -> bytes:
-        """The archive's last bytes: its directory."""
+        """Return the last bytes of the zip, which are its directory."""
         self._zip.close()
         return self._window.take()

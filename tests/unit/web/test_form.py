@@ -65,9 +65,9 @@ def test_a_boundary_is_named_in_many_ways(declared: str) -> None:
         (b"text without an end", "has no line '--b0undary'"),
         (b"x\r\n--another\r\n", "has no line '--b0undary'"),
         (b"", "has no line '--b0undary'"),
-        (LINE + b"\n\n", "lines end with LF alone"),
-        (PLAIN.replace(b"\r\n", b"\n"), "lines end with LF alone"),
-        (b"x\r\n" + PHOTO, "breaks off"),
+        (LINE + b"\n\n", "lines of the form end with LF alone"),
+        (PLAIN.replace(b"\r\n", b"\n"), "lines of the form end with LF alone"),
+        (b"x\r\n" + PHOTO, "ends before its last boundary"),
     ],
 )
 def test_a_form_without_its_boundary_is_told_so(body: bytes, said: str) -> None:
@@ -77,7 +77,7 @@ def test_a_form_without_its_boundary_is_told_so(body: bytes, said: str) -> None:
 
 def test_a_form_that_is_closed_at_once_has_no_file() -> None:
     for body in (LINE + b"--", b"preamble\r\n" + LINE + b"--\r\n"):
-        with pytest.raises(MissingFile, match="has no `file`"):
+        with pytest.raises(MissingFile, match="has no field `file`"):
             take(FORM, [body])
 
 
@@ -225,7 +225,7 @@ NOT_CHOSEN = (
 @pytest.mark.parametrize("blank", [NOT_CHOSEN, part("file", b"")])
 def test_a_file_field_that_was_left_empty(blank: bytes) -> None:
     for receive_any in (take_batch, lambda chunks: take(FORM, chunks)):
-        with pytest.raises(MissingFile, match="no photo was chosen") as caught:
+        with pytest.raises(MissingFile, match="`file` is empty") as caught:
             receive_any([form(blank, part("strength", b"1"))])
         assert caught.value.field == "file"
     assert take(FORM, [form(blank, PHOTO, blank)]) == Upload(b"picture")
@@ -246,7 +246,7 @@ def test_a_file_without_a_name_is_a_photo_once_it_has_a_byte() -> None:
 
 def test_an_encoding_of_a_part_is_named() -> None:
     body = option("file", b"cGljdHVyZQ==", "Content-Transfer-Encoding: base64")
-    with pytest.raises(UnsupportedType, match="Content-Transfer-Encoding 'base64' is not supported"):
+    with pytest.raises(UnsupportedType, match="Content-Transfer-Encoding 'base64' of a part is not supported"):
         take(FORM, [form(body)], receive=receive_batch)
 
 

@@ -73,6 +73,7 @@ ATTRIBUTES: list[tuple[type, set[str]]] = [
     (UvicornServer, {"config", "force_exit", "server_state", "started"}),
     (ServerState, {"connections", "tasks"}),
     (CORSMiddleware, {"app"}),
+    (EnvSettingsSource, {"env_vars"}),
 ]
 # Dependencies with names that nothing promises to keep: a version after the one that was tried may lack them.
 WITH_PRIVATE_NAMES = {"pi-heif", "uvicorn"}

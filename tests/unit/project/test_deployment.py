@@ -64,7 +64,7 @@ def test_the_images_heap_is_set_as_the_service_sets_it() -> None:
     environment = dict(re.findall(r"^(?:ENV )? +(\w+)=(\S+)", DOCKERFILE, re.MULTILINE))
     assert environment["MALLOC_ARENA_MAX"] == "1"
     assert environment["MALLOC_MMAP_THRESHOLD_"] == str(1024 * memory.MIB)
-    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(memory.KEPT)
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(memory.KEPT_BYTES)
     assert environment["ORT_DISABLE_TELEMETRY"] == "1"
     assert {name: environment[name] for name in FIXED} == FIXED
 

@@ -56,6 +56,13 @@ def tint_model(facts: Contract, chroma: tuple[float, float], *, metadata: dict[s
     return model.SerializeToString()
 
 
+def put_model(folder: Path, version: str, chroma: tuple[float, float] = (40.0, 30.0), name: str = "compact") -> None:
+    """Write a model's file, and replace an older one atomically, as an operator should do."""
+    new = folder / f"{name}.new"
+    new.write_bytes(tint_model(contract(name=name, version=version), chroma))
+    new.replace(folder / f"{name}.onnx")
+
+
 def unrunnable_model() -> bytes:
     """A graph that loads: the shape that it reshapes to is computed, so that only a run shows that it does not fit."""
     size = 32

@@ -1,4 +1,4 @@
-"""Wires the service together: start-up, serving, draining."""
+"""Create the app: its state, routes, middleware and lifespan."""
 
 import asyncio
 import logging
@@ -32,12 +32,12 @@ log = logging.getLogger(__name__)
 
 
 async def _raise_problem(_: Request, problem: Exception) -> Response:
-    """Lets a problem through to Telemetry, the outermost layer, which answers it."""
+    """Pass a problem on to the Telemetry middleware, which sends the response."""
     raise problem
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
-    """The framework's own refusals, as problems."""
+    """Raise the framework's own HTTP errors as problems."""
     if not isinstance(error, HTTPException):
         raise error
     known: dict[int, type[Problem]] = {404: NotFound, 405: MethodNotAllowed}
@@ -46,7 +46,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Run the watchdog while the app serves. Then stop the threads, and exit if one can't be stopped."""
     state: State = app.state.tomau
     tasks = [asyncio.create_task(task(state)) for task in (watch, probe)]
     yield
@@ -59,26 +60,26 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(app.state.tracer.stop)
     await wait_for_workers(state)
     if is_any_detached():
-        # A reload, most likely. Python's own end would break it off in the midst of a C call, and crash.
-        log.info("the process ends without waiting for what it still loads or tries")
+        # This is most likely a reload. Python's own exit would interrupt it inside a C call, and crash.
+        log.info("the process exits without waiting for a reload or a probe of a model")
         os._exit(0)
 
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: Tracer | None) -> None:
-    """What every request passes, from the outside in: safe headers, CORS, telemetry, preflights, keys, HEAD.
+    """Add all middleware. From the outside in: security headers, CORS, telemetry, preflights, API keys, HEAD.
 
-    Telemetry answers a missing key, and swallows the body behind it; a page can read that answer only with its CORS
-    headers, so they come before both. A preflight never has a key, and is answered between the two.
+    Telemetry responds to a missing key, and reads the rest of that request's body. A page can read this response only
+    with CORS headers, so CORS is outside of both. A preflight never has a key, so it is handled before keys are.
     """
     app.add_middleware(HeadAsGet)
     keys = auth.key_digests(settings)
-    cors.allowed_origins(settings)  # Layers are made at the first request only.
+    cors.allowed_origins(settings)  # A bad setting must fail now. The middleware is created with the first request.
     if keys:
         app.add_middleware(auth.ApiKeyMiddleware, digests=keys)
         document = app.openapi
         app.openapi = lambda: openapi.with_keys(document(), PROBLEM, REQUEST_ID)  # type: ignore[method-assign]
     elif auth.is_beyond_loopback(settings.host):
-        log.warning("everyone who reaches %s may call: there are no TOMAU_API_KEYS", settings.host)
+        log.warning("every client that reaches %s may send requests: TOMAU_API_KEYS is not set", settings.host)
     app.add_middleware(partial(cors.with_cors, cors.CorsPreflights), settings)
     app.add_middleware(Telemetry, metrics=metrics, tracer=tracer)
     app.add_middleware(partial(cors.with_cors, cors.CorsResponses), settings)
@@ -86,10 +87,10 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics, tracer: 
 
 
 def create_app(settings: Settings | None = None, registry: ModelRegistry | None = None) -> FastAPI:
-    """The service, its models loaded, verified and warm.
+    """Return the service with its models loaded, verified and warmed up.
 
-    Raises AccessError when the settings don't say properly who may call; CatalogError, ContractError or EngineError
-    when a model can't be served; TracingError when spans can't be sent.
+    Raises AccessError if the settings on keys or origins are invalid, and TracingError if spans can't be sent.
+    Raises ModelRegistryError, ContractError or EngineError if a model can't be served.
     """
     settings = settings or Settings()
     tracer = Tracer(settings.otlp_endpoint) if settings.otlp_endpoint else None
@@ -100,9 +101,9 @@ def create_app(settings: Settings | None = None, registry: ModelRegistry | None 
         version=version("tomau"),
         docs_url=None,
         redoc_url=None,
-        # A redirect would go to whatever host the request names.
+        # A redirect would lead to the host that the request names, which can be any.
         redirect_slashes=False,
-        lifespan=_lifespan,
+        lifespan=lifespan,
     )
     app.include_router(uploads)
     app.include_router(router)

@@ -1,4 +1,4 @@
-"""Who may call, and from where: API keys, the origins of web pages, and the headers that keep an answer harmless."""
+"""API keys: read them from the settings, and check them in every request."""
 
 import hashlib
 import hmac
@@ -11,25 +11,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.errors import InvalidKey, MissingKey
 from service.settings import Settings
 
-# Who watches over the service has no key, and a probe tells nothing worth one.
+# Orchestrators probe the service without a key, and these responses reveal nothing.
 KEYLESS_PATHS = frozenset({"/livez", "/readyz"})
-# What fits into `Authorization: Bearer` (RFC 6750), long enough not to be guessed.
+# The characters of `Authorization: Bearer` (RFC 6750). The length makes guessing infeasible.
 VALID_KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,256}")
 
 
 class AccessError(Exception):
-    """The settings don't say properly who may call. The text names the setting, and never holds a key."""
+    """A setting on keys or origins is invalid. The text names the setting, and never contains a key."""
 
 
 def digest(key: bytes) -> bytes:
-    """What is kept of a key and compared: 32 bytes, whatever the key's length."""
+    """Return the SHA-256 of a key: 32 bytes. Only digests are kept and compared."""
     return hashlib.sha256(key).digest()
 
 
 def key_digests(settings: Settings) -> frozenset[bytes]:
-    """The digests of all keys of the variable and of the file; none when neither is set.
+    """Return the digests of all keys in the variable and in the file. Without both, the set is empty.
 
-    Raises AccessError when a key is malformed, when a source that is set has none, or the file can't be read.
+    Raises AccessError if a key is malformed, a source that is set has no key, or the file can't be read.
     """
     digests: set[bytes] = set()
     if settings.api_keys is not None:
@@ -41,7 +41,7 @@ def key_digests(settings: Settings) -> frozenset[bytes]:
         except OSError as error:
             raise AccessError(f"{source}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise AccessError(f"{source}: not a text in UTF-8") from None
+            raise AccessError(f"{source}: the file is not UTF-8 text") from None
         digests |= _valid_digests(source, (line.partition("#")[0] for line in text.splitlines()))
     return frozenset(digests)
 
@@ -49,15 +49,15 @@ def key_digests(settings: Settings) -> frozenset[bytes]:
 def _valid_digests(source: str, keys: Iterable[str]) -> set[bytes]:
     given = [key for key in map(str.strip, keys) if key]
     if not given:
-        raise AccessError(f"{source}: there is no key in it; unset it to let everyone call")
+        raise AccessError(f"{source}: there is no key in it; unset it to allow requests without a key")
     for number, key in enumerate(given, 1):
         if not VALID_KEY.fullmatch(key):
-            raise AccessError(f"{source}: key {number} is not 16 to 256 letters, digits and . _ ~ + / = - alone")
+            raise AccessError(f"{source}: key {number} must have 16 to 256 letters, digits or . _ ~ + / = - only")
     return {digest(key.encode()) for key in given}
 
 
 def is_beyond_loopback(host: str) -> bool:
-    """Whether others than this machine can reach a service that is bound to the host."""
+    """Return whether other machines can reach a service that listens on the host."""
     try:
         return not ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -65,33 +65,33 @@ def is_beyond_loopback(host: str) -> bool:
 
 
 class ApiKeyMiddleware:
-    """Asks for a key before anything else of a request is looked at. Raises MissingKey or InvalidKey."""
+    """A middleware that checks the API key before it passes a request on. Raises MissingKey or InvalidKey."""
 
     def __init__(self, app: ASGIApp, digests: frozenset[bytes]) -> None:
         self.app = app
         self._digests = digests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Check the key, and pass the request on (ASGI)."""
         if scope["type"] == "http" and scope["path"] not in KEYLESS_PATHS:
             self.check(scope["headers"])
         await self.app(scope, receive, send)
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Looks for one known key in the headers; takes as long for each wrong one."""
+        """Raise MissingKey or InvalidKey unless the headers have one known key. Takes the same time for each key."""
         given = set(_keys_in(headers))
         if not given:
             raise MissingKey("send an API key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         if len(given) > 1:
-            raise InvalidKey("the request's headers have more than one API key")
+            raise InvalidKey("the headers contain different API keys; send only one")
         sent = digest(given.pop())
-        matches = [hmac.compare_digest(sent, known) for known in self._digests]  # a list: all are compared
+        matches = [hmac.compare_digest(sent, known) for known in self._digests]  # a list, so that all keys are compared
         if not any(matches):
-            raise InvalidKey("the API key is not known")
+            raise InvalidKey("the service does not know this API key")
 
 
 def _keys_in(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
-    """The keys that were sent. Another scheme of Authorization belongs to somebody else, such as a proxy."""
+    """Yield the keys in the headers. Other schemes of `Authorization` are ignored: they may be for a proxy."""
     for name, value in headers:
         if name == b"x-api-key":
             key = value.strip()

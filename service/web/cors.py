@@ -1,4 +1,4 @@
-"""CORS: the origins whose pages may call, and the two middleware layers that answer for them."""
+"""CORS: the allowed origins, and the middleware for responses and for preflights."""
 
 import re
 from urllib.parse import urlsplit
@@ -11,32 +11,26 @@ from service.settings import Settings
 from service.web.auth import AccessError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-# What a page of an allowed origin may send and read beyond what every page may.
+# What pages of an allowed origin may send and read, in addition to what CORS allows every page.
 CORS_METHODS = ("GET", "POST")
-
-
 CORS_HEADERS = ("Authorization", "Traceparent", "X-API-Key", "X-Request-ID")
-
-
 CORS_EXPOSED = ("Retry-After", "Server-Timing", "X-Request-ID", "X-Tomau-Device", "X-Tomau-Input", "X-Tomau-Model")
 
 
 def allowed_origins(settings: Settings) -> list[str]:
-    """The origins whose pages may call, as browsers write them, or `*` alone. Raises AccessError."""
+    """Return the allowed origins as browsers send them, or only `*`. Raises AccessError if one is malformed."""
     if settings.cors_origins is None:
         return []
     origins = [origin for origin in map(str.strip, settings.cors_origins.split(",")) if origin]
     if not origins:
-        raise AccessError("TOMAU_CORS_ORIGINS: there is no origin in it; unset it to allow none")
+        raise AccessError("TOMAU_CORS_ORIGINS: there is no origin in it; unset it to allow no origin")
     if origins == ["*"]:
         return origins
     for origin in origins:
         if origin != _as_browsers_send(origin):
             raise AccessError(
                 f"TOMAU_CORS_ORIGINS: {origin!r} is not an origin as browsers send it: scheme://host or"
-                " scheme://host:port in lower case, without a path or a default port; or `*` alone for all"
+                " scheme://host:port, in lower case, without a path or a default port; `*` alone allows all"
             )
     return origins
 
@@ -55,10 +49,10 @@ def _as_browsers_send(origin: str) -> str | None:
 
 
 class CorsResponses(CORSMiddleware):
-    """Lets pages of the allowed origins read every answer of the layers inside; preflights are for `CorsPreflights`."""
+    """A middleware that lets pages of the allowed origins read every response. It passes preflights on."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Pass the request on, and add the CORS headers to its response (ASGI)."""
         if scope["type"] == "http":
             await self.simple_response(scope, receive, send, request_headers=Headers(scope=scope))
         else:
@@ -66,15 +60,15 @@ class CorsResponses(CORSMiddleware):
 
 
 class CorsPreflights(CORSMiddleware):
-    """Answers preflights, which never have a key, and nothing else."""
+    """A middleware that responds to preflights, and passes all other requests on."""
 
     async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:  # noqa: ARG002
-        """Passes the request on."""
+        """Pass the request on."""
         await self.app(scope, receive, send)
 
 
 def with_cors(layer: type[CORSMiddleware], app: ASGIApp, settings: Settings) -> ASGIApp:
-    """The app in one of the two layers above; alone when no origin is allowed. Raises AccessError."""
+    """Return the app inside a CORS middleware, or unchanged if no origin is allowed. Raises AccessError."""
     origins = allowed_origins(settings)
     if not origins:
         return app

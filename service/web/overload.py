@@ -1,4 +1,4 @@
-"""Refuse requests on connections that exceed TOMAU_MAX_CONNECTIONS; answer only health checks and metrics."""
+"""Refuse requests on connections above TOMAU_MAX_CONNECTIONS, except health checks and metrics."""
 
 import logging
 import math
@@ -14,14 +14,14 @@ from service.web import cors, security_headers
 
 log = logging.getLogger(__name__)
 
-# How often it is told that there are too many.
+# At most one warning per interval.
 WARNING_INTERVAL_S = 60.0
-# With too many connections, too, as long as there is a file left for one.
+# Served on connections above the limit, too, as long as a file descriptor is left.
 ALWAYS_SERVED_PATHS = frozenset({"/livez", "/readyz", "/metrics"})
 
 
 class ConnectionLimitApp:
-    """The service for connections that are too many: it only tells how it fares."""
+    """An app for connections above the limit. It serves health and metrics, and refuses all other requests."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
@@ -33,19 +33,19 @@ class ConnectionLimitApp:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Serve or refuse a request (ASGI)."""
         app = self._app if scope["path"] in ALWAYS_SERVED_PATHS else self._refusing
         await app(scope, receive, send)
 
     def warn(self) -> None:
-        """Logs that there are too many, once in a while: most of them never send a request that would be logged."""
+        """Log at intervals that the limit is exceeded. Most of these connections never send a request to log."""
         now = time.monotonic()
         if now - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = now
             log.warning(
-                "more connections at once than TOMAU_MAX_CONNECTIONS=%d: silent ones are closed, or new ones refused",
+                "more than TOMAU_MAX_CONNECTIONS=%d connections: idle ones are closed, or requests on new ones refused",
                 self._limit,
             )
 
     async def _refuse(self, _scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise Overloaded("too many connections at once", limit=self._limit)
+        raise Overloaded("too many open connections; close idle ones, or try again later", limit=self._limit)

@@ -1,4 +1,4 @@
-"""Reads the models again while the service runs, and changes nothing when a file is bad."""
+"""Reload the models while the service runs, and change nothing if a file is bad."""
 
 import asyncio
 import itertools
@@ -18,12 +18,12 @@ from service.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# That hang, and the memory of whose models is lost.
+# Loads that may hang at the same time. The memory of their models is lost.
 MAX_LOADS = 3
 
 
 def has_terminal() -> bool:
-    """Whether a terminal controls this process; not so once it is closed."""
+    """Return whether a terminal controls this process. A closed terminal does not count."""
     try:
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
     except OSError:
@@ -32,12 +32,12 @@ def has_terminal() -> bool:
 
 
 class Reloader:
-    """New models are loaded, verified and warmed beside the old ones, and then take their place at once.
+    """Loads models in a thread, and swaps the model registry once all of them are verified and warmed up.
 
-    A photo under way ends with the model that it began with; when the last of them is done, the old model is freed.
+    A photo in progress keeps its model. The old model is freed when the last such photo is done.
 
-    A load that has taken TOMAU_STUCK_S is overdue: it goes on, as nothing can stop it, but the next one does not wait
-    for it any more. When it ends after a later one, it changes nothing.
+    A load is overdue after TOMAU_STUCK_S. It can't be stopped, but the next load no longer waits for it.
+    If it ends after a later load, it changes nothing.
     """
 
     def __init__(self, colorizer: Colorizer, settings: Settings, metrics: Metrics) -> None:
@@ -46,29 +46,29 @@ class Reloader:
         self._metrics = metrics
         self._is_requested = False
         self._task: asyncio.Task[None] | None = None
-        # Those under way, and when they began; of the event loop's thread only.
+        # The loads in progress and when they began. Only the event loop's thread changes it.
         self._loads: dict[asyncio.Future[bool], float] = {}
         self._numbers = itertools.count(1)
         self._swap = threading.Lock()
-        self._served_number = 0  # the number of the load that made what serves now
-        self.on_load: Callable[[], None] = lambda: None  # called whenever a load begins
+        self._served_number = 0  # the number of the load whose models serve now
+        self.on_load: Callable[[], None] = lambda: None  # called when a load begins
 
     def request(self) -> None:
-        """Has the models read again, from the event loop; what is asked for while that is being done, is done after."""
+        """Start a reload, from the event loop. A request during a reload starts another one after it."""
         self._is_requested = True
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
         else:
-            log.info("the models are read again once the load that goes on has ended, or is overdue")
+            log.info("the models are reloaded again when the current load has ended, or is overdue")
 
     def loading_for(self) -> float | None:
-        """Return the seconds since the latest of the loads under way began; None when there is none."""
+        """Return the seconds since the latest load in progress began, or None if no load is in progress."""
         began = list(self._loads.values())
         return time.monotonic() - max(began) if began else None
 
     @property
     def overdue(self) -> int:
-        """How many loads have taken longer than they may."""
+        """The number of loads that are overdue."""
         now = time.monotonic()
         return sum(now - began >= self._settings.stuck_s for began in list(self._loads.values()))
 
@@ -83,7 +83,9 @@ class Reloader:
             limit = self._settings.stuck_s
             await asyncio.wait([load], timeout=limit)
             if not load.done():
-                log.error("a load of the models has not ended in %g s: the old ones serve, SIGHUP loads anew", limit)
+                log.error(
+                    "a load of the models has not ended in %g s: the old ones serve, SIGHUP starts another load", limit
+                )
 
     def _on_load_end(self, load: asyncio.Future[bool]) -> None:
         del self._loads[load]
@@ -93,14 +95,14 @@ class Reloader:
 
     async def _wait_for_free_load(self) -> None:
         if len(self._loads) >= MAX_LOADS:
-            log.error("%d loads of the models have not ended: no other begins until one does", len(self._loads))
+            log.error("%d loads of the models have not ended: no other one begins until one ends", len(self._loads))
             await asyncio.wait(self._loads, return_when=asyncio.FIRST_COMPLETED)
 
     def reload(self) -> bool:
-        """Reads the models again, in this thread; whether that could be done."""
+        """Reload the models in this thread, and return whether the new ones serve now. Errors are logged."""
         number = next(self._numbers)
         try:
-            registry = self._load()
+            registry = self.load()
         except (ModelRegistryError, ContractError, EngineError, OSError) as error:
             log.error("the models were not reloaded, and nothing has changed: %s", error)
         except Exception:
@@ -109,12 +111,12 @@ class Reloader:
             if self._serve(registry, number):
                 self._metrics.reload(success=True)
                 return True
-            log.error("the models were not reloaded, and nothing has changed: a later load has ended before")
+            log.error("the models were not reloaded, and nothing has changed: a later load has ended earlier")
         self._metrics.reload(success=False)
         return False
 
     def _serve(self, registry: ModelRegistry, number: int) -> bool:
-        """Has a catalogue serve, unless that of a later load does."""
+        """Serve a model registry, and return True; return False if that of a later load serves already."""
         with self._swap:
             if number < self._served_number:
                 return False
@@ -124,9 +126,10 @@ class Reloader:
         log.info("the models were reloaded (%d of them new): %s", len(registry.fresh), names)
         return True
 
-    def _load(self) -> ModelRegistry:
+    def load(self) -> ModelRegistry:
+        """Load, verify and warm up the models of the folder. Models whose files have not changed are kept."""
         old = self._colorizer.models
-        # A GPU without room for both is no reason to go on with the CPU.
+        # Without this, a GPU without memory for both would make the new models run on the CPU.
         registry = ModelRegistry(self._settings.model_copy(update={"device": old.device}), known=old)
         Colorizer(registry, self._settings).warm_up()
         registry.observe_runs(self._metrics.batch)

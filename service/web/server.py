@@ -1,4 +1,4 @@
-"""uvicorn with our protocol, more files and a drain delay."""
+"""uvicorn's server with the limited protocol, a higher file limit, signal handling and a drain delay."""
 
 import asyncio
 import logging
@@ -24,16 +24,16 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 
-# A worker that comes back from a C call waits so long for Python's lock before the event loop has to let go of it.
-# Python's own 5 ms begin anew whenever the loop lets go for a moment, which it does with every socket: clients that try
-# again as soon as they are refused kept the workers from their photos (tests/bench/storm.py).
+# How long a worker thread that returns from C code waits for the GIL until the event loop must release it.
+# Python's default of 5 ms restarts whenever the loop releases the GIL, which it does with every socket.
+# Clients that retry immediately after a refusal then kept workers from their photos (tests/bench/storm.py).
 SWITCH_INTERVAL_S = 100e-6
 
 
 def raise_file_limit(connections: int) -> None:
-    """Raises the process's limit of open files, of which each connection is one; the usual 1,024 are too few.
+    """Raise the process's limit on open files for this number of connections. The usual 1,024 are too few.
 
-    When the system allows no more, the connections that find none are reset: then there is a warning.
+    Log a warning if the system's hard limit is lower. Connections without a file descriptor are then reset.
     """
     if sys.platform == "win32":
         return
@@ -45,13 +45,13 @@ def raise_file_limit(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
     if allowed < wanted:
         log.warning(
-            "this process may open %d files, and TOMAU_MAX_CONNECTIONS=%d needs %d: raise the limit (ulimit -Hn)",
+            "this process may open %d files, but TOMAU_MAX_CONNECTIONS=%d needs %d: raise the limit (ulimit -Hn)",
             *(hard, connections, wanted),
         )
 
 
 class Server(uvicorn.Server):
-    """Turns readiness red on SIGTERM, and still takes requests for a moment before it drains."""
+    """A server that fails its readiness check on SIGTERM, and accepts requests for the drain delay before it stops."""
 
     def __init__(self, app: FastAPI, settings: Settings) -> None:
         self._state: State = app.state.tomau
@@ -79,7 +79,7 @@ class Server(uvicorn.Server):
         self._batch_s = settings.drain_batch_s
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serves until it is told to end; raises SystemExit when it can't start."""
+        """Serve until a signal ends the process. Raises SystemExit if the server can't start."""
         before = sys.getswitchinterval()
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
@@ -88,17 +88,17 @@ class Server(uvicorn.Server):
             sys.setswitchinterval(before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Starts to serve; the event loop is there now."""
+        """Handle SIGHUP, and start to serve."""
         self._loop = asyncio.get_running_loop()
         if hasattr(signal, "SIGHUP"):
-            # Whoever had the signal ignored, as nohup does, wants it to outlive its terminal.
+            # If the signal is ignored, as by nohup, the service has to outlive its terminal.
             ends_with_terminal = has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
             self._loop.add_signal_handler(signal.SIGHUP, self._on_sighup, ends_with_terminal)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         await super().startup(sockets)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve under the watchdog, up to the end of what is inside."""
+        """Serve until all requests are finished, with the freeze watchdog armed."""
         watch = asyncio.create_task(self._watchdog.watch())
         try:
             await super().serve(sockets)
@@ -107,30 +107,30 @@ class Server(uvicorn.Server):
             await asyncio.wait([watch])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finishes what is inside; a batch may take longer than one photo."""
+        """Finish the current requests. A batch upload may take longer than a single photo."""
         graceful = self.config.timeout_graceful_shutdown or 0
         if self._state.batches.in_use:
             self.config.timeout_graceful_shutdown = max(graceful, round(self._batch_s))
         await super().shutdown(sockets)
-        # What was cut off says so; once the signal is raised again there is no time for it.
+        # Requests that were cut off still send and log that. There is no time for it once the signal is raised again.
         if self.server_state.tasks and not self.force_exit:
             await asyncio.wait(self.server_state.tasks, timeout=2 * LAST_DRAIN_S)
 
     def _on_sighup(self, ends_with_terminal: bool) -> None:
-        """SIGHUP: the models are read again; from a terminal that was closed it ends the service, as it always does."""
+        """Reload the models on SIGHUP, or stop if the signal means that the controlling terminal has closed."""
         if ends_with_terminal and not has_terminal():
             self.handle_exit(signal.SIGTERM, None)
         else:
             self._state.reloader.request()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first SIGTERM waits for the drain delay, once requests are taken; anything else ends at once."""
+        """Stop after the drain delay on the first SIGTERM while serving. Stop immediately on any other signal."""
         if sig != signal.SIGTERM or self._state.draining or not self._delay or not self.started:
             self._state.draining = True
             super().handle_exit(sig, frame)
             return
         self._state.draining = True
-        log.info("SIGTERM: not ready any more, taking requests for another %g s", self._delay)
+        log.info("SIGTERM: no longer ready, accepting requests for another %g s", self._delay)
         self._loop.call_soon_threadsafe(self._disable_keep_alive)
         self._loop.call_soon_threadsafe(self._loop.call_later, self._delay, super().handle_exit, sig, None)
 

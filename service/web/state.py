@@ -1,4 +1,4 @@
-"""State that the routes, the server and the watchdog share."""
+"""The state that the routes, the server and the watchdog share."""
 
 from service.observability.metrics import Metrics
 from service.pipeline.colorizer import Colorizer
@@ -10,7 +10,7 @@ from service.web.reload import Reloader
 
 
 class State:
-    """What the routes share; made by `create_app`."""
+    """The settings, models, limits and metrics of one service. `create_app` creates it."""
 
     def __init__(self, settings: Settings, colorizer: Colorizer, metrics: Metrics) -> None:
         registry = colorizer.models
@@ -19,9 +19,9 @@ class State:
         self.metrics = metrics
         self.reloader = Reloader(colorizer, settings, metrics)
         self.uploads = Slots("uploads", settings.max_uploads)
-        self.batch_uploads = Slots("uploads of batches", settings.max_batch_uploads)
+        self.batch_uploads = Slots("batch uploads", settings.max_batch_uploads)
         self.upload_bytes = Slots("bytes being uploaded", settings.max_upload_bytes)
-        self.unread = Slots("bytes of answers not read yet", settings.max_unread_bytes)
+        self.unread = Slots("unread bytes of responses", settings.max_unread_bytes)
         self.connections = Slots("connections", settings.max_connections)
         self.workers = WorkerPool(registry.workers, Slots("photos", registry.max_photos), settings.max_wait_s)
         self.batches = Slots("batches", settings.max_uploads)
@@ -31,9 +31,9 @@ class State:
         metrics.observe(self)
 
     def not_ready_reason(self) -> str | None:
-        """Why it is not ready to take a photo, if it is not."""
+        """Return why the service is not ready to accept a photo, or None if it is ready."""
         if self.draining:
-            return "the service is about to stop"
+            return "the service is stopping"
         if self.workers.stuck_for() > self.settings.deadline_s:
             return "no worker has finished its photo in time"
         for model in self.colorizer.models:

@@ -1,23 +1,33 @@
-"""What lies between the protocol and its client: the transport's figures, resets, HTTP/1.0."""
+"""Helpers of the protocol: byte counts of a transport, resets, HTTP/1.0, responses without an app."""
 
 import asyncio
+import json
 import select
+import sys
 import time
+from http import HTTPStatus
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
+from service.errors import Problem
+from service.web import security_headers
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
+
 
 class CountingTransport:
-    """A transport that counts what is written to it."""
+    """A transport that counts the bytes written to it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self.written = 0
 
     def write(self, data: bytes) -> None:
-        """asyncio."""
+        """Count the data, and write it (asyncio)."""
         self.written += len(data)
         self._transport.write(data)
 
@@ -25,19 +35,49 @@ class CountingTransport:
         return getattr(self._transport, name)
 
 
+def unread_in_kernel(transport: asyncio.Transport) -> int:
+    """Return the bytes in the kernel's send buffer that the client has not acknowledged. 0 where this is unknown.
+
+    A slow reader would else seem to have stopped. The kernel asks for more data only when a third of its buffer is
+    free, and the buffer may have megabytes.
+    """
+    if sys.platform == "linux":
+        file = transport.get_extra_info("socket").fileno()
+        return int.from_bytes(fcntl.ioctl(file, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    return 0
+
+
+def problem_response(problem: Problem, request_id: str) -> bytes:
+    """Return an HTTP/1.1 response that has a problem as its body and closes the connection."""
+    body = json.dumps(problem.body(request_id)).encode()
+    security = "".join(f"{name.decode()}: {value.decode()}\r\n" for name, value in security_headers.missing_headers([]))
+    headers = (
+        f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
+        "content-type: application/problem+json\r\n"
+        f"content-length: {len(body)}\r\n"
+        f"x-request-id: {request_id}\r\n"
+        f"{security}"
+        "connection: close\r\n\r\n"
+    )
+    return headers.encode() + body
+
+
 def without_chunked_encoding(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """HTTP/1.0 has none (RFC 9112, 6.1): an answer of unknown length ends with its connection."""
+    """Return an app for HTTP/1.0, which has no chunked encoding (RFC 9112, 6.1).
+
+    A response of unknown length ends with the end of its connection.
+    """
 
     async def unchunked(scope: Scope, receive: Receive, send: Send) -> None:
-        is_endless = False
+        has_no_length = False
 
         async def send_plain(message: Message) -> None:
-            nonlocal is_endless
+            nonlocal has_no_length
             if message["type"] == "http.response.start":
-                is_endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if is_endless:
+                has_no_length = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
+                if has_no_length:
                     cycle.chunked_encoding = False
-            elif is_endless:
+            elif has_no_length:
                 cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 
@@ -47,19 +87,19 @@ def without_chunked_encoding(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIA
 
 
 def is_reset(transport: asyncio.Transport) -> bool:
-    """Whether the peer has reset the connection, or both sides have closed it."""
+    """Return whether the client has reset the connection, or both sides have closed it."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()
-    poll.register(transport.get_extra_info("socket").fileno(), 0)  # errors and hang-ups are always told
+    poll.register(transport.get_extra_info("socket").fileno(), 0)  # poll always reports errors and hang-ups
     return bool(poll.poll(0))
 
 
-async def wait_for_reset(transport: asyncio.Transport, seconds: float, pause: float) -> bool:
-    """Wait so many seconds at most for a reset. Return whether it came; it is looked for after each pause."""
-    ends = time.monotonic() + seconds
+async def wait_for_reset(transport: asyncio.Transport, timeout_s: float, interval_s: float) -> bool:
+    """Wait until the client resets the connection, and return whether it did so within the timeout."""
+    ends = time.monotonic() + timeout_s
     while not transport.is_closing() and not is_reset(transport):
         if time.monotonic() >= ends:
             return False
-        await asyncio.sleep(pause)
+        await asyncio.sleep(interval_s)
     return True

@@ -47,11 +47,11 @@ routes.check_query = perhaps
 """
 IN_A_RELOAD = """
 from service.web.reload import Reloader
-load = Reloader._load
+load = Reloader.load
 def slow(self):
     freeze({seconds})
     return load(self)
-Reloader._load = slow
+Reloader.load = slow
 """
 
 needs_pydll = pytest.mark.skipif(sys.platform == "win32", reason="needs the C library's sleep")

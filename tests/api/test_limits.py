@@ -218,7 +218,7 @@ def test_answers_that_nobody_reads_keep_new_photos_out_until_they_are_dropped(
         is_problem(answer, 503, "overloaded")
         is_problem(httpx.post(f"{server.url}/colorize/batch", **form(small)), 503, "overloaded")
         until(lambda: httpx.post(f"{server.url}/colorize", **form(small)).status_code == 200, pause=0.1)
-        assert "reads too little of its answer" in server.log.read_text()
+        assert "reads its response too slowly" in server.log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +316,7 @@ def test_its_state_is_told_when_there_are_more_connections_than_it_was_given_fil
 
 def test_too_few_files_for_the_connections_are_told_at_start(serve: Serve) -> None:
     with serve(shell='ulimit -n 512; exec "$@"') as server:
-        told = "this process may open 512 files, and TOMAU_MAX_CONNECTIONS=1000 needs 2024"
+        told = "this process may open 512 files, but TOMAU_MAX_CONNECTIONS=1000 needs 2024"
         assert told in server.log.read_text()
         limits = Path(f"/proc/{server.process.pid}/limits")
         if limits.exists():

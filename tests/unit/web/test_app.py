@@ -1,229 +1,34 @@
+"""The app: its middleware, and its end."""
+
 import asyncio
-import logging
 import os
-import signal
-import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 
-import numpy as np
+import httpx
 import pytest
-import uvicorn
 
-from service.errors import ClientGone, DeadlineExceeded
-from service.imaging.color import Floats
-from service.inference.executor import Batch, CpuExecutor
-from service.pipeline.colorizer import ColoredImage
-from service.pipeline.options import Options
-from service.runtime.request_context import request_id
 from service.runtime.thread_pool import is_any_detached
 from service.settings import Settings
-from service.web import app, watchdog
+from service.web import app
 from service.web.reload import Reloader
-from service.web.routes import _colorize
-from service.web.server import Server
-from service.web.state import State
-from tests.conftest import encoded
-from tests.waiting import WAIT_S, eventually, until
+from tests.waiting import eventually, until
+
+ONE = "first-key-0123456789"
 
 
-class Ended(BaseException):
-    pass
+class Exited(BaseException):
+    """Raised in place of the end of the process."""
 
 
-def test_a_service_whose_workers_are_all_stuck_ends_itself(
-    models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    codes = []
-
-    def end(code: int) -> None:
-        codes.append(code)
-        raise Ended
-
-    monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(watchdog, "WATCH_S", 0.02)
-    door = threading.Event()
-    settings = Settings(models=models, device="cpu", workers=2, deadline_s=0.4, stuck_s=4)
-    state: State = app.create_app(settings).state.tomau
-
-    async def gone() -> None:
-        await asyncio.sleep(2)
-
-    async def scene() -> None:
-        jobs = []
-        for name in "ab":
-            request_id.set(name)
-            job = state.workers.run(lambda _: door.wait(WAIT_S), deadline=float("inf"), disconnect=gone)
-            jobs.append(asyncio.create_task(job))
-        await eventually(lambda: state.workers.busy == 2)
-        await eventually(lambda: state.not_ready_reason() == "no worker has finished its photo in time")
-        assert watchdog._exit_reason(state) is None
-        with pytest.raises(Ended):
-            await asyncio.wait_for(watchdog.watch(state), WAIT_S)
-        door.set()
-        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
-        assert all(outcome is True or isinstance(outcome, ClientGone) for outcome in outcomes)
-
-    with caplog.at_level(logging.CRITICAL):
-        asyncio.run(scene())
-    assert codes == [watchdog.EXIT_STUCK]
-    assert "all 2 workers are stuck for 4 s: the process ends, with the requests a, b inside" in caplog.text
-
-
-@pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The codes that the process would have ended with; it is watched closely."""
+def test_the_end_does_not_wait_for_a_reload_nor_breaks_it_off(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codes: list[int] = []
 
-    def end(code: int) -> None:
+    def exit_(code: int) -> None:
         codes.append(code)
-        raise Ended
+        raise Exited
 
-    monkeypatch.setattr(os, "_exit", end)
-    monkeypatch.setattr(watchdog, "WATCH_S", 0.02)
-    monkeypatch.setattr(watchdog, "PROBE_S", 0.02)
-    # As on a GPU, there are far more workers than executors.
-    monkeypatch.setattr(Settings, "cores", 2)
-    return codes
-
-
-async def colour(state: State, photos: list[bytes], deadline_s: float = 10) -> list[type | None]:
-    """The errors that photos sent together end with."""
-
-    async def never() -> None:
-        await asyncio.Event().wait()
-
-    def one(photo: bytes) -> Awaitable[ColoredImage]:
-        ends = time.monotonic() + deadline_s
-        call = partial(_colorize, state, photo, Options(), None, time.monotonic(), ends)
-        return state.workers.run(call, deadline=ends, disconnect=never)
-
-    outcomes = await asyncio.gather(*map(one, photos), return_exceptions=True)
-    return [type(outcome) if isinstance(outcome, BaseException) else None for outcome in outcomes]
-
-
-def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
-    models: Path,
-    jpeg: bytes,
-    ended: list[int],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    settings = Settings(models=models, device="cpu", workers=6, deadline_s=0.4, stuck_s=2)
-    state: State = app.create_app(settings).state.tomau
-    runs = state.colorizer.models.get(None).batcher.runs
-    door = threading.Event()
-    predict = CpuExecutor.predict
-
-    def hang(self: CpuExecutor, lightness: Batch) -> Floats:
-        door.wait()
-        return predict(self, lightness)
-
-    monkeypatch.setattr(CpuExecutor, "predict", hang)
-
-    async def scene() -> None:
-        watch = asyncio.create_task(watchdog.watch(state))
-        while runs.busy < 2:
-            assert await colour(state, [jpeg] * 6, settings.deadline_s) == [DeadlineExceeded] * 6
-        await eventually(lambda: state.not_ready_reason() == "no run of the model compact has ended in time")
-        await eventually(lambda: state.workers.busy == 2)
-        assert state.workers.stuck_for() == 0, "four have left"
-        with pytest.raises(Ended):
-            await watch
-        door.set()
-        await eventually(lambda: not state.workers.busy)
-        assert state.not_ready_reason() is None
-
-    with caplog.at_level(logging.CRITICAL):
-        asyncio.run(scene())
-    assert ended == [watchdog.EXIT_STUCK]
-    assert "all runs of the model compact are stuck for 2 s" in caplog.text
-
-
-class Device:
-    """Fails every run while it is broken, and always those of white photos; counts the black ones."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_broken = False
-        self.blacks = 0
-        predict = CpuExecutor.predict
-
-        def perhaps(plain: CpuExecutor, lightness: Batch) -> Floats:
-            self.blacks += not np.any(lightness)
-            if self.is_broken or np.mean(lightness) > 0.9:
-                raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
-            return predict(plain, lightness)
-
-        monkeypatch.setattr(CpuExecutor, "predict", perhaps)
-
-
-@pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    return Device(monkeypatch)
-
-
-@asynccontextmanager
-async def serving(models: Path, stuck_s: float) -> AsyncIterator[State]:
-    """A service that is watched and probed, as it is while it serves."""
-    served = app.create_app(Settings(models=models, device="cpu", workers=6, deadline_s=1, stuck_s=stuck_s))
-    with suppress(Ended):  # at once, when it ends in the midst of a probe
-        async with app._lifespan(served):
-            yield served.state.tomau
-
-
-def test_a_service_whose_model_fails_on_every_photo_ends_itself(
-    models: Path, device: Device, ended: list[int], jpeg: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
-    async def scene() -> None:
-        async with serving(models, stuck_s=2) as state:
-            assert await colour(state, [jpeg]) == [None]
-            device.is_broken = True
-            assert await colour(state, [jpeg] * 6) == [RuntimeError] * 6
-            await eventually(lambda: state.not_ready_reason() == "the model compact fails on a black photo, too")
-            assert not ended
-            await eventually(lambda: bool(ended))
-
-    with caplog.at_level(logging.ERROR):
-        asyncio.run(scene())
-    assert ended[0] == watchdog.EXIT_FAILING
-    assert "fails on a black photo, too: CUDA failure 700" in caplog.text
-
-
-@pytest.mark.usefixtures("ended")
-def test_a_failure_that_passes_makes_it_ready_again_without_a_photo(models: Path, device: Device, jpeg: bytes) -> None:
-    async def scene() -> None:
-        async with serving(models, stuck_s=60) as state:
-            device.is_broken = True
-            assert await colour(state, [jpeg]) == [RuntimeError]
-            await eventually(lambda: state.not_ready_reason() is not None)
-            device.is_broken = False
-            await eventually(lambda: state.not_ready_reason() is None)
-
-    asyncio.run(scene())
-
-
-@pytest.mark.usefixtures("ended")
-def test_a_photo_that_fails_again_and_again_does_not_make_it_unready(models: Path, device: Device) -> None:
-    white = encoded(np.full((40, 40), 255, np.uint8), "PNG")
-
-    async def scene() -> None:
-        async with serving(models, stuck_s=60) as state:
-            warmed = device.blacks
-            while device.blacks < warmed + 5:
-                assert await colour(state, [white] * 3) == [RuntimeError] * 3
-                assert state.not_ready_reason() is None
-            await eventually(lambda: not state.colorizer.models.get(None).batcher.failing_executors)
-
-    asyncio.run(scene())
-
-
-def test_the_end_does_not_wait_for_a_reload_nor_breaks_it_off(
-    models: Path, ended: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    monkeypatch.setattr(os, "_exit", exit_)
     begun, door = threading.Event(), threading.Event()
     done = []
 
@@ -235,67 +40,39 @@ def test_the_end_does_not_wait_for_a_reload_nor_breaks_it_off(
     served = app.create_app(Settings(models=models, device="cpu"))
 
     async def scene() -> None:
-        async with app._lifespan(served):
+        async with app.lifespan(served):
             served.state.tomau.reloader.request()
             await eventually(begun.is_set)
 
-    with pytest.raises(Ended):
+    with pytest.raises(Exited):
         asyncio.run(scene())
-    assert (ended, done) == ([0], [])
+    assert (codes, done) == ([0], [])
     door.set()
     until(lambda: not is_any_detached())
-    ended.clear()
+    codes.clear()
 
     async def nothing_to_wait_for() -> None:
-        async with app._lifespan(served):
+        async with app.lifespan(served):
             pass
 
     asyncio.run(nothing_to_wait_for())
-    assert not ended
+    assert not codes
 
 
-@pytest.mark.parametrize(("batches", "seconds"), [(0, 7), (1, 60)])
-def test_a_batch_has_longer_to_finish_than_a_photo(
-    models: Path, monkeypatch: pytest.MonkeyPatch, batches: int, seconds: int
-) -> None:
-    settings = Settings(models=models, device="cpu", deadline_s=2, drain_batch_s=60)
-    served = app.create_app(settings)
-    state: State = served.state.tomau
-    server = Server(served, settings)
-    given = []
+def test_a_fault_is_answered_with_every_header_that_a_page_needs(models: Path) -> None:
+    served = app.create_app(Settings(models=models, device="cpu", cors_origins="https://example.org", api_keys=ONE))
 
-    async def shutdown(self: uvicorn.Server, sockets: object = None) -> None:
-        given.append(self.config.timeout_graceful_shutdown)
+    async def broken() -> None:
+        raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(uvicorn.Server, "shutdown", shutdown)
-    state.batches.acquire(batches)
-    asyncio.run(server.shutdown())
-    assert given == [seconds]
+    served.add_api_route("/broken", broken)
 
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(served), base_url="http://tomau") as client:
+            return await client.get("/broken", headers={"Origin": "https://example.org", "X-API-Key": ONE})
 
-def test_threads_come_by_the_lock_while_it_serves_and_only_then(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(models=models, device="cpu")
-    server = Server(app.create_app(settings), settings)
-    before, meanwhile = sys.getswitchinterval(), []
-
-    def serve(*_: object) -> None:
-        meanwhile.append(sys.getswitchinterval())
-        raise SystemExit(3)
-
-    monkeypatch.setattr(uvicorn.Server, "run", serve)
-    with pytest.raises(SystemExit):
-        server.run()
-    assert meanwhile[0] < before / 10
-    assert sys.getswitchinterval() == before
-
-
-def test_a_connection_is_kept_longer_than_by_the_usual_proxies(models: Path) -> None:
-    settings = Settings(models=models, device="cpu")
-    assert Server(app.create_app(settings), settings).config.timeout_keep_alive == 75
-
-
-def test_a_sigterm_before_it_serves_ends_it_at_once(models: Path) -> None:
-    settings = Settings(models=models, device="cpu", drain_delay_s=5)
-    server = Server(app.create_app(settings), settings)
-    server.handle_exit(signal.SIGTERM, None)
-    assert server.should_exit
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.headers["access-control-allow-origin"] == "https://example.org"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"

@@ -224,7 +224,7 @@ def test_segments_are_counted_before_they_are_joined(jpeg: bytes) -> None:
     assert decode(with_segments(b"http://ns.adobe.com/xap/1.0/\0", 500)).luma.shape == (333, 501)
     # Not hidden behind junk or fill bytes, and nothing behind the image's end is counted.
     for disguise in (b"junk", b"\xff" * 9):
-        hidden = b"\xff\xe1\0\x06more" + disguise + containers(b"Exif\0\0" + bytes(10), 17)[2:]
+        hidden = b"\xff\xe1\0\x06more" + disguise + with_segments(b"Exif\0\0" + bytes(10), 17)[2:]
         with pytest.raises(UnreadableImage, match="segments"):
             decode(jpeg[:2] + hidden)
     assert decode(jpeg + b"\xff\xda\xff\xe1Exif\0\0" * 500).luma.shape == (333, 501)

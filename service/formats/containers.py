@@ -18,23 +18,23 @@ MAX_SEGMENTS = 2000
 MAX_CHUNKS = 100_000
 SEGMENT_BYTES = 65_533
 # Of up to 255 bytes; a GIF of a hundred megapixels of noise has some six hundred thousand.
-MAX_GIF_PARTS = 1_000_000
+MAX_GIF_SUB_BLOCKS = 1_000_000
 # Going over a block takes as long as so many parts.
-GIF_BLOCK_PARTS = 20
+GIF_BLOCK_COST = 20
 GIF_SEPARATOR, GIF_CONTROL, GIF_COMMENT, GIF_END = 0x2C, 0xF9, 0xFE, 0x3B
 # Not the label of an extension, which may be any byte.
 GIF_IMAGE = 0x100
 GIF_BLOCK = re.compile(rb"[,!;]")
 
 # Signature and IHDR, which is always the first chunk.
-PNG_HEAD = 33
+PNG_HEADER_SIZE = 33
 WEBP_ALPHA, WEBP_EXIF, WEBP_XMP = 0x10, 0x08, 0x04
 WEBP_PIXELS = (b"VP8 ", b"VP8L")
 # What a still picture consists of, in the order that the format asks for.
-WEBP_PLAIN = (b"VP8X", b"ALPH", *WEBP_PIXELS, b"EXIF", b"XMP ")
+WEBP_STILL_CHUNKS = (b"VP8X", b"ALPH", *WEBP_PIXELS, b"EXIF", b"XMP ")
 
 
-class Endless(ValueError):
+class TooManyBlocks(ValueError):
     """A file has more parts than a photo needs."""
 
 
@@ -59,7 +59,7 @@ def jpeg_bodies(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, byt
             yield marker, data[start + 2 : end]
 
 
-def jpeg_without(data: bytes, marker: int, beginning: bytes) -> bytes:
+def jpeg_without_segments(data: bytes, marker: int, beginning: bytes) -> bytes:
     """Return the JPEG without the segments before its first scan that have a marker and a beginning."""
     parts = []
     position = 0
@@ -109,35 +109,35 @@ def webp_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes,
 def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield kind, start and end of a GIF's blocks: `GIF_IMAGE`, or the label of an extension.
 
-    The last one may be cut short. What stands between blocks is passed over, as Pillow does. Raises Endless after
-    `MAX_GIF_PARTS`.
+    The last one may be cut short. What stands between blocks is passed over, as Pillow does. Raises TooManyBlocks after
+    `MAX_GIF_SUB_BLOCKS`.
     """
-    position = _gif_head(data)
-    left = MAX_GIF_PARTS
+    position = _gif_header_size(data)
+    left = MAX_GIF_SUB_BLOCKS
     while match := GIF_BLOCK.search(data, position):
         start = match.start()
         if data[start] == GIF_END:
             return
         if data[start] == GIF_SEPARATOR:
-            kind, position = GIF_IMAGE, start + 10 + _gif_palette(data[start + 9 : start + 10]) + 1
+            kind, position = GIF_IMAGE, start + 10 + _gif_palette_size(data[start + 9 : start + 10]) + 1
         else:
             kind, position = int.from_bytes(data[start + 1 : start + 2]), start + 2
         while (size := int.from_bytes(data[position : position + 1])) and left:
             position += 1 + size
             left -= 1
         if not left:
-            raise Endless(f"it is in more than {MAX_GIF_PARTS:,} parts")
-        left = max(0, left - GIF_BLOCK_PARTS)
+            raise TooManyBlocks(f"it is in more than {MAX_GIF_SUB_BLOCKS:,} parts")
+        left = max(0, left - GIF_BLOCK_COST)
         position = min(position + 1, len(data))
         yield kind, start, position
 
 
-def _gif_head(data: bytes) -> int:
+def _gif_header_size(data: bytes) -> int:
     """Return how long a GIF's header and global palette are."""
-    return 13 + _gif_palette(data[10:11])
+    return 13 + _gif_palette_size(data[10:11])
 
 
-def _gif_palette(flags: bytes) -> int:
+def _gif_palette_size(flags: bytes) -> int:
     """Return the length of the palette that a byte of flags announces."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
@@ -149,29 +149,29 @@ def gif_comments(data: bytes) -> Iterator[bytes]:
             if kind == GIF_IMAGE:
                 return
             if kind == GIF_COMMENT:
-                yield b"".join(_gif_parts(data, start + 2, end))
-    except Endless:
+                yield b"".join(_gif_sub_blocks(data, start + 2, end))
+    except TooManyBlocks:
         return
 
 
-def _gif_parts(data: bytes, position: int, end: int) -> Iterator[bytes]:
+def _gif_sub_blocks(data: bytes, position: int, end: int) -> Iterator[bytes]:
     while position < end and data[position]:
         yield data[position + 1 : position + 1 + data[position]]
         position += 1 + data[position]
 
 
 def gif_still(data: bytes) -> bytes:
-    """A GIF with its first picture and what its decoding needs, and no other block. Raises Endless."""
+    """A GIF with its first picture and what its decoding needs, and no other block. Raises TooManyBlocks."""
     control = b""
     for kind, start, end in gif_blocks(data):
         if kind == GIF_CONTROL:
             control = data[start:end]
         if kind == GIF_IMAGE and any(data[start + 5 : start + 7]) and any(data[start + 7 : start + 9]):
-            return b"".join([data[: _gif_head(data)], control, data[start:end], bytes([GIF_END])])
-    return data[: _gif_head(data)]
+            return b"".join([data[: _gif_header_size(data)], control, data[start:end], bytes([GIF_END])])
+    return data[: _gif_header_size(data)]
 
 
-def jpeg_with(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:
+def jpeg_with_segments(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:
     """The JPEG with these segments, marker and content, before its others but behind its JFIF header.
 
     Each content must fit: `SEGMENT_BYTES` at most.
@@ -183,17 +183,17 @@ def jpeg_with(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:
     return b"".join([encoded[:start], *added, encoded[start:]])
 
 
-def png_with(encoded: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
+def png_with_chunks(encoded: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The PNG with these chunks, kind and content, between its header and its pixels."""
     added = (
         part
         for kind, body in chunks
         for part in (struct.pack(">I4s", len(body), kind), body, zlib.crc32(body, zlib.crc32(kind)).to_bytes(4))
     )
-    return b"".join([encoded[:PNG_HEAD], *added, encoded[PNG_HEAD:]])
+    return b"".join([encoded[:PNG_HEADER_SIZE], *added, encoded[PNG_HEADER_SIZE:]])
 
 
-def webp_plain(data: bytes) -> bytes:
+def webp_still(data: bytes) -> bytes:
     """Return the still picture of a WebP with its EXIF and XMP alone; as it is when it is animated or not whole.
 
     Decoders refuse a whole file for a wrong length of the container or for a chunk that is cut short.
@@ -202,7 +202,7 @@ def webp_plain(data: bytes) -> bytes:
     for kind, start, end in webp_chunks(data):
         if kind == b"ANMF" or (kind in WEBP_PIXELS and end > len(data)):
             return data
-        if kind in WEBP_PLAIN and end <= len(data):
+        if kind in WEBP_STILL_CHUNKS and end <= len(data):
             chunks.setdefault(kind, data[start:end])
     if not any(kind in chunks for kind in WEBP_PIXELS):
         return data
@@ -210,13 +210,13 @@ def webp_plain(data: bytes) -> bytes:
         has_alpha = b"ALPH" in chunks or (b"VP8L" in chunks and bool(extended[0] & WEBP_ALPHA))
         flags = WEBP_ALPHA * has_alpha | WEBP_EXIF * (b"EXIF" in chunks) | WEBP_XMP * (b"XMP " in chunks)
         chunks[b"VP8X"] = bytes([flags, 0, 0, 0]) + extended[4:10]
-        wanted: tuple[bytes, ...] = WEBP_PLAIN
+        wanted: tuple[bytes, ...] = WEBP_STILL_CHUNKS
     else:
         wanted = WEBP_PIXELS
-    return _webp({kind: chunks[kind] for kind in wanted if kind in chunks})
+    return _webp_file({kind: chunks[kind] for kind in wanted if kind in chunks})
 
 
-def webp_with(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
+def webp_with_metadata(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
     """The WebP with this EXIF and XMP, in the extended form that they need; as it is when there is neither."""
     if exif is None and xmp is None:
         return encoded
@@ -228,10 +228,10 @@ def webp_with(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
     # In the order that the format asks for: the header, alpha and pixels as they are, then these.
     whole = {b"VP8X": struct.pack("<I", flags) + sides} | chunks
     whole |= {kind: body for kind, body in ((b"EXIF", exif), (b"XMP ", xmp)) if body is not None}
-    return _webp(whole)
+    return _webp_file(whole)
 
 
-def _webp(chunks: dict[bytes, bytes]) -> bytes:
+def _webp_file(chunks: dict[bytes, bytes]) -> bytes:
     parts = [struct.pack("<4sI", kind, len(body)) + body + bytes(len(body) % 2) for kind, body in chunks.items()]
     content = b"WEBP" + b"".join(parts)
     return b"RIFF" + struct.pack("<I", len(content)) + content

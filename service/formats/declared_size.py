@@ -23,11 +23,11 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 # How many times its size a stream grows at most when it is decompressed: Deflate, and the LZW of a GIF.
 DEFLATE_GROWTH, GIF_GROWTH = 1032, 1400
 
-Sized = Literal["jpeg", "png", "webp", "bmp", "gif"]
+SizedFormat = Literal["jpeg", "png", "webp", "bmp", "gif"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class DeclaredSize:
     """The largest width and height, pixels, that a file states of its picture, and its frames: 2 where it is animated.
 
     A size is 0 where the header is damaged; then the decoder tells what is wrong.
@@ -38,15 +38,15 @@ class Stated:
     frames: int = 1
 
 
-def stated(data: bytes, source: Sized) -> Stated:
-    """Return what the header of a file states. Raises segments.Endless where there is no end to its blocks."""
+def read(data: bytes, source: SizedFormat) -> DeclaredSize:
+    """Return what the header of a file states. Raises containers.TooManyBlocks where there is no end to its blocks."""
     try:
         return READERS[source](data)
     except struct.error:
-        return Stated()
+        return DeclaredSize()
 
 
-def least_bytes(data: bytes, source: Sized, width: int, height: int) -> int:
+def min_bytes(data: bytes, source: SizedFormat, width: int, height: int) -> int:
     """Return how many bytes a file of that size has at least, however even its picture is; 0 where there is no bound.
 
     A file of fewer bytes is cut short, and a decoder would make room for all of its pixels before it sees that.
@@ -68,7 +68,7 @@ def jpeg_frame(data: bytes) -> int:
     return next((marker for marker, _ in containers.jpeg_segments(data) if marker in JPEG_FRAMES), 0)
 
 
-def _jpeg(data: bytes) -> Stated:
+def _jpeg(data: bytes) -> DeclaredSize:
     """Return the largest of all frames before the first scan: decoders do not agree on which one counts."""
     width = height = 0
     for number, (marker, start) in enumerate(containers.jpeg_segments(data)):
@@ -77,22 +77,22 @@ def _jpeg(data: bytes) -> Stated:
         if marker in JPEG_FRAMES:
             sides = struct.unpack_from(">HH", data, start + 3)
             height, width = max(height, sides[0]), max(width, sides[1])
-    return Stated(width, height)
+    return DeclaredSize(width, height)
 
 
-def _png(data: bytes) -> Stated:
+def _png(data: bytes) -> DeclaredSize:
     """Return the size. Frames are left to Pillow, which tells them without decoding any."""
-    return Stated(*struct.unpack_from(">II", data, 16))
+    return DeclaredSize(*struct.unpack_from(">II", data, 16))
 
 
-def _bmp(data: bytes) -> Stated:
+def _bmp(data: bytes) -> DeclaredSize:
     (size,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if size == BMP_CORE_HEADER else "<ii", data, 18)
     # A negative height tells that the rows begin at the top; Pillow takes a width for unsigned.
-    return Stated(width & 0xFFFFFFFF, abs(height))
+    return DeclaredSize(width & 0xFFFFFFFF, abs(height))
 
 
-def _webp(data: bytes) -> Stated:
+def _webp(data: bytes) -> DeclaredSize:
     width = height = frames = 0
     for kind, start, _ in containers.webp_chunks(data):
         if kind == b"VP8X":
@@ -106,10 +106,10 @@ def _webp(data: bytes) -> Stated:
             frames += kind == b"ANMF"
             continue
         width, height = max(width, sides[0]), max(height, sides[1])
-    return Stated(width, height, frames)
+    return DeclaredSize(width, height, frames)
 
 
-def _gif(data: bytes) -> Stated:
+def _gif(data: bytes) -> DeclaredSize:
     """Return the screen, enlarged to hold the first frame as Pillow does."""
     width, height = struct.unpack_from("<HH", data, 6)
     frames = 0
@@ -122,10 +122,10 @@ def _gif(data: bytes) -> Stated:
         if frames > 1:
             break
         width, height = max(width, left + across), max(height, top + down)
-    return Stated(width, height, frames)
+    return DeclaredSize(width, height, frames)
 
 
-READERS: Mapping[Sized, Callable[[bytes], Stated]] = {
+READERS: Mapping[SizedFormat, Callable[[bytes], DeclaredSize]] = {
     "jpeg": _jpeg,
     "png": _png,
     "webp": _webp,

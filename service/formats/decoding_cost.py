@@ -11,7 +11,7 @@ from service.formats.decoding_limits import Limits
 
 MEGA = 1_000_000
 # A shorter deadline is kept by most photos whose estimate is above it, so it is left to end the others.
-LEAST_SECONDS = 5.0
+MIN_DEADLINE_S = 5.0
 Kind = Literal["jpeg", "progressive", "arithmetic", "png", "webp", "gif", "bmp", "hvc1", "av01"]
 # Seconds for a megabyte, and for a megapixel of each scan or frame.
 RATES: dict[Kind, tuple[float, float]] = {
@@ -39,7 +39,7 @@ NAMES: dict[Kind, str] = {
 }
 
 
-def seconds(kind: Kind, size: int, pixels: int) -> float:
+def estimated_seconds(kind: Kind, size: int, pixels: int) -> float:
     """Return the estimated seconds to decode a file of so many bytes. pixels: of all scans, tiles and frames."""
     for_megabyte, for_megapixel = RATES[kind]
     return (size * for_megabyte + pixels * for_megapixel) / MEGA
@@ -47,7 +47,7 @@ def seconds(kind: Kind, size: int, pixels: int) -> float:
 
 def check(kind: Kind, size: int, pixels: int, limits: Limits) -> None:
     """Check that decoding can be done in time. Raises TooManyBytes, or TooManyPixels where the pixels alone take it."""
-    estimate = seconds(kind, size, pixels)
+    estimate = estimated_seconds(kind, size, pixels)
     if estimate <= limits.seconds:
         return
     for_megabyte, for_megapixel = (rate / MEGA for rate in RATES[kind])

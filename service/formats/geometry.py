@@ -5,14 +5,14 @@ from dataclasses import dataclass
 Size = tuple[int, int]
 
 # EXIF orientations that exchange width and height, and those that mirror the picture.
-SIDEWAYS = range(5, 9)
+SIDE_SWAPPING = range(5, 9)
 MIRRORED = (2, 4, 5, 7)
 # Two pictures have the same proportions when these differ by no more than this share.
 PROPORTIONS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Reshape:
+class Transform:
     """The turn and the scaling between a stored picture and the picture of an answer.
 
     width, height: sides of the answer, pixels. orientation: EXIF's number of the turn, 1 to 8; 0 when it is unknown,
@@ -34,12 +34,12 @@ class Reshape:
     def stored(self) -> Size:
         """Width and height before the turn and the scaling."""
         width, height = self.full
-        return (height, width) if self.is_sideways else (width, height)
+        return (height, width) if self.swaps_sides else (width, height)
 
     @property
-    def is_sideways(self) -> bool:
+    def swaps_sides(self) -> bool:
         """Tell whether the turn exchanges width and height."""
-        return self.orientation in SIDEWAYS
+        return self.orientation in SIDE_SWAPPING
 
     @property
     def is_mirrored(self) -> bool:
@@ -47,7 +47,7 @@ class Reshape:
         return self.orientation in MIRRORED
 
     @property
-    def is_turned(self) -> bool:
+    def is_reoriented(self) -> bool:
         """Tell whether a place has other normalised coordinates in the answer."""
         return self.orientation != 1
 
@@ -59,9 +59,9 @@ class Reshape:
     @property
     def is_identity(self) -> bool:
         """Tell whether every pixel is where it was."""
-        return not self.is_turned and not self.is_scaled
+        return not self.is_reoriented and not self.is_scaled
 
-    def point(self, x: float, y: float) -> tuple[float, float]:
+    def map_point(self, x: float, y: float) -> tuple[float, float]:
         """Return where a point of the stored picture is in the answer, both as shares of width and height.
 
         Raises ValueError when the turn is unknown.
@@ -85,9 +85,9 @@ class Reshape:
                 return y, 1 - x
         raise ValueError("an unknown turn")
 
-    def extent(self, width: float, height: float) -> tuple[float, float]:
+    def map_size(self, width: float, height: float) -> tuple[float, float]:
         """Return the width and height of an area in the answer, as shares of the picture's."""
-        return (height, width) if self.is_sideways else (width, height)
+        return (height, width) if self.swaps_sides else (width, height)
 
 
 def has_proportions(size: tuple[float, float], other: tuple[float, float]) -> bool:
@@ -96,7 +96,7 @@ def has_proportions(size: tuple[float, float], other: tuple[float, float]) -> bo
     return abs(across - down) <= PROPORTIONS * max(across, down)
 
 
-def combined(first: int, second: int) -> int:
+def compose(first: int, second: int) -> int:
     """Return the orientation that does what two do one after the other."""
-    corners = [Reshape(1, 1, second).point(*Reshape(1, 1, first).point(x, y)) for x, y in ((0, 0), (1, 0))]
-    return next(n for n in range(1, 9) if [Reshape(1, 1, n).point(x, y) for x, y in ((0, 0), (1, 0))] == corners)
+    corners = [Transform(1, 1, second).map_point(*Transform(1, 1, first).map_point(x, y)) for x, y in ((0, 0), (1, 0))]
+    return next(n for n in range(1, 9) if [Transform(1, 1, n).map_point(x, y) for x, y in ((0, 0), (1, 0))] == corners)

@@ -20,7 +20,7 @@ LENGTH_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Coded:
+class CodedImage:
     """The largest width and height, pixels, that a bit stream has, and its number of frames."""
 
     width: int
@@ -51,7 +51,7 @@ class _Bits:
         return (1 << zeros) - 1 + self.number(zeros)
 
 
-def hevc(configuration: bytes, content: memoryview) -> Coded:
+def measure_hevc(configuration: bytes, content: memoryview) -> CodedImage:
     """Return the size of an HEVC picture. configuration: content of its hvcC box. Raises Damaged and Excessive."""
     sizes: list[tuple[int, int]] = []
     frames = 0
@@ -65,7 +65,7 @@ def hevc(configuration: bytes, content: memoryview) -> Coded:
         frames += kind <= LAST_HEVC_SLICE and bool(unit[2] & 0x80)
     if not sizes:
         raise Damaged("its picture has no header")
-    return Coded(max(width for width, _ in sizes), max(height for _, height in sizes), frames)
+    return CodedImage(max(width for width, _ in sizes), max(height for _, height in sizes), frames)
 
 
 def _configured(configuration: bytes) -> Iterator[memoryview]:
@@ -114,7 +114,7 @@ def _hevc_size(header: bytes) -> tuple[int, int]:
     return bits.exponential(), bits.exponential()
 
 
-def av1(content: memoryview) -> Coded:
+def measure_av1(content: memoryview) -> CodedImage:
     """Return the size of an AV1 picture. Raises Damaged and Excessive."""
     sizes: list[tuple[int, int]] = []
     frames = 0
@@ -124,7 +124,7 @@ def av1(content: memoryview) -> Coded:
         frames += kind in (AV1_FRAME, AV1_FRAME_HEADER)
     if not sizes:
         raise Damaged("its picture has no header")
-    return Coded(max(width for width, _ in sizes), max(height for _, height in sizes), frames)
+    return CodedImage(max(width for width, _ in sizes), max(height for _, height in sizes), frames)
 
 
 def _obus(content: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -10,7 +10,7 @@ import _pi_heif
 from pi_heif.heif import BaseImage
 
 from service.formats import heif_boxes
-from service.formats.geometry import combined
+from service.formats.geometry import compose
 
 DECODER_THREADS = 1
 MAX_EXTENTS = 100
@@ -22,7 +22,7 @@ MIRRORS = (4, 2)
 
 
 @dataclass(frozen=True, slots=True)
-class Blocks:
+class HeifMetadata:
     """EXIF as a TIFF block, XMP as a packet, an ICC profile; None where there is none.
 
     orientation: the turn that the file's transformations make, as EXIF numbers it; 0 where they do more than that.
@@ -34,12 +34,12 @@ class Blocks:
     orientation: int = 1
 
 
-def read(data: bytes) -> Blocks:
+def read(data: bytes) -> HeifMetadata:
     """Return what is said of the primary picture. Never raises: what can't be read is left out."""
     try:
         found = heif_boxes.read(data)
     except heif_boxes.Damaged:
-        return Blocks()
+        return HeifMetadata()
     told: dict[bytes, heif_boxes.Item] = {}
     for item in found.items.values():
         if item.kind in (b"Exif", XMP_TYPE) and found.primary in item.references.get(b"cdsc", [found.primary]):
@@ -47,10 +47,10 @@ def read(data: bytes) -> Blocks:
     exif, xmp = (_content(data, told[kind]) if kind in told else b"" for kind in (b"Exif", XMP_TYPE))
     primary = found.items.get(found.primary)
     properties = [(kind, content) for kind, content, _ in found.properties_of(primary)] if primary else []
-    return Blocks(_tiff_block(exif), xmp or None, _profile(properties), _orientation(properties))
+    return HeifMetadata(_tiff_block(exif), xmp or None, _profile(properties), _orientation(properties))
 
 
-def picture(data: bytes) -> BaseImage:
+def decode(data: bytes) -> BaseImage:
     """Return the picture of a HEIC, upright already: its `size` and `mode`; `numpy.asarray` of it decodes it.
 
     data: as `still.still` returns it, since libheif does not bound its work. `mode` is of 8 bits a channel, or ends in
@@ -90,9 +90,9 @@ def _orientation(properties: list[tuple[bytes, bytes]]) -> int:
     for kind, content in properties:
         number = int.from_bytes(content[:1])
         if kind == b"irot":
-            turn = combined(turn, ROTATIONS[number & 3])
+            turn = compose(turn, ROTATIONS[number & 3])
         elif kind == b"imir":
-            turn = combined(turn, MIRRORS[number & 1])
+            turn = compose(turn, MIRRORS[number & 1])
         elif kind == b"clap":
             return 0
     return turn

@@ -14,7 +14,7 @@ from service.errors import TooManyPixels, UnsupportedType
 from service.formats import decoding_cost, heif_boxes, heif_codecs, heif_writer
 from service.formats.decoding_limits import ANIMATED, Limits, check_size
 from service.formats.heif_boxes import Damaged, Item, Items
-from service.formats.heif_writer import Part, Property
+from service.formats.heif_writer import NewItem, Property
 
 Codec = Literal["hvc1", "av01"]
 CONFIGURATIONS: dict[Codec, bytes] = {"hvc1": b"hvcC", "av01": b"av1C"}
@@ -27,7 +27,7 @@ MAX_TILES = 900
 # Encoders fill pictures up to whole blocks, so small photos code more pixels than they have.
 PADDING, PADDED_SIDE = 1 << 20, 128
 # Colour and alpha, and tiles that reach over the edge: pixels coded for each that a photo may have.
-MOST_CODED = 3
+MAX_CODED_RATIO = 3
 TRANSFORMATIONS = (b"irot", b"imir", b"clap")
 # Of AV1 in layers: which of them are shown, and where they begin.
 LAYERS = (b"a1op", b"lsel", b"a1lx")
@@ -66,7 +66,7 @@ class _Picture:
     tiles: list[int]
 
 
-def still(data: bytes, limits: Limits) -> Still:
+def extract_still(data: bytes, limits: Limits) -> Still:
     """Return the photo of an AVIF or HEIC file.
 
     Raises boxes.Damaged, boxes.Excessive, UnsupportedType, TooManyPixels and TooManyBytes.
@@ -74,7 +74,7 @@ def still(data: bytes, limits: Limits) -> Still:
     items = heif_boxes.read(data)
     if items.has_movie:
         raise UnsupportedType(ANIMATED, field="file")
-    return _Photo(items, limits).alone()
+    return _Photo(items, limits).extract()
 
 
 class _Photo:
@@ -85,9 +85,9 @@ class _Photo:
         self._limits = limits
         self._contents: dict[tuple[heif_boxes.Span, ...], memoryview] = {}
         self._left = len(items.data)
-        self._measured: dict[int, heif_codecs.Coded] = {}
+        self._measured: dict[int, heif_codecs.CodedImage] = {}
 
-    def alone(self) -> Still:
+    def extract(self) -> Still:
         """Measure the photo, and return it in a file of its own."""
         photo = self._picture(self._items.primary)
         codec = self._codec(photo)
@@ -171,14 +171,14 @@ class _Photo:
             pixels += area
             decoded += area * max(1, measured.frames)
             size += len(self._content(item))
-        most = MOST_CODED * self._limits.max_pixels + PADDING
+        most = MAX_CODED_RATIO * self._limits.max_pixels + PADDING
         if pixels > most:
             raise TooManyPixels(
                 f"its parts have {pixels:,} pixels together; at most {most:,} are decoded", field="file", limit=most
             )
         decoding_cost.check(codec, size, decoded, self._limits)
 
-    def _measure(self, number: int, codec: Codec) -> heif_codecs.Coded:
+    def _measure(self, number: int, codec: Codec) -> heif_codecs.CodedImage:
         if number in self._measured:
             return self._measured[number]
         item = self._item(number)
@@ -188,15 +188,17 @@ class _Photo:
         if configuration is None:
             raise Damaged("the header of a picture is missing")
         content = self._content(item)
-        measured = heif_codecs.hevc(configuration, content) if codec == "hvc1" else heif_codecs.av1(content)
+        measured = (
+            heif_codecs.measure_hevc(configuration, content) if codec == "hvc1" else heif_codecs.measure_av1(content)
+        )
         self._check_padded(measured.width, measured.height)
         self._measured[number] = measured
         return measured
 
     def _codec(self, photo: _Picture) -> Codec:
         item = self._item(photo.tiles[0])
-        codecs_: dict[bytes, Codec] = {b"hvc1": "hvc1", b"av01": "av01"}
-        return codecs_.get(item.kind) or self._refuse(item)
+        codecs: dict[bytes, Codec] = {b"hvc1": "hvc1", b"av01": "av01"}
+        return codecs.get(item.kind) or self._refuse(item)
 
     def _refuse(self, item: Item) -> NoReturn:
         name = OTHER_CODECS.get(item.kind, item.kind.decode("latin-1"))
@@ -259,7 +261,7 @@ class _Photo:
                 found[owner].append((b"prem", [places[alpha]]))
         return found
 
-    def _part(self, number: int, references: list[tuple[bytes, list[int]]]) -> Part:
+    def _part(self, number: int, references: list[tuple[bytes, list[int]]]) -> NewItem:
         """Return an item with what a decoder needs: of each kind of property one."""
         item = self._item(number)
         kept: dict[bytes, Property] = {}
@@ -275,4 +277,4 @@ class _Photo:
                 # libavif takes no transformation that a reader may pass over, though some encoders write such ones.
                 kept.setdefault(name_, Property(kind, content, is_essential or kind in TRANSFORMATIONS))
         content_ = None if item.kind == b"iden" else self._content(item)
-        return Part(item.kind, content_, list(kept.values()), references)
+        return NewItem(item.kind, content_, list(kept.values()), references)

@@ -15,7 +15,7 @@ class Property:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class NewItem:
     """One item to write. content: None for an item without any. references: kind and places in the list of parts."""
 
     kind: bytes
@@ -24,7 +24,7 @@ class Part:
     references: list[tuple[bytes, list[int]]] = field(default_factory=list)
 
 
-def write(parts: Sequence[Part], brands: Sequence[bytes]) -> bytes:
+def write(parts: Sequence[NewItem], brands: Sequence[bytes]) -> bytes:
     """Return a file whose photo is the first part; the others are hidden. brands: the main one, then all of them.
 
     Contents that are the same object are written once.
@@ -44,7 +44,7 @@ def write(parts: Sequence[Part], brands: Sequence[bytes]) -> bytes:
     return b"".join([head, meta, struct.pack(">I4s", 8 + sum(map(len, contents)), b"mdat"), *contents])
 
 
-def _entries(parts: Sequence[Part]) -> bytes:
+def _entries(parts: Sequence[NewItem]) -> bytes:
     entries = (
         _full(b"infe", struct.pack(">HH", number, 0), part.kind + b"\0", version=2, flags=number > 1)
         for number, part in enumerate(parts, 1)
@@ -52,7 +52,7 @@ def _entries(parts: Sequence[Part]) -> bytes:
     return _full(b"iinf", struct.pack(">H", len(parts)), *entries)
 
 
-def _references(parts: Sequence[Part]) -> list[bytes]:
+def _references(parts: Sequence[NewItem]) -> list[bytes]:
     """Return the box of all references; nothing when there are none."""
     found = [
         _box(kind, struct.pack(f">HH{len(targets)}H", number, len(targets), *(target + 1 for target in targets)))
@@ -62,7 +62,7 @@ def _references(parts: Sequence[Part]) -> list[bytes]:
     return [_full(b"iref", *found)] if found else []
 
 
-def _properties(parts: Sequence[Part]) -> bytes:
+def _properties(parts: Sequence[NewItem]) -> bytes:
     """Return the boxes of all properties, equal ones once, and of which item has which."""
     numbers: dict[tuple[bytes, bytes], int] = {}
     rows: list[bytes] = []
@@ -76,7 +76,7 @@ def _properties(parts: Sequence[Part]) -> bytes:
     return _box(b"iprp", container, _full(b"ipma", struct.pack(">I", len(rows)), *rows, flags=1))
 
 
-def _places(parts: Sequence[Part], contents: list[memoryview], start: int) -> bytes:
+def _places(parts: Sequence[NewItem], contents: list[memoryview], start: int) -> bytes:
     """Return the box of where the contents are, the first of them at `start`."""
     places: dict[int, int] = {}
     for content in contents:

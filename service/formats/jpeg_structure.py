@@ -38,7 +38,7 @@ FIRST_RESTART, LAST_RESTART = 0xD0, 0xD7
 COEFFICIENTS, UNSENT = 64, 255
 # A file without an end marker whose data ends in so many zeros was filled up with them: a download that broke off, or
 # a file that was recovered. The decoder would take them for pixels. As many as are left are the end of real data.
-FILLING, REAL_ZEROS = 512, 8
+MIN_ZERO_FILLING, KEPT_ZEROS = 512, 8
 SEQUENTIAL = bytes([0, COEFFICIENTS - 1, 0])
 
 
@@ -88,7 +88,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Header:
     """What stands before the first scan.
 
     space: the colour space of the components, as libjpeg takes it. tables: segments. interval: units between restart
@@ -116,7 +116,7 @@ class Head:
             parts.append(_segment(INTERVAL, struct.pack(">H", self.interval)))
         return b"".join([*parts, *self.tables, self.frame.segment()])
 
-    def alone(self) -> bytes:
+    def without_pixels(self) -> bytes:
         """Return a JPEG without pixels, for a reader of headers; it has EXIF and XMP."""
         blocks = (_segment(APP1, block) for block in (self.exif, self.xmp) if block)
         return b"".join([START, *blocks, self.segments()[len(START) :], _segment(START_OF_SCAN, b"")])
@@ -135,21 +135,21 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
-class Plain:
+class PlainJpeg:
     """A JPEG with nothing but its picture. Its scans are all there, whether or not the file has an end marker."""
 
-    head: Head
+    header: Header
     scans: tuple[Scan, ...]
 
     def file(self, tail: bytes = b"") -> bytes:
         """Return it as a file. The tail follows the data of the last scan."""
-        parts: list[bytes | memoryview] = [self.head.segments()]
+        parts: list[bytes | memoryview] = [self.header.segments()]
         for scan in self.scans:
             parts += [scan.header, scan.data]
         return b"".join([*parts, tail, END])
 
 
-def head(data: bytes) -> Head:
+def header(data: bytes) -> Header:
     """Return what stands before the first scan. Raises UnreadableImage and UnsupportedType."""
     frame: Frame | None = None
     interval = 0
@@ -159,7 +159,7 @@ def head(data: bytes) -> Head:
         if marker == START_OF_SCAN and frame is not None:
             frame = frame if frame.height else replace(frame, height=_lines(data, start + 2 + len(body)))
             _check(frame)
-            return _head(frame, tables, interval, start, others)
+            return _header(frame, tables, interval, start, others)
         if marker in TABLES:
             tables.append(_segment(marker, body))
         elif marker in FRAMES:
@@ -174,7 +174,7 @@ def head(data: bytes) -> Head:
     raise UnreadableImage("the JPEG is damaged or cut short: it has no scan", field="file")
 
 
-def _head(frame: Frame, tables: list[bytes], interval: int, start: int, others: dict[bytes, bytes]) -> Head:
+def _header(frame: Frame, tables: list[bytes], interval: int, start: int, others: dict[bytes, bytes]) -> Header:
     transform = others[ADOBE_NAME][len(ADOBE)] if ADOBE_NAME in others else None
     known = TRANSFORMS[len(frame.components)]
     if transform is not None and transform not in known:
@@ -182,21 +182,21 @@ def _head(frame: Frame, tables: list[bytes], interval: int, start: int, others: 
     has_jfif = JFIF_NAME in others
     space = _space(frame, has_jfif, transform)
     exif, xmp = others.get(EXIF, b""), others.get(XMP, b"")
-    return Head(frame, space, tuple(tables), interval, start, has_jfif, transform, exif, xmp)
+    return Header(frame, space, tuple(tables), interval, start, has_jfif, transform, exif, xmp)
 
 
-def plain(data: bytes) -> Plain:
+def plain(data: bytes) -> PlainJpeg:
     """Return the picture of a JPEG alone, without what follows its last scan.
 
     Only decoding can tell whether the data of a scan is whole. Raises UnreadableImage when a scan is missing, and
     UnsupportedType.
     """
-    first = head(data)
-    frame, interval = first.frame, first.interval
+    start_of_file = header(data)
+    frame, interval = start_of_file.frame, start_of_file.interval
     lowest = {one.id: [UNSENT] * COEFFICIENTS for one in frame.components}
     scans: list[Scan] = []
     tables = b""
-    position = first.scan - 2
+    position = start_of_file.scan - 2
     while (found := next(_segments(data, position), None)) and len(scans) < MAX_SEGMENTS:
         marker, start, body = found
         position = start + 2 + len(body)
@@ -205,8 +205,8 @@ def plain(data: bytes) -> Plain:
             restarts = (frame.units(ids) - 1) // interval if interval else 0
             end, is_regular = _end_of_scan(data, position, restarts)
             settings = body[-3:] if frame.marker in PROGRESSIVE else SEQUENTIAL
-            header = tables + _segment(marker, body[:-3] + settings)
-            scans.append(Scan(header, memoryview(data)[position:end], is_regular))
+            scan_header = tables + _segment(marker, body[:-3] + settings)
+            scans.append(Scan(scan_header, memoryview(data)[position:end], is_regular))
             tables, position = b"", end
             if not any(map(any, lowest.values())):
                 break
@@ -216,14 +216,14 @@ def plain(data: bytes) -> Plain:
             interval = int.from_bytes(body[:2])
             tables += _segment(marker, body[:2])
     if not _check_end(data, position, frame, lowest):
-        scans[-1] = replace(scans[-1], data=_unfilled(scans[-1].data))
-    return Plain(first, tuple(scans))
+        scans[-1] = replace(scans[-1], data=_without_zero_filling(scans[-1].data))
+    return PlainJpeg(start_of_file, tuple(scans))
 
 
-def _unfilled(data: memoryview) -> memoryview:
+def _without_zero_filling(data: memoryview) -> memoryview:
     """Return the data of a scan without the zeros that fill it up; the data as it is where it has but a few."""
     real = len(bytes(data).rstrip(b"\0"))
-    return data[: real + REAL_ZEROS] if len(data) - real >= FILLING else data
+    return data[: real + KEPT_ZEROS] if len(data) - real >= MIN_ZERO_FILLING else data
 
 
 def _segments(data: bytes, position: int) -> Iterator[tuple[int, int, bytes]]:

@@ -19,7 +19,7 @@ Chunk = tuple[bytes, int, int]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Signature and header, which is the first chunk; places of the bit depth and the colour type in it.
-HEAD = 33
+HEADER_SIZE = 33
 DEPTH, COLOR_TYPE = 24, 25
 GRAY, RGB, PALETTE = 0, 2, 3
 KIND = re.compile(rb"[A-Za-z]{4}")
@@ -34,7 +34,7 @@ KEPT = {b"gAMA": 4, b"sRGB": 1, b"cICP": 4, b"acTL": 8, b"tRNS": None, b"eXIf": 
 XMP_KEYWORD, EXIF_KEYWORD = b"XML:com.adobe.xmp", b"Raw profile type exif"
 MAX_TEXT = 4 << 20
 # How many places are tried as the start of the pixels, behind a chunk whose length is damaged.
-MAX_TRIES = 4
+MAX_ATTEMPTS = 4
 
 
 @dataclass(slots=True)
@@ -61,14 +61,14 @@ def plain(data: bytes) -> bytes:
     """
     if data[12:16] == b"CgBI":
         raise UnsupportedType("the file is a PNG that was altered for Apple's devices (CgBI)", field="file")
-    if len(data) < HEAD or data[8:16] != b"\0\0\0\x0dIHDR":
+    if len(data) < HEADER_SIZE or data[8:16] != b"\0\0\0\x0dIHDR":
         raise UnreadableImage("the PNG does not begin with its header", field="file")
     found = _find(data)
     if not found.pixels:
         raise UnreadableImage("the PNG is damaged or cut short: it has no pixels", field="file")
     if int.from_bytes(found.chunks.get(b"acTL", b"")[:4]) > 1 and found.frames > 1:
         raise UnsupportedType("the file is animated; single, still photos can be coloured", field="file")
-    parts = [data[:HEAD], *(_chunk(name, found.chunks[name]) for name in COLOR if name in found.chunks)]
+    parts = [data[:HEADER_SIZE], *(_chunk(name, found.chunks[name]) for name in COLOR if name in found.chunks)]
     if data[COLOR_TYPE] == PALETTE:
         parts.append(found.palette)
     if clear := _transparency(found, data[COLOR_TYPE], data[DEPTH]):
@@ -97,7 +97,7 @@ def _taken(data: bytes, chunks: list[Chunk]) -> _Found:
     return found
 
 
-def bare(plain: bytes) -> bytes:
+def pixels_only(plain: bytes) -> bytes:
     """Return what `plain` gave without gamma and orientation, and with the right checksums.
 
     libpng warns of odd values of these on standard error, and takes no pixels whose checksum alone is wrong.
@@ -147,7 +147,7 @@ def _chunks(data: bytes, position: int = len(SIGNATURE)) -> Iterator[Chunk]:
 
 def _next_picture(data: bytes, position: int) -> int:
     """Return where the next sound palette, transparency or chunk of pixels begins, -1 if none is found."""
-    for match in itertools.islice(PICTURE.finditer(data, position + 5), MAX_TRIES):
+    for match in itertools.islice(PICTURE.finditer(data, position + 5), MAX_ATTEMPTS):
         begin = match.start() - 4
         (size,) = struct.unpack_from(">I", data, begin)
         if _is_sound(data, begin + 8, begin + 8 + size):

@@ -63,12 +63,12 @@ LAYOUTS = {
 class Entry:
     """A directory's entry, where it stands and where its value does. `content` is the value, or its offset."""
 
-    at: int
+    offset: int
     tag: int
     kind: int
     count: int
     content: int
-    start: int
+    value_offset: int
 
     @property
     def size(self) -> int:
@@ -82,7 +82,7 @@ class Directory:
 
     start: int
     end: int
-    following: int
+    next_offset: int
     entries: list[Entry]
 
     def find(self, tag: int) -> Entry | None:
@@ -97,7 +97,7 @@ class Field:
     tag: int
     kind: int
     value: bytes
-    place: int = 0
+    offset: int = 0
 
 
 class Damaged(ValueError):
@@ -134,16 +134,16 @@ def directory(data: bytes, layout: Layout, start: int) -> Directory:
     return Directory(start, end + word, link, entries)
 
 
-def below(data: bytes, layout: Layout, parent: Directory, tag: int) -> Directory | None:
+def subdirectory(data: bytes, layout: Layout, parent: Directory, tag: int) -> Directory | None:
     """The directory that an entry points to, if there is such an entry. Raises Damaged."""
     entry = parent.find(tag)
     if entry is None:
         return None
     if entry.kind not in WHOLE:
         raise Damaged(f"a pointer of type {entry.kind}")
-    if entry.start + tiff_tags.TYPE_SIZES[entry.kind] > len(data):
+    if entry.value_offset + tiff_tags.TYPE_SIZES[entry.kind] > len(data):
         raise Damaged("a pointer outside")
-    return directory(data, layout, struct.unpack_from(layout.order + WHOLE[entry.kind], data, entry.start)[0])
+    return directory(data, layout, struct.unpack_from(layout.order + WHOLE[entry.kind], data, entry.value_offset)[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,41 +163,43 @@ class Page:
         """The first values of a tag; none when it is not there or can't be read."""
         return [int(number) for number in self.array(tag, MAX_NUMBERS)]
 
-    def array(self, tag: int, most: int) -> NDArray[np.int64]:
+    def array(self, tag: int, limit: int) -> NDArray[np.int64]:
         """Return the first values of a tag, at most so many; none when it is not there or can't be read."""
         entry = self.directory.find(tag)
-        count = 0 if entry is None else min(entry.count, most)
+        count = 0 if entry is None else min(entry.count, limit)
         if (
             entry is None
             or entry.kind not in NUMBERS
-            or entry.start + tiff_tags.TYPE_SIZES[entry.kind] * count > len(self.data)
+            or entry.value_offset + tiff_tags.TYPE_SIZES[entry.kind] * count > len(self.data)
         ):
             return np.empty(0, np.int64)
         kind = np.dtype(self.layout.order + NUMBERS[entry.kind])
-        values = np.frombuffer(self.data, kind, count, entry.start)
+        values = np.frombuffer(self.data, kind, count, entry.value_offset)
         # Of 64 bits, the values that are too large become the largest.
         return np.minimum(values.astype(np.uint64), MAX_NUMBER).astype(np.int64)
 
     def content(self, tag: int) -> bytes:
         """Return the bytes of a tag's value; none when it is not there, or lies outside the file."""
         entry = self.directory.find(tag)
-        is_inside = entry is not None and entry.start + entry.size <= len(self.data)
-        return self.data[entry.start : entry.start + entry.size] if entry is not None and is_inside else b""
+        is_inside = entry is not None and entry.value_offset + entry.size <= len(self.data)
+        return (
+            self.data[entry.value_offset : entry.value_offset + entry.size] if entry is not None and is_inside else b""
+        )
 
     def number(self, tag: int, default: int) -> int:
         """The first value of a tag, or the default."""
         return next(iter(self.numbers(tag)), default)
 
 
-def pages(data: bytes, most: int) -> Iterator[Page]:
+def pages(data: bytes, limit: int) -> Iterator[Page]:
     """The directories of a file, at most so many, up to the first that is damaged or was there already."""
     try:
         layout, page = header(data)
         seen = {page.start}
         yield Page(data, layout, page)
-        while page.following and page.following not in seen and len(seen) < most:
-            seen.add(page.following)
-            page = directory(data, layout, page.following)
+        while page.next_offset and page.next_offset not in seen and len(seen) < limit:
+            seen.add(page.next_offset)
+            page = directory(data, layout, page.next_offset)
             yield Page(data, layout, page)
     except Damaged:
         return
@@ -223,10 +225,10 @@ def fields(data: bytes, source: Directory, tags: Collection[int] | None = None) 
             wanted
             and entry.kind in tiff_tags.TYPE_SIZES
             and entry.size <= left
-            and entry.start + entry.size <= len(data)
+            and entry.value_offset + entry.size <= len(data)
         ):
-            value = data[entry.start : entry.start + entry.size]
-            found[entry.tag] = Field(entry.tag, entry.kind, value, entry.start)
+            value = data[entry.value_offset : entry.value_offset + entry.size]
+            found[entry.tag] = Field(entry.tag, entry.kind, value, entry.value_offset)
             left -= entry.size
     return list(found.values())
 
@@ -261,7 +263,7 @@ def directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
         (tiff_tags.INTEROPERABILITY_IFD, tiff_tags.EXIF_IFD),
     ):
         try:
-            source = below(data, layout, found[parent], tag) if parent in found else None
+            source = subdirectory(data, layout, found[parent], tag) if parent in found else None
         except Damaged:
             log.debug("a damaged directory, %#x, is left out", tag)
             continue

@@ -11,7 +11,7 @@ from service.formats.tiff_reader import Damaged, Field
 
 log = logging.getLogger(__name__)
 
-# Bytes of what is turned around between byte orders: of rationals, each half. Other types have single bytes.
+# Bytes of what is swapped around between byte orders: of rationals, each half. Other types have single bytes.
 WIDTHS = {
     **dict.fromkeys((tiff_tags.SHORT, tiff_tags.SSHORT), 2),
     **dict.fromkeys((tiff_tags.LONG, tiff_tags.SLONG, tiff_tags.FLOAT, tiff_tags.RATIONAL, tiff_tags.SRATIONAL), 4),
@@ -21,10 +21,10 @@ UNASSOCIATED_ALPHA = 2
 MAX_BLOCK = 4 << 20
 # The largest EXIF block that fits into a JPEG: a segment less `Exif\0\0`.
 MAX_JPEG_BYTES = 65_527
-HEADS = {"<": b"II*\0", ">": b"MM\0*"}
+HEADERS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
-def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> bytes | None:
+def compact_exif(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> bytes | None:
     """What a TIFF file, or a large EXIF block, says of a photo, as an EXIF block; None if that is nothing, or damaged.
 
     That is the descriptive part of the first directory, and those of EXIF, GPS and interoperability.
@@ -38,44 +38,46 @@ def compact(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> by
     order = order or layout.order
     # Values may lie over one another in a file. The block has each apart, and more bytes to spare than it needs.
     limit = min(limit, len(data) + 1000)
-    said: dict[int, list[Field]] = {}
+    contents: dict[int, list[Field]] = {}
     for tag, source in found.items():
         fields = tiff_reader.fields(data, source, None if tag else tiff_tags.DESCRIPTIVE)
-        said[tag] = [_turned(field, layout.order, order) for field in fields if _is_plain(field)]
-    if not any(said.values()):
+        contents[tag] = [_in_byte_order(field, layout.order, order) for field in fields if _is_portable(field)]
+    if not any(contents.values()):
         return None
-    note = next((field for field in said.get(tiff_tags.EXIF_IFD, ()) if field.tag == tiff_tags.MAKER_NOTE), None)
+    note = next((field for field in contents.get(tiff_tags.EXIF_IFD, ()) if field.tag == tiff_tags.MAKER_NOTE), None)
     # BigTIFF is no camera's, and the offsets in a note are short.
-    if note is not None and layout.word == "I" and 8 <= note.place <= min(limit, MAX_JPEG_BYTES) - len(note.value):
-        block = _Block(order, note).written(said)
+    if note is not None and layout.word == "I" and 8 <= note.offset <= min(limit, MAX_JPEG_BYTES) - len(note.value):
+        block = _BlockWriter(order, note).write(contents)
         if len(block) <= limit:
             return block
-    return _Block(order, None).written(_fitting(said, limit))
+    return _BlockWriter(order, None).write(_within_limit(contents, limit))
 
 
-def _is_plain(field: Field) -> bool:
+def _is_portable(field: Field) -> bool:
     """Whether it holds a value of EXIF, and no offset."""
     return field.tag != tiff_tags.INTEROPERABILITY_IFD and (
         field.kind <= tiff_tags.DOUBLE or field.kind == tiff_tags.UTF8
     )
 
 
-def _turned(field: Field, order: str, wanted: str) -> Field:
+def _in_byte_order(field: Field, order: str, wanted: str) -> Field:
     """The field with its value in the wanted byte order."""
-    # IPTC-IIM is bytes, which are only said to be numbers.
+    # IPTC-IIM is bytes, which are only contents to be numbers.
     width = 1 if field.tag == tiff_tags.IPTC_NAA else WIDTHS.get(field.kind, 1)
     if order == wanted or width == 1:
         return field
-    turned = np.frombuffer(field.value, f"u{width}").byteswap().tobytes()
-    return Field(field.tag, field.kind, turned, field.place)
+    swapped = np.frombuffer(field.value, f"u{width}").byteswap().tobytes()
+    return Field(field.tag, field.kind, swapped, field.offset)
 
 
-def _fitting(said: dict[int, list[Field]], limit: int) -> dict[int, list[Field]]:
+def _within_limit(contents: dict[int, list[Field]], limit: int) -> dict[int, list[Field]]:
     """The same without the largest values, where the block would have more than `limit` bytes."""
     # The header, four directories without their entries, the three pointers to them; then entries and even values.
     left = limit - 8 - 4 * 8 - 3 * 12
-    chosen: dict[int, list[Field]] = {tag: [] for tag in said}
-    by_size = sorted(((tag, field) for tag, fields in said.items() for field in fields), key=lambda x: len(x[1].value))
+    chosen: dict[int, list[Field]] = {tag: [] for tag in contents}
+    by_size = sorted(
+        ((tag, field) for tag, fields in contents.items() for field in fields), key=lambda x: len(x[1].value)
+    )
     for tag, field in by_size:
         left -= 12 + len(field.value) + len(field.value) % 2
         if left < 0:
@@ -85,24 +87,24 @@ def _fitting(said: dict[int, list[Field]], limit: int) -> dict[int, list[Field]]
     return chosen
 
 
-class _Block:
+class _BlockWriter:
     """An EXIF block that grows, around the place at which a maker note stays."""
 
     def __init__(self, order: str, note: Field | None) -> None:
         self.order = order
         self.note = note
-        self.kept = range(0) if note is None else range(note.place, note.place + len(note.value))
-        self.data = bytearray(HEADS[order] + bytes(4))
+        self.kept = range(0) if note is None else range(note.offset, note.offset + len(note.value))
+        self.data = bytearray(HEADERS[order] + bytes(4))
 
-    def written(self, said: dict[int, list[Field]]) -> bytes:
+    def write(self, contents: dict[int, list[Field]]) -> bytes:
         """The block with these directories, each by the tag of the pointer to it; the first has 0."""
-        details = said.get(tiff_tags.EXIF_IFD, []) + self._pointer(
-            tiff_tags.INTEROPERABILITY_IFD, said.get(tiff_tags.INTEROPERABILITY_IFD, [])
+        details = contents.get(tiff_tags.EXIF_IFD, []) + self._pointer(
+            tiff_tags.INTEROPERABILITY_IFD, contents.get(tiff_tags.INTEROPERABILITY_IFD, [])
         )
         first = (
-            said[0]
+            contents[0]
             + self._pointer(tiff_tags.EXIF_IFD, details)
-            + self._pointer(tiff_tags.GPS_IFD, said.get(tiff_tags.GPS_IFD, []))
+            + self._pointer(tiff_tags.GPS_IFD, contents.get(tiff_tags.GPS_IFD, []))
         )
         struct.pack_into(self.order + "I", self.data, 4, self._add_directory(first))
         if self.note is not None:
@@ -116,13 +118,13 @@ class _Block:
         return [Field(tag, tiff_tags.LONG, struct.pack(self.order + "I", self._add_directory(fields)))]
 
     def _add_directory(self, fields: list[Field]) -> int:
-        return self._add(packed({field.tag: self._entry(field) for field in fields}, self.order))
+        return self._add(pack_directory({field.tag: self._entry(field) for field in fields}, self.order))
 
     def _entry(self, field: Field) -> bytes:
         if len(field.value) <= 4:
-            return packed_entry(field, field.value, self.order)
+            return pack_entry(field, field.value, self.order)
         start = self.kept.start if field is self.note else self._add(field.value)
-        return packed_entry(field, struct.pack(self.order + "I", start), self.order)
+        return pack_entry(field, struct.pack(self.order + "I", start), self.order)
 
     def _add(self, part: bytes) -> int:
         """Puts it where there is room, at an even offset, and tells where."""
@@ -133,18 +135,18 @@ class _Block:
         return start
 
 
-def packed_entry(field: Field, content: bytes, order: str) -> bytes:
+def pack_entry(field: Field, content: bytes, order: str) -> bytes:
     """An entry of a classic directory. content: the value, or its offset."""
     count = len(field.value) // tiff_tags.TYPE_SIZES[field.kind]
     return struct.pack(order + "HHI", field.tag, field.kind, count) + content.ljust(4, b"\0")
 
 
-def packed(entries: dict[int, bytes], order: str) -> bytes:
+def pack_directory(entries: dict[int, bytes], order: str) -> bytes:
     """A classic directory of these entries, by tag; no other follows it."""
     return struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
 
 
-def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> bytes:
+def tiff_with_metadata(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> bytes:
     """The TIFF, little-endian, from our encoder, with an EXIF block and fields, whose values are little-endian too.
 
     The file begins with the block: so all that the block points to, inside a maker note too, is where it was. Then
@@ -152,14 +154,14 @@ def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> b
     """
     _, picture = tiff_reader.header(encoded)
     own = {field.tag: field for field in tiff_reader.fields(encoded, picture)}
-    if block is not None and block[:4] == HEADS[">"] and own[tiff_tags.BITS_PER_SAMPLE].value[0] > 8:
+    if block is not None and block[:4] == HEADERS[">"] and own[tiff_tags.BITS_PER_SAMPLE].value[0] > 8:
         # Samples stand in the order of the file's numbers, and those of the picture are compressed already.
-        block = compact(block, "<")
-    elif block is not None and not _is_whole(block):
+        block = compact_exif(block, "<")
+    elif block is not None and not _is_complete(block):
         # Behind its end there will be pixels.
-        block = compact(block)
-    order, entries, head = _head(block)
-    offsets, sizes = (_whole(own[tag]) for tag in (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS))
+        block = compact_exif(block)
+    order, entries, head = _start_of_file(block)
+    offsets, sizes = (_integers(own[tag]) for tag in (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS))
     start, end = int(offsets.min()), int((offsets + sizes).max())
     own[tiff_tags.STRIP_OFFSETS] = Field(
         tiff_tags.STRIP_OFFSETS, tiff_tags.LONG, (offsets - start + len(head)).astype("<u4").tobytes()
@@ -171,36 +173,36 @@ def tiff_with(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> b
     parts = [bytes((end - start) % 2)]
     at = len(head) + end - start + len(parts[0])
     for field in (*own.values(), *fields):
-        content = value = _turned(field, "<", order).value
+        content = value = _in_byte_order(field, "<", order).value
         if len(value) > 4:
             content = struct.pack(order + "I", at)
             parts.append(value + bytes(len(value) % 2))
             at += len(parts[-1])
-        entries[field.tag] = packed_entry(field, content, order)
+        entries[field.tag] = pack_entry(field, content, order)
     struct.pack_into(order + "I", head, 4, at)
-    return b"".join([head, memoryview(encoded)[start:end], *parts, packed(entries, order)])
+    return b"".join([head, memoryview(encoded)[start:end], *parts, pack_directory(entries, order)])
 
 
-def _is_whole(block: bytes) -> bool:
+def _is_complete(block: bytes) -> bool:
     """Whether it is a classic block, and every value lies inside it."""
     try:
         layout, found = tiff_reader.directories(block)
     except Damaged:
         return False
     return layout.word == "I" and all(
-        entry.start + entry.size <= len(block) for source in found.values() for entry in source.entries
+        entry.value_offset + entry.size <= len(block) for source in found.values() for entry in source.entries
     )
 
 
-def _head(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:
+def _start_of_file(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:
     """What a TIFF with this block begins with: its byte order, entries for its first directory, its first bytes."""
     if block is None:
-        return "<", {}, bytearray(HEADS["<"] + bytes(4))
+        return "<", {}, bytearray(HEADERS["<"] + bytes(4))
     layout, found = tiff_reader.directories(block)
     taken = tiff_tags.DESCRIPTIVE | (found.keys() - {0})
-    entries = {entry.tag: block[entry.at : entry.at + 12] for entry in found[0].entries if entry.tag in taken}
+    entries = {entry.tag: block[entry.offset : entry.offset + 12] for entry in found[0].entries if entry.tag in taken}
     return layout.order, entries, bytearray(block + bytes(len(block) % 2))
 
 
-def _whole(field: Field) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def _integers(field: Field) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return np.frombuffer(field.value, "<u2" if field.kind == tiff_tags.SHORT else "<u4").astype(np.int64)

@@ -148,7 +148,7 @@ def _upright_alpha(raster: _Raster) -> Levels | None:
 def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
     """Decode a JPEG by its Y plane; None for CMYK and RGB files, which have none, or whose Y plane means nothing."""
     image = identification.opened(data, "jpeg", limits)
-    space = jpeg_structure.head(data).space
+    space = jpeg_structure.header(data).space
     if space not in ("gray", "YCbCr") or (space == "YCbCr" and icc_profiles.means_colors_only(icc)):
         return None
     decoder = jpeg.Decoder(data)
@@ -183,7 +183,7 @@ def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _
         case "png":
             data = png_structure.plain(data)
         case "webp":
-            data = containers.webp_plain(data)
+            data = containers.webp_still(data)
     return _pillow(identification.opened(data, source, limits), data, source, icc)
 
 
@@ -211,7 +211,7 @@ def _pillow(image: Image.Image, data: bytes, source: Source, icc: bytes | None) 
 def _jpeg(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
     """The pixels of a JPEG."""
     image = identification.opened(data, "jpeg", limits)
-    space = jpeg_structure.head(data).space
+    space = jpeg_structure.header(data).space
     decoder = jpeg.Decoder(data)
     picture: Levels
     if space == "CMYK":
@@ -275,7 +275,7 @@ def _managed(picture: Levels, icc: bytes | None, gamma: float | None = None) -> 
 
 def _deep(png: bytes) -> Words:
     """16-bit pixels, [H, W] or [H, W, 3 or 4] in the order B, G, R; of RGB, Pillow keeps the upper eight bits only."""
-    bare = np.frombuffer(png_structure.bare(png), np.uint8)
+    bare = np.frombuffer(png_structure.pixels_only(png), np.uint8)
     with library_call("png"):
         decoded = cv2.imdecode(bare, cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:

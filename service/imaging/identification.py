@@ -16,7 +16,7 @@ from service.formats import (
     heif_still,
     jpeg_structure,
 )
-from service.formats.containers import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without
+from service.formats.containers import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without_segments
 from service.formats.decoding_limits import ANIMATED, MAX_SCANNED_PIXELS, Limits, check_size, library_call
 from service.formats.registry import Source
 from service.imaging import icc_profiles
@@ -94,7 +94,7 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
         _check_stated(data, source, limits, scans)
     if source == "jpeg":
         # Pillow reads the header alone, in plain form, and stumbles over none of its oddities.
-        data = _without_excessive_exif(jpeg_structure.head(data).alone())
+        data = _without_excessive_exif(jpeg_structure.header(data).without_pixels())
     elif source == "gif":
         # Pillow would go through all of its blocks, and keep all of its comments.
         data = containers.gif_still(data)
@@ -104,7 +104,7 @@ def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
 def opened_heif(data: bytes, source: Source, limits: Limits) -> Image.Image | BaseImage:
     """An AVIF, opened by Pillow, or a HEIC, opened by pi-heif. Raises as `opened` does."""
     try:
-        photo = heif_still.still(data, limits)
+        photo = heif_still.extract_still(data, limits)
     except heif_boxes.Excessive as error:
         raise UnsupportedType(f"the {source.upper()} file is not supported: {error}", field="file") from error
     except heif_boxes.Damaged as error:
@@ -112,7 +112,7 @@ def opened_heif(data: bytes, source: Source, limits: Limits) -> Image.Image | Ba
     if photo.codec == "av01":
         return _opened(photo.data, "avif", limits)
     with library_call(source):
-        picture = heif_reader.picture(photo.data)
+        picture = heif_reader.decode(photo.data)
     width, height = picture.size
     check_size(width, height, limits)
     return picture
@@ -135,14 +135,14 @@ def _opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
     return image
 
 
-def _check_stated(data: bytes, source: declared_size.Sized, limits: Limits, scans: int) -> None:
+def _check_stated(data: bytes, source: declared_size.SizedFormat, limits: Limits, scans: int) -> None:
     """Check what the header states before any library sees the file."""
     try:
-        stated = declared_size.stated(data, source)
-    except containers.Endless as error:
+        stated = declared_size.read(data, source)
+    except containers.TooManyBlocks as error:
         raise UnreadableImage(f"the {source.upper()} can't be read: {error}", field="file") from error
     # The frame header of a JPEG may leave the height to a segment behind the first scan.
-    height = stated.height or (jpeg_structure.head(data).frame.height if source == "jpeg" else 0)
+    height = stated.height or (jpeg_structure.header(data).frame.height if source == "jpeg" else 0)
     check_size(stated.width, height, limits)
     if stated.frames > 1:
         raise UnsupportedType(ANIMATED, field="file")
@@ -150,7 +150,7 @@ def _check_stated(data: bytes, source: declared_size.Sized, limits: Limits, scan
     if scans * pixels > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // pixels
         raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
-    if len(data) < declared_size.least_bytes(data, source, stated.width, height):
+    if len(data) < declared_size.min_bytes(data, source, stated.width, height):
         detail = f"the {source.upper()} file is cut short: it has too few bytes for {stated.width} x {height} pixels"
         raise UnreadableImage(detail, field="file")
     kind: decoding_cost.Kind = _jpeg_kind(data) if source == "jpeg" else source
@@ -169,7 +169,7 @@ def _without_excessive_exif(data: bytes) -> bytes:
     """Return the JPEG as Pillow may see it, which reads all values of EXIF at once, of several segments together."""
     bodies = (body for _, body in jpeg_bodies(data, (APP1,)) if body.startswith(EXIF))
     block = b"".join(body[len(EXIF) :] for body in bodies)
-    return jpeg_without(data, APP1, EXIF) if is_excessive(block) else data
+    return jpeg_without_segments(data, APP1, EXIF) if is_excessive(block) else data
 
 
 def _count_scans(data: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The EXIF block of an answer: what is no longer true is put right in place or gone, the rest stays as it is.
+"""The EXIF block of an answer: what is no longer kept_entries is put right in place or gone, the rest stays as it is.
 
 The block is a small TIFF file. Its values are found by their offset from its first byte, and a camera's maker note
 holds offsets that only the camera's maker knows. So nothing is ever moved, and what is added goes to the end.
@@ -9,9 +9,9 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 
 from service.formats import tiff_reader, tiff_tags, tiff_writer
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.formats.tiff_reader import Damaged, Directory, Entry, Layout
-from service.formats.tiff_writer import MAX_JPEG_BYTES, packed, packed_entry
+from service.formats.tiff_writer import MAX_JPEG_BYTES, pack_directory, pack_entry
 
 SRGB = 1
 # What interoperability calls sRGB and Adobe RGB.
@@ -46,7 +46,7 @@ Span = tuple[int, int]
 def orientation(block: bytes) -> int | None:
     """Return the orientation that a block tells, 1 to 8; None when it tells none."""
     try:
-        layout, first = _first(block)
+        layout, first = _read_header(block)
     except Damaged:
         return None
     if first.find(tiff_tags.ORIENTATION) is None:
@@ -74,111 +74,113 @@ def is_excessive(block: bytes) -> bool:
     return len(sizes) > tiff_reader.MAX_ENTRIES or sum(size for size in sizes if size <= len(block)) > len(block) + 1000
 
 
-def corrected(block: bytes, reshape: Reshape) -> bytes | None:
-    """Return the block as it is true of an upright sRGB answer, without its thumbnail; None if it is damaged.
+def corrected(block: bytes, transform: Transform) -> bytes | None:
+    """Return the block as it is kept_entries of an upright sRGB answer, without its thumbnail; None if it is damaged.
 
     Orientation, pixel dimensions and colour space are set where they are present. Resolutions across and down are
     exchanged when the turn exchanges the sides. Damage in any other directory than the first takes nothing from what
     that one says: a caption stays.
     """
     try:
-        changed = _changed(block, reshape)
+        changed = _changed(block, transform)
         # Directories that overlap one another may be spoiled by it.
-        _first(changed)
+        _read_header(changed)
     except Damaged:
         return None
     return changed
 
 
-def _first(block: bytes) -> tuple[Layout, Directory]:
+def _read_header(block: bytes) -> tuple[Layout, Directory]:
     layout, first = tiff_reader.header(block)
     if layout.word != "I":
         raise Damaged("a BigTIFF is no EXIF block")
     return layout, first
 
 
-def _changed(block: bytes, reshape: Reshape) -> bytes:
-    _first(block)
+def _changed(block: bytes, transform: Transform) -> bytes:
+    _read_header(block)
     layout, found = tiff_reader.directories(block)
     changed = bytearray(block)
-    _set_numbers(changed, layout.order, found, reshape)
+    _set_numbers(changed, layout.order, found, transform)
     kept: list[Span] = [(0, 8)]
     gone: list[Span] = []
     for pointer, directory in found.items():
-        true, untrue = _sorted_out(block, pointer, directory, reshape)
-        if untrue or (pointer == 0 and directory.following):
-            _rewrite(changed, layout.order, directory, true)
-        kept += [(directory.start, directory.end), *_values(true)]
-        gone += _values(untrue)
-    if found[0].following:
-        gone += _thumbnail(block, layout, found[0].following)
+        kept_entries, dropped_entries = _split_entries(block, pointer, directory, transform)
+        if dropped_entries or (pointer == 0 and directory.next_offset):
+            _rewrite(changed, layout.order, directory, kept_entries)
+        kept += [(directory.start, directory.end), *_value_spans(kept_entries)]
+        gone += _value_spans(dropped_entries)
+    if found[0].next_offset:
+        gone += _thumbnail_spans(block, layout, found[0].next_offset)
     if all(pointer in found for pointer in (tiff_tags.EXIF_IFD, tiff_tags.GPS_IFD) if found[0].find(pointer)):
-        _clear(changed, kept, gone)
+        _erase(changed, kept, gone)
     return bytes(changed)
 
 
-def _set_numbers(block: bytearray, order: str, found: dict[int, Directory], reshape: Reshape) -> None:
+def _set_numbers(block: bytearray, order: str, found: dict[int, Directory], transform: Transform) -> None:
     first, details, interop = (
         found.get(pointer) for pointer in (0, tiff_tags.EXIF_IFD, tiff_tags.INTEROPERABILITY_IFD)
     )
-    width, height = reshape.width, reshape.height
+    width, height = transform.width, transform.height
     for tag, value in ((tiff_tags.ORIENTATION, 1), (tiff_tags.IMAGE_WIDTH, width), (tiff_tags.IMAGE_LENGTH, height)):
-        _set_whole(block, order, first, tag, value)
+        _set_integer(block, order, first, tag, value)
     for tag, value in (
         (tiff_tags.PIXEL_X_DIMENSION, width),
         (tiff_tags.PIXEL_Y_DIMENSION, height),
         (tiff_tags.COLOR_SPACE, SRGB),
     ):
-        _set_whole(block, order, details, tag, value)
+        _set_integer(block, order, details, tag, value)
     for tag, value in ((tiff_tags.RELATED_IMAGE_WIDTH, width), (tiff_tags.RELATED_IMAGE_LENGTH, height)):
-        _set_whole(block, order, interop, tag, value)
+        _set_integer(block, order, interop, tag, value)
     index = interop.find(tiff_tags.INTEROPERABILITY_INDEX) if interop else None
-    if index and _text(block, index).startswith(ADOBE_INDEX):
-        entry = packed_entry(
+    if index and _value_start(block, index).startswith(ADOBE_INDEX):
+        entry = pack_entry(
             tiff_reader.Field(tiff_tags.INTEROPERABILITY_INDEX, tiff_tags.ASCII, SRGB_INDEX), SRGB_INDEX, order
         )
-        block[index.at : index.at + 12] = entry
-    if reshape.is_sideways:
+        block[index.offset : index.offset + 12] = entry
+    if transform.swaps_sides:
         _swap(block, first, tiff_tags.X_RESOLUTION, tiff_tags.Y_RESOLUTION)
         _swap(block, details, tiff_tags.FOCAL_PLANE_X_RESOLUTION, tiff_tags.FOCAL_PLANE_Y_RESOLUTION)
 
 
-def _set_whole(block: bytearray, order: str, directory: Directory | None, tag: int, value: int) -> None:
+def _set_integer(block: bytearray, order: str, directory: Directory | None, tag: int, value: int) -> None:
     """Gives entries of this tag a whole number, in the place and, where it fits, in the type that they have."""
     for entry in directory.entries if directory else ():
         if entry.tag == tag:
             if entry.kind != tiff_tags.LONG and value <= 0xFFFF:
-                struct.pack_into(order + "HHIHxx", block, entry.at, tag, tiff_tags.SHORT, 1, value)
+                struct.pack_into(order + "HHIHxx", block, entry.offset, tag, tiff_tags.SHORT, 1, value)
             else:
-                struct.pack_into(order + "HHII", block, entry.at, tag, tiff_tags.LONG, 1, value)
+                struct.pack_into(order + "HHII", block, entry.offset, tag, tiff_tags.LONG, 1, value)
 
 
 def _swap(block: bytearray, directory: Directory | None, one: int, other: int) -> None:
     """Gives each of two tags the value of the other, where both are there."""
     entries = [directory.find(tag) for tag in (one, other)] if directory else []
-    places = [slice(entry.at + 2, entry.at + 12) for entry in entries if entry]
+    places = [slice(entry.offset + 2, entry.offset + 12) for entry in entries if entry]
     if len(places) == 2:
         block[places[0]], block[places[1]] = block[places[1]], block[places[0]]
 
 
-def _sorted_out(block: bytes, pointer: int, directory: Directory, reshape: Reshape) -> tuple[list[Entry], list[Entry]]:
-    """Return the entries of a directory that are true of the answer, and the others."""
-    true: list[Entry] = []
-    untrue: list[Entry] = []
+def _split_entries(
+    block: bytes, pointer: int, directory: Directory, transform: Transform
+) -> tuple[list[Entry], list[Entry]]:
+    """Return the entries of a directory that are kept_entries of the answer, and the others."""
+    kept_entries: list[Entry] = []
+    dropped_entries: list[Entry] = []
     for entry in directory.entries:
-        (true if _is_true(block, pointer, entry, reshape) else untrue).append(entry)
-    return true, untrue
+        (kept_entries if _is_kept(block, pointer, entry, transform) else dropped_entries).append(entry)
+    return kept_entries, dropped_entries
 
 
-def _is_true(block: bytes, pointer: int, entry: Entry, reshape: Reshape) -> bool:
+def _is_kept(block: bytes, pointer: int, entry: Entry, transform: Transform) -> bool:
     """Return whether an entry stays. pointer: the tag that leads to its directory; 0 for the first."""
     tag = entry.tag
     if pointer not in (0, tiff_tags.EXIF_IFD):
         return True
     if tag in (tiff_tags.SUBJECT_AREA, tiff_tags.SUBJECT_LOCATION):
-        return reshape.is_identity
+        return transform.is_identity
     if tag == tiff_tags.USER_COMMENT:
-        return MOTION_COMMENT.match(_text(block, entry)) is None
+        return MOTION_COMMENT.match(_value_start(block, entry)) is None
     if pointer == 0:
         return tag in FIRST_TAGS
     if tag in (
@@ -187,35 +189,35 @@ def _is_true(block: bytes, pointer: int, entry: Entry, reshape: Reshape) -> bool
         tiff_tags.FOCAL_PLANE_RESOLUTION_UNIT,
     ):
         # Pixels of the picture on a length of the sensor.
-        return not reshape.is_scaled
+        return not transform.is_scaled
     is_private = any(tag in tags for tags in PRIVATE_TAGS)
     return (tag >= EXIF_TAGS_FROM or tag in tiff_tags.DESCRIPTIVE) and tag not in STORED_TAGS and not is_private
 
 
-def _text(block: bytes | bytearray, entry: Entry) -> bytes:
+def _value_start(block: bytes | bytearray, entry: Entry) -> bytes:
     """Return the beginning of a value."""
-    return bytes(block[entry.start : entry.start + min(entry.size, 1000)])
+    return bytes(block[entry.value_offset : entry.value_offset + min(entry.size, 1000)])
 
 
 def _rewrite(block: bytearray, order: str, directory: Directory, entries: Sequence[Entry]) -> None:
     """Leaves these entries in a directory, in its place; no other directory follows it."""
-    parts = [struct.pack(order + "H", len(entries)), *(bytes(block[e.at : e.at + 12]) for e in entries)]
+    parts = [struct.pack(order + "H", len(entries)), *(bytes(block[e.offset : e.offset + 12]) for e in entries)]
     block[directory.start : directory.end] = b"".join(parts).ljust(directory.end - directory.start, b"\0")
 
 
-def _values(entries: Iterable[Entry]) -> list[Span]:
+def _value_spans(entries: Iterable[Entry]) -> list[Span]:
     """Return where the values are that do not stand in their entries."""
-    return [(entry.start, entry.start + entry.size) for entry in entries if entry.size > 4]
+    return [(entry.value_offset, entry.value_offset + entry.size) for entry in entries if entry.size > 4]
 
 
-def _thumbnail(block: bytes, layout: Layout, start: int) -> list[Span]:
+def _thumbnail_spans(block: bytes, layout: Layout, start: int) -> list[Span]:
     """Return where the directory of a thumbnail, its values and its pixels are; nothing when it is damaged."""
     try:
         directory = tiff_reader.directory(block, layout, start)
     except Damaged:
         return []
     page = tiff_reader.Page(block, layout, directory)
-    spans = [(directory.start, directory.end), *_values(directory.entries)]
+    spans = [(directory.start, directory.end), *_value_spans(directory.entries)]
     for at, size in (
         (tiff_tags.JPEG_INTERCHANGE_FORMAT, tiff_tags.JPEG_INTERCHANGE_FORMAT_LENGTH),
         (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS),
@@ -225,21 +227,21 @@ def _thumbnail(block: bytes, layout: Layout, start: int) -> list[Span]:
     return spans
 
 
-def _clear(block: bytearray, kept: list[Span], gone: list[Span]) -> None:
+def _erase(block: bytearray, kept: list[Span], gone: list[Span]) -> None:
     """Takes away the bytes of what is gone: from the end where nothing else follows, and elsewhere by zeros."""
     before = bytes(block)
     # Of an unknown type or beyond the end: nobody knows which bytes are meant.
     gone = [span for span in gone if span[1] <= len(block)]
-    for start, end in _joined(gone):
+    for start, end in _merged(gone):
         block[start:end] = bytes(end - start)
     used = 0
-    for start, end in _joined(kept):
+    for start, end in _merged(kept):
         block[start:end] = before[start:end]
         used = min(end, len(block))
     del block[min((start for start, _ in gone if start >= used), default=len(block)) :]
 
 
-def _joined(spans: list[Span]) -> Iterator[Span]:
+def _merged(spans: list[Span]) -> Iterator[Span]:
     """Yield the same places, sorted, and each only once, as spans may overlap."""
     done = 0
     for start, end in sorted(spans):
@@ -255,10 +257,10 @@ def with_software(block: bytes | None, software: str) -> bytes:
     """
     field = tiff_reader.Field(tiff_tags.SOFTWARE, tiff_tags.ASCII, software.encode("ascii", "replace") + b"\0")
     if block is None:
-        block = tiff_writer.HEADS["<"] + struct.pack("<I", 8) + packed({}, "<")
-    layout, first = _first(block)
+        block = tiff_writer.HEADERS["<"] + struct.pack("<I", 8) + pack_directory({}, "<")
+    layout, first = _read_header(block)
     entry = first.find(tiff_tags.SOFTWARE)
-    if entry is not None and _text(block, entry).strip(b"\0 "):
+    if entry is not None and _value_start(block, entry).strip(b"\0 "):
         return block
     named = _with_entry(block, layout.order, first, field)
     return named if len(named) <= MAX_JPEG_BYTES or len(block) > MAX_JPEG_BYTES else block
@@ -275,20 +277,20 @@ def _with_entry(block: bytes, order: str, first: Directory, field: tiff_reader.F
     if len(content) > 4:
         content = struct.pack(order + "I", len(changed))
         changed += field.value + bytes(len(field.value) % 2)
-    new = packed_entry(field, content, order)
+    new = pack_entry(field, content, order)
     old = first.find(field.tag)
     if old is not None:
-        changed[old.at : old.at + 12] = new
+        changed[old.offset : old.offset + 12] = new
         return bytes(changed)
-    entries = {entry.tag: block[entry.at : entry.at + 12] for entry in reversed(first.entries)}
+    entries = {entry.tag: block[entry.offset : entry.offset + 12] for entry in reversed(first.entries)}
     struct.pack_into(order + "I", changed, 4, len(changed))
-    return bytes(changed) + packed(entries | {field.tag: new}, order)
+    return bytes(changed) + pack_directory(entries | {field.tag: new}, order)
 
 
 def without_orientation(block: bytes) -> bytes:
     """Return the block without that entry; those behind it move up, but no value is moved. Damaged ones stay."""
     try:
-        layout, first = _first(block)
+        layout, first = _read_header(block)
     except Damaged:
         return block
     changed = bytearray(block)

@@ -4,9 +4,9 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 
-KINDS = (b"8BIM", b"MeSa", b"AgHg", b"PHUT", b"DCSR")
+SIGNATURES = (b"8BIM", b"MeSa", b"AgHg", b"PHUT", b"DCSR")
 IIM, IIM_DIGEST = 0x0404, 0x0425
 IIM_START = b"\x1c"
 # How Photoshop stores, shows, prints and edits a picture; names of channels; halftones and curves of inks; thumbnails;
@@ -18,7 +18,7 @@ STALE = frozenset(
     }
 )
 # They name places of the picture: its density, paths around things in it, the proportions of its pixels.
-PLACES = frozenset({1005, 1025, 1064, *range(2000, 3000)})
+POSITIONAL = frozenset({1005, 1025, 1064, *range(2000, 3000)})
 MAX_RESOURCES = 1000
 # Of an IPTC-IIM, as many are looked at; a photo of an agency has some hundred.
 MAX_DATASETS = 10_000
@@ -31,18 +31,18 @@ class _Resource:
     """A resource: its number, the bytes before its content, and its content."""
 
     number: int
-    head: bytes
+    header: bytes
     content: bytes
 
-    def packed(self) -> bytes:
-        return self.head + struct.pack(">I", len(self.content)) + self.content + bytes(len(self.content) % 2)
+    def pack(self) -> bytes:
+        return self.header + struct.pack(">I", len(self.content)) + self.content + bytes(len(self.content) % 2)
 
 
 def _resources(data: bytes) -> Iterator[_Resource]:
     """Yield the resources up to the first damage."""
     position = 0
     for _ in range(MAX_RESOURCES):
-        if data[position : position + 4] not in KINDS or position + 12 > len(data):
+        if data[position : position + 4] not in SIGNATURES or position + 12 > len(data):
             return
         name_end = position + 7 + data[position + 6]
         name_end += name_end % 2 != position % 2
@@ -58,28 +58,28 @@ def _resources(data: bytes) -> Iterator[_Resource]:
 
 
 def _joined(resources: Iterable[_Resource]) -> bytes | None:
-    return b"".join(resource.packed() for resource in resources) or None
+    return b"".join(resource.pack() for resource in resources) or None
 
 
-def kept(data: bytes) -> bytes | None:
-    """Return the resources as they are, but for those that are true of no answer; up to the first damage."""
+def without_stale(data: bytes) -> bytes | None:
+    """Return the resources as they are, but for those that are corrected_ of no answer; up to the first damage."""
     return _joined(found for found in _resources(data) if found.number not in STALE)
 
 
-def corrected(data: bytes, reshape: Reshape) -> bytes | None:
-    """Return the resources that are true of an answer.
+def corrected(data: bytes, transform: Transform) -> bytes | None:
+    """Return the resources that are corrected_ of an answer.
 
     What names places of the picture goes when it is turned. Paths are shares of its sides, so scaling keeps them.
     """
-    stays = [found for found in _resources(data) if not (reshape.is_turned and found.number in PLACES)]
-    true = [replace(found, content=_true_iim(found.content)) if found.number == IIM else found for found in stays]
-    if true != stays:
+    old = [found for found in _resources(data) if not (transform.is_reoriented and found.number in POSITIONAL)]
+    new = [replace(found, content=_corrected_iim(found.content)) if found.number == IIM else found for found in old]
+    if new != old:
         # The digest tells readers that nobody changed the captions.
-        true = [found for found in true if found.number != IIM_DIGEST]
-    return _joined(true)
+        new = [found for found in new if found.number != IIM_DIGEST]
+    return _joined(new)
 
 
-def _true_iim(iim: bytes) -> bytes:
+def _corrected_iim(iim: bytes) -> bytes:
     """Return the IPTC-IIM without what tells that a picture is gray, and how its pixels are stored."""
     if IMAGE_TYPE not in iim and NEWSPHOTO not in iim:
         return iim
@@ -108,11 +108,11 @@ def _datasets(iim: bytes) -> Iterator[tuple[int, int]]:
         position = end
 
 
-def iim_of(data: bytes) -> bytes | None:
+def find_iim(data: bytes) -> bytes | None:
     """Return the IPTC-IIM alone, of resources that hold it."""
     return next((found.content for found in _resources(data) if found.number == IIM), None)
 
 
-def resource_of(iim: bytes) -> bytes:
+def iim_resource(iim: bytes) -> bytes:
     """Return an IPTC-IIM as a resource."""
     return struct.pack(">4sHHI", b"8BIM", IIM, 0, len(iim)) + iim + bytes(len(iim) % 2)

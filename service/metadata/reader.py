@@ -26,9 +26,9 @@ MAX_BLOCK = 4 * 1024 * 1024
 MAX_XMP = 2 * 1024 * 1024
 MAX_COMMENTS = 1000
 # Metadata may have as many bytes as the whole file and these: what is compressed, or used twice, is not enlarged.
-FREE_BYTES = 64 * 1024
+EXTRA_BYTES = 64 * 1024
 # What ImageMagick writes into a PNG of the file that it was made from: copies that nobody would put right.
-COPIES = re.compile(
+IMAGEMAGICK_COPIES = re.compile(
     r"(?:icc|jpeg|png|tiff|Thumb:?):|exif:(?:thumbnail:|(?:Orientation|ColorSpace|BitsPerSample|SamplesPerPixel|Compression"
     r"|PhotometricInterpretation|(?:Exif)?Image(?:Width|Length)|PixelXDimension|PixelYDimension)$)"
 )
@@ -68,7 +68,7 @@ class Comment:
 class Metadata:
     """What is known of one photo; None or empty where there is nothing.
 
-    exif: a TIFF block. xmp: a packet; spare_xmp: one to write where that has no room. iptc: Photoshop's resources.
+    exif: a TIFF block. xmp: a packet; spare_xmp: one to write where that has no limit. iptc: Photoshop's resources.
     icc: the profile, which is for the decoder only. orientation: the turn that makes the picture upright, as EXIF
     numbers it; 0 where it is unknown. All the rest is said of the picture before that turn.
     """
@@ -85,37 +85,37 @@ class Metadata:
 
 def read(data: bytes, source: Source) -> Metadata:
     """Return the metadata of a file of that format. Never raises: what can't be read is left out."""
-    room = FREE_BYTES + len(data)
+    limit = EXTRA_BYTES + len(data)
     match source:
         case "jpeg":
             found = _read_jpeg(data)
         case "png":
-            found = _read_png(data, room)
+            found = _read_png(data, limit)
         case "webp":
             found = _read_webp(data)
         case "tiff":
             found = _read_tiff(data)
         case "avif" | "heic":
-            return _bounded(_of_heif(data), room)
+            return _limited(_read_heif(data), limit)
         case "bmp":
             found = Metadata(density=_bmp_density(data))
         case "gif":
             found = Metadata(comments=_plain_comments(containers.gif_comments(data)))
-    return _bounded(replace(found, orientation=_orientation(found)), room)
+    return _limited(replace(found, orientation=_orientation(found)), limit)
 
 
-def _bounded(found: Metadata, room: int) -> Metadata:
-    """Return what there is room for, bytes."""
+def _limited(found: Metadata, limit: int) -> Metadata:
+    """Return what there is limit for, bytes."""
     return replace(
         found,
-        exif=_small(found.exif, "EXIF", min(MAX_BLOCK, room)),
-        xmp=_small(found.xmp, "XMP", min(MAX_XMP, room)),
-        iptc=_small(found.iptc, "IPTC", min(MAX_BLOCK, room)),
-        icc=_small(found.icc, "a profile", MAX_BLOCK),
+        exif=_within_limit(found.exif, "EXIF", min(MAX_BLOCK, limit)),
+        xmp=_within_limit(found.xmp, "XMP", min(MAX_XMP, limit)),
+        iptc=_within_limit(found.iptc, "IPTC", min(MAX_BLOCK, limit)),
+        icc=_within_limit(found.icc, "a profile", MAX_BLOCK),
     )
 
 
-def _small(block: bytes | None, name: str, limit: int) -> bytes | None:
+def _within_limit(block: bytes | None, name: str, limit: int) -> bytes | None:
     if block and len(block) <= limit:
         return block
     if block:
@@ -131,7 +131,7 @@ def _orientation(found: Metadata) -> int:
     return told if told and told <= 8 else 1
 
 
-def _of_heif(data: bytes) -> Metadata:
+def _read_heif(data: bytes) -> Metadata:
     blocks = heif_reader.read(data)
     return Metadata(exif=blocks.exif, xmp=blocks.xmp, icc=blocks.icc, orientation=blocks.orientation)
 
@@ -156,7 +156,7 @@ def _read_jpeg(data: bytes) -> Metadata:
     return Metadata(
         exif=blocks.get(EXIF),
         xmp=blocks.get(XMP),
-        iptc=iptc.kept(b"".join(resources)),
+        iptc=iptc.without_stale(b"".join(resources)),
         comments=_plain_comments(comments),
         density=_jfif_density(blocks.get(JFIF, b"")),
         icc=_profile(profile),
@@ -168,7 +168,7 @@ def _plain_comments(bodies: Iterable[bytes]) -> tuple[Comment, ...]:
     whole = list(bodies)
     ends = itertools.accumulate(len(body) for body in whole)
     kept = [body for body, end in zip(whole, ends, strict=True) if end <= MAX_BLOCK]
-    return _few([Comment("Comment", body.decode("utf-8", "surrogateescape")) for body in kept])
+    return _limited_comments([Comment("Comment", body.decode("utf-8", "surrogateescape")) for body in kept])
 
 
 def _profile(parts: list[tuple[int, int, bytes]]) -> bytes | None:
@@ -203,7 +203,7 @@ def _jfif_density(body: bytes) -> Density | None:
     return _density(x, y, JFIF_UNITS[body[2]])
 
 
-def _few(comments: list[Comment]) -> tuple[Comment, ...]:
+def _limited_comments(comments: list[Comment]) -> tuple[Comment, ...]:
     if len(comments) > MAX_COMMENTS:
         log.debug("all but %d of %d comments are left out", MAX_COMMENTS, len(comments))
     return tuple(comments[:MAX_COMMENTS])
@@ -219,7 +219,7 @@ def _inflate(packed: bytes, limit: int) -> bytes | None:
     return content if unpacker.eof and len(content) <= limit else None
 
 
-def _read_png(data: bytes, room: int) -> Metadata:
+def _read_png(data: bytes, limit: int) -> Metadata:
     wanted = (b"eXIf", b"iCCP", b"pHYs", *PNG_TEXTS)
     blocks: dict[bytes, bytes] = {}
     texts: list[tuple[bytes, bytes]] = []
@@ -230,31 +230,32 @@ def _read_png(data: bytes, room: int) -> Metadata:
             blocks.setdefault(kind, body)
     comments: list[Comment] = []
     special: dict[str, str] = {}
-    for comment in _png_comments(texts, min(MAX_BLOCK, room)):
+    for comment in _png_comments(texts, min(MAX_BLOCK, limit)):
         if comment.keyword == XMP_KEYWORD or comment.keyword.startswith(RAW_PROFILE):
             special.setdefault(comment.keyword.removeprefix(RAW_PROFILE), comment.text)
-        elif not COPIES.match(comment.keyword):
+        elif not IMAGEMAGICK_COPIES.match(comment.keyword):
             comments.append(comment)
     packet = special[XMP_KEYWORD].encode("utf-8", "replace") if XMP_KEYWORD in special else None
+    exif_block = blocks.get(b"eXIf") or _profile_from_text(special, "exif") or _profile_from_text(special, "APP1")
     _, _, packed = blocks.get(b"iCCP", b"").partition(b"\0")
     return Metadata(
-        exif=_without(EXIF, blocks.get(b"eXIf") or _raw_profile(special, "exif") or _raw_profile(special, "APP1")),
-        xmp=packet or _without(XMP, _raw_profile(special, "xmp")),
-        iptc=_iptc_of_text(special),
-        comments=_few(comments),
+        exif=_without_prefix(EXIF, exif_block),
+        xmp=packet or _without_prefix(XMP, _profile_from_text(special, "xmp")),
+        iptc=_iptc_from_text(special),
+        comments=_limited_comments(comments),
         density=_png_density(blocks.get(b"pHYs", b"")),
         icc=_inflate(packed[1:], MAX_BLOCK) if packed else None,
     )
 
 
-def _without(start: bytes, block: bytes | None) -> bytes | None:
+def _without_prefix(start: bytes, block: bytes | None) -> bytes | None:
     """The block without the name that a JPEG has before it."""
     return None if block is None else block.removeprefix(start)
 
 
-def _png_comments(texts: Iterable[tuple[bytes, bytes]], room: int) -> Iterator[Comment]:
+def _png_comments(texts: Iterable[tuple[bytes, bytes]], limit: int) -> Iterator[Comment]:
     """Yield the texts of a PNG. All of them together may have so many bytes; a damaged one counts as an eighth."""
-    left = room
+    left = limit
     for kind, body in texts:
         if left < 0:
             return
@@ -275,7 +276,7 @@ def _png_comments(texts: Iterable[tuple[bytes, bytes]], room: int) -> Iterator[C
         if text is None or len(text) > left:
             log.debug("a text of a PNG is left out: it is damaged or too long")
             # It took time to find that out.
-            left -= room // 8
+            left -= limit // 8
             continue
         left -= len(text)
         encoding = "utf-8" if kind == b"iTXt" else "latin-1"
@@ -287,7 +288,7 @@ def _png_comments(texts: Iterable[tuple[bytes, bytes]], room: int) -> Iterator[C
         )
 
 
-def _raw_profile(texts: dict[str, str], name: str) -> bytes | None:
+def _profile_from_text(texts: dict[str, str], name: str) -> bytes | None:
     """A block that is written as text: an empty line, its name, its length, then hexadecimal lines."""
     if name not in texts:
         return None
@@ -298,10 +299,10 @@ def _raw_profile(texts: dict[str, str], name: str) -> bytes | None:
         return None
 
 
-def _iptc_of_text(texts: dict[str, str]) -> bytes | None:
-    block = _without(PHOTOSHOP, _raw_profile(texts, "8bim") or _raw_profile(texts, "iptc"))
+def _iptc_from_text(texts: dict[str, str]) -> bytes | None:
+    block = _without_prefix(PHOTOSHOP, _profile_from_text(texts, "8bim") or _profile_from_text(texts, "iptc"))
     # IPTC-IIM may stand alone, without the resource that holds it in a JPEG.
-    return iptc.kept(iptc.resource_of(block) if block[:1] == iptc.IIM_START else block) if block else None
+    return iptc.without_stale(iptc.iim_resource(block) if block[:1] == iptc.IIM_START else block) if block else None
 
 
 def _png_density(body: bytes) -> Density | None:
@@ -315,18 +316,18 @@ def _read_webp(data: bytes) -> Metadata:
     blocks: dict[bytes, bytes] = {}
     for kind, body in containers.webp_bodies(data, (b"EXIF", b"XMP ", b"ICCP")):
         blocks.setdefault(kind, body)
-    return Metadata(exif=_without(EXIF, blocks.get(b"EXIF")), xmp=blocks.get(b"XMP "), icc=blocks.get(b"ICCP"))
+    return Metadata(exif=_without_prefix(EXIF, blocks.get(b"EXIF")), xmp=blocks.get(b"XMP "), icc=blocks.get(b"ICCP"))
 
 
 def _read_tiff(data: bytes) -> Metadata:
-    block = tiff_writer.compact(data)
+    block = tiff_writer.compact_exif(data)
     found = tiff_reader.values(
         data, (tiff_tags.XMP, tiff_tags.IPTC_NAA, tiff_tags.IMAGE_RESOURCES, tiff_tags.ICC_PROFILE)
     )
-    resources = iptc.kept(found.get(tiff_tags.IMAGE_RESOURCES, b"")) or b""
+    resources = iptc.without_stale(found.get(tiff_tags.IMAGE_RESOURCES, b"")) or b""
     iim = found.get(tiff_tags.IPTC_NAA, b"")
-    if iim.startswith(iptc.IIM_START) and iptc.iim_of(resources) is None:
-        resources += iptc.resource_of(iim)
+    if iim.startswith(iptc.IIM_START) and iptc.find_iim(resources) is None:
+        resources += iptc.iim_resource(iim)
     return Metadata(
         exif=block,
         xmp=found.get(tiff_tags.XMP),

@@ -1,23 +1,23 @@
 """The metadata of a photo: what of it is kept, put right, dropped and added.
 
-The steps of one photo are `read` from the upload, `strip` where that is asked for, `for_answer`, and `write` into the
+The steps of one photo are `read` from the upload, `strip` where that is asked for, `for_output`, and `write` into the
 answer. A person's caption and a scanner's name always come through. What the answer adds stands beside them.
 """
 
 import logging
 from dataclasses import replace
 
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.metadata import exif, iptc, xmp
 from service.metadata.reader import Comment, Density, Metadata, read
 from service.metadata.writer import avif_options, write
 
-__all__ = ["Comment", "Density", "Metadata", "avif_options", "for_answer", "read", "strip", "write"]
+__all__ = ["Comment", "Density", "Metadata", "avif_options", "for_output", "read", "strip", "write"]
 
 log = logging.getLogger(__name__)
 
 
-def for_answer(
+def for_output(
     metadata: Metadata,
     *,
     width: int,
@@ -31,37 +31,37 @@ def for_answer(
     upright: width and height of the photo, upright, before it was made smaller; by default the answer's. Without a
     model the answer was not coloured, and there is no note.
     """
-    reshape = Reshape(width, height, metadata.orientation, upright)
-    block = exif.corrected(metadata.exif, reshape) if metadata.exif else None
+    transform = Transform(width, height, metadata.orientation, upright)
+    block = exif.corrected(metadata.exif, transform) if metadata.exif else None
     if metadata.exif and block is None:
         log.debug("a damaged EXIF block is left out")
-    packet = xmp.corrected(metadata.xmp, reshape, model, version) if metadata.xmp else None
+    packet = xmp.corrected(metadata.xmp, transform, model, version) if metadata.xmp else None
     if metadata.xmp and packet is None:
         log.debug("an XMP packet that is not well-formed is left out")
-    true = replace(
+    corrected = replace(
         metadata,
         exif=block,
         xmp=packet,
-        iptc=iptc.corrected(metadata.iptc, reshape) if metadata.iptc else None,
-        density=_turned(metadata.density, reshape),
+        iptc=iptc.corrected(metadata.iptc, transform) if metadata.iptc else None,
+        density=_reoriented(metadata.density, transform),
         icc=None,
         orientation=1,
     )
     if model is None:
-        return true
-    note = xmp.fresh(model, version or "")
+        return corrected
+    note = xmp.new_packet(model, version or "")
     software = exif.with_software(block, f"tomau, synthetic colours by {model} {version or ''}".rstrip())
-    return replace(true, exif=software, xmp=packet or note, spare_xmp=note)
+    return replace(corrected, exif=software, xmp=packet or note, spare_xmp=note)
 
 
 def strip(metadata: Metadata) -> Metadata:
     """Return nothing but the density, and that the picture is synthetic, where it says so: neither tells of a person.
 
-    It is called before `for_answer`. What that adds is said by the answer and not by the upload, so it stays.
+    It is called before `for_output`. What that adds is said by the answer and not by the upload, so it stays.
     """
-    note = metadata.xmp and xmp.note_of(metadata.xmp)
+    note = metadata.xmp and xmp.synthetic_note(metadata.xmp)
     return Metadata(xmp=note, density=metadata.density, orientation=metadata.orientation)
 
 
-def _turned(density: Density | None, reshape: Reshape) -> Density | None:
-    return replace(density, x=density.y, y=density.x) if density and reshape.is_sideways else density
+def _reoriented(density: Density | None, transform: Transform) -> Density | None:
+    return replace(density, x=density.y, y=density.x) if density and transform.swaps_sides else density

@@ -44,15 +44,17 @@ def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
     """
     match format_:
         case "jpeg":
-            return containers.jpeg_with(_with_jfif_density(encoded, metadata.density), _jpeg_parts(metadata))
+            return containers.jpeg_with_segments(
+                _with_jfif_density(encoded, metadata.density), _jpeg_segments(metadata)
+            )
         case "png":
-            return containers.png_with(encoded, _png_parts(metadata))
+            return containers.png_with_chunks(encoded, _png_chunks(metadata))
         case "webp":
             if metadata.iptc or metadata.comments:
                 log.debug("a WebP has no place for IPTC and comments")
-            return containers.webp_with(encoded, metadata.exif, metadata.xmp)
+            return containers.webp_with_metadata(encoded, metadata.exif, metadata.xmp)
         case "tiff":
-            return tiff_writer.tiff_with(encoded, metadata.exif, _tiff_fields(metadata))
+            return tiff_writer.tiff_with_metadata(encoded, metadata.exif, _tiff_fields(metadata))
         case "avif":
             return encoded
 
@@ -65,10 +67,10 @@ def avif_options(metadata: Metadata) -> dict[str, bytes]:
     return {name: block for name, block in options.items() if block}
 
 
-def _jpeg_parts(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
+def _jpeg_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
     block = metadata.exif
     if block and len(block) > tiff_writer.MAX_JPEG_BYTES:
-        block = tiff_writer.compact(block, limit=tiff_writer.MAX_JPEG_BYTES)
+        block = tiff_writer.compact_exif(block, limit=tiff_writer.MAX_JPEG_BYTES)
     if block:
         yield APP1, EXIF + block
     if metadata.xmp:
@@ -84,16 +86,16 @@ def _jpeg_parts(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
     for start in range(0, len(resources), step):
         yield APP13, PHOTOSHOP + resources[start : start + step]
     for comment in metadata.comments:
-        yield from _fitting(COM, _raw_comment(comment))
+        yield from _segment_if_it_fits(COM, _comment_bytes(comment))
 
 
-def _raw_comment(comment: Comment) -> bytes:
+def _comment_bytes(comment: Comment) -> bytes:
     """A comment for a format without keywords."""
     text = comment.text if comment.keyword == "Comment" else f"{comment.keyword}: {comment.text}"
     return text.encode("utf-8", "surrogateescape")
 
 
-def _fitting(marker: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+def _segment_if_it_fits(marker: int, body: bytes) -> Iterator[tuple[int, bytes]]:
     if len(body) <= containers.SEGMENT_BYTES:
         yield marker, body
     else:
@@ -112,7 +114,7 @@ def _with_jfif_density(encoded: bytes, density: Density | None) -> bytes:
     return encoded[:13] + struct.pack(">BHH", JFIF_UNITS.index(unit), x, y) + encoded[18:]
 
 
-def _png_parts(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
+def _png_chunks(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
     density = metadata.density
     if density is not None:
         metre = PER_METRE.get(density.unit, 1.0)
@@ -123,12 +125,12 @@ def _png_parts(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
     if metadata.xmp:
         yield b"iTXt", XMP_KEYWORD.encode() + b"\0\0\0\0\0" + metadata.xmp
     if metadata.iptc:
-        yield b"zTXt", _text_of_iptc(metadata.iptc)
+        yield b"zTXt", _iptc_as_text(metadata.iptc)
     for comment in metadata.comments:
         yield _png_text(comment)
 
 
-def _text_of_iptc(resources: bytes) -> bytes:
+def _iptc_as_text(resources: bytes) -> bytes:
     """The resources as ImageMagick, ExifTool and others read them from a PNG, which has no chunk for them."""
     lines = resources.hex(",", -36).replace(",", "\n")
     text = f"\niptc\n{len(resources):8}\n{lines}\n"
@@ -156,7 +158,7 @@ def _tiff_fields(metadata: Metadata) -> Iterator[tiff_reader.Field]:
         yield tiff_reader.Field(tiff_tags.XMP, tiff_tags.BYTE, metadata.xmp)
     if metadata.iptc:
         yield tiff_reader.Field(tiff_tags.IMAGE_RESOURCES, tiff_tags.BYTE, metadata.iptc)
-        iim = iptc.iim_of(metadata.iptc) or b""
+        iim = iptc.find_iim(metadata.iptc) or b""
         if iim:
             # Said to be long numbers, as Photoshop began it: so every program reads it.
             yield tiff_reader.Field(tiff_tags.IPTC_NAA, tiff_tags.LONG, iim + bytes(-len(iim) % 4))
@@ -179,7 +181,7 @@ def _tiff_description(comments: tuple[Comment, ...], block: bytes) -> Iterator[t
         yield tiff_reader.Field(
             tiff_tags.IMAGE_DESCRIPTION,
             tiff_tags.ASCII,
-            _raw_comment(comments[0]).rstrip(b"\0").replace(b"\0", b" ") + b"\0",
+            _comment_bytes(comments[0]).rstrip(b"\0").replace(b"\0", b" ") + b"\0",
         )
     elif comments:
         log.debug("a TIFF has no place for comments")

@@ -9,9 +9,9 @@ import re
 from collections.abc import Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.metadata import xmp_packet, xmp_regions
-from service.metadata.xmp_packet import RDF_URI, Edit, Name, Packet, Refused
+from service.metadata.xmp_packet import RDF_URI, Edit, InvalidPacket, Name, Packet
 from service.metadata.xmp_regions import EXIF_URI, IPTC_URI, PANORAMA_URI, TIFF_URI
 
 XMP_URI = "http://ns.adobe.com/xap/1.0/"
@@ -25,7 +25,7 @@ NOTE: tuple[Name, ...] = tuple(
     (IPTC_URI, name) for name in ("DigitalSourceType", "AISystemUsed", "AISystemVersionUsed")
 )
 # How the upload stored its pixels and colours. The digests are of such properties.
-STORED = {
+STORAGE_PROPERTIES = {
     TIFF_URI: "BitsPerSample Compression PhotometricInterpretation SamplesPerPixel PlanarConfiguration NativeDigest"
     " YCbCrSubSampling YCbCrPositioning YCbCrCoefficients TransferFunction WhitePoint PrimaryChromaticities"
     " ReferenceBlackWhite",
@@ -33,9 +33,9 @@ STORED = {
     EXIF_EX_URI: "Gamma InteroperabilityIndex",
     PHOTOSHOP_URI: "ICCProfile ColorMode LegacyIPTCDigest",
 }
-GONE: frozenset[Name] = frozenset(
+DROPPED: frozenset[Name] = frozenset(
     {
-        *((uri, name) for uri, names in STORED.items() for name in names.split()),
+        *((uri, name) for uri, names in STORAGE_PROPERTIES.items() for name in names.split()),
         # The format, thumbnails, the second part of a long packet, the references of C2PA.
         ("http://purl.org/dc/elements/1.1/", "format"),
         *((XMP_URI, name) for name in ("Thumbnails", "PageInfo")),
@@ -48,12 +48,12 @@ GONE: frozenset[Name] = frozenset(
 # Namespaces of what is in an upload beside its picture, and not in the answer: the video of a motion photo, a depth
 # map, a gain map, the other picture of a spatial pair. Each maker of phones has one of the form of Google's.
 # Settings of a raw converter would be applied to the answer, gray and crop among them.
-GONE_URIS = re.compile(
+DROPPED_URIS = re.compile(
     r"https?://ns\.(?:[^/]+/(?:photos|videos)/|(?:apple|samsung)\.com/|xdm\.org/"
     r"|adobe\.com/(?:hdr-|camera-raw-))"
 )
 # They tell what stays true: how a panorama is to be seen, and how Google made a collage.
-TRUE_URIS = (PANORAMA_URI, "http://ns.google.com/photos/1.0/creations/")
+KEPT_URIS = (PANORAMA_URI, "http://ns.google.com/photos/1.0/creations/")
 # Of other namespaces, too.
 VIDEO = re.compile("V?MotionPhoto|MicroVideo|O?LivePhoto")
 # What XML 1.0 has no place for.
@@ -73,26 +73,26 @@ def _description(about: str, values: Sequence[str]) -> bytes:
     ).encode()
 
 
-def _values(source_type: str, model: str, version: str) -> tuple[str, str, str]:
+def _note_values(source_type: str, model: str, version: str) -> tuple[str, str, str]:
     return source_type, f"tomau, model {model}", version
 
 
-def fresh(model: str, version: str) -> bytes:
+def new_packet(model: str, version: str) -> bytes:
     """Return a packet with nothing but the note."""
-    return _packet(_values(SYNTHETIC_COLORS, model, version))
+    return _packet(_note_values(SYNTHETIC_COLORS, model, version))
 
 
-def note_of(packet: bytes) -> bytes | None:
+def synthetic_note(packet: bytes) -> bytes | None:
     """Return a packet with nothing but what this one says of its picture's being synthetic.
 
     None when it says no such thing.
     """
     try:
         found = xmp_packet.read(packet, NOTE.__contains__)
-    except Refused:
+    except InvalidPacket:
         return None
-    said = {part.name: part.said for part in found.properties}
-    values = [said.get(name, "") for name in NOTE]
+    contents = {part.name: part.content for part in found.properties}
+    values = [contents.get(name, "") for name in NOTE]
     return _packet(values) if values[0] in (SYNTHETIC, SYNTHETIC_COLORS) else None
 
 
@@ -105,29 +105,29 @@ def _packet(values: Sequence[str]) -> bytes:
     )
 
 
-def corrected(packet: bytes, reshape: Reshape, model: str | None, version: str | None) -> bytes | None:
+def corrected(packet: bytes, transform: Transform, model: str | None, version: str | None) -> bytes | None:
     """Return the packet as it is true of an upright sRGB answer, with the note; without a model, without the note.
 
     None for one that is not well-formed: no XMP reader takes it, and what it says of orientation can't be put right.
     """
-    changes = _changes(reshape)
+    changes = _changes(transform)
     try:
         found = xmp_packet.read(
-            packet, lambda name: name in changes or _is_gone(name) or name in NOTE or xmp_regions.is_place(name)
+            packet, lambda name: name in changes or _is_dropped(name) or name in NOTE or xmp_regions.is_positional(name)
         )
-    except Refused:
+    except InvalidPacket:
         return None
-    edits = [part.saying(changes[part.name]) for part in found.properties if part.name in changes]
-    edits += [part.removed() for part in found.properties if _is_gone(part.name)]
-    edits += xmp_regions.edits(found.properties, reshape)
+    edits = [part.replaced(changes[part.name]) for part in found.properties if part.name in changes]
+    edits += [part.removed() for part in found.properties if _is_dropped(part.name)]
+    edits += xmp_regions.edits(found.properties, transform)
     if model is not None:
         edits += _note_edits(found, model, version or "")
     return xmp_packet.edited(found, edits)
 
 
-def _changes(reshape: Reshape) -> dict[Name, str]:
+def _changes(transform: Transform) -> dict[Name, str]:
     """Return the properties that are put right, where they are present, with what is true of the answer."""
-    width, height = str(reshape.width), str(reshape.height)
+    width, height = str(transform.width), str(transform.height)
     return {
         (TIFF_URI, "Orientation"): "1",
         (TIFF_URI, "ImageWidth"): width,
@@ -138,17 +138,17 @@ def _changes(reshape: Reshape) -> dict[Name, str]:
     }
 
 
-def _is_gone(name: Name) -> bool:
+def _is_dropped(name: Name) -> bool:
     uri, local = name
-    is_gone_uri = GONE_URIS.match(uri) is not None and uri not in TRUE_URIS
-    return is_gone_uri or name in GONE or VIDEO.match(local) is not None
+    is_dropped_uri = DROPPED_URIS.match(uri) is not None and uri not in KEPT_URIS
+    return is_dropped_uri or name in DROPPED or VIDEO.match(local) is not None
 
 
 def _note_edits(found: Packet, model: str, version: str) -> list[Edit]:
     """Return the edits that put the note in the place of one that is there already."""
     old = [part for part in found.properties if part.name in NOTE]
-    was_synthetic = any(part.name == NOTE[0] and part.said == SYNTHETIC for part in old)
-    note = _description(found.about, _values(SYNTHETIC if was_synthetic else SYNTHETIC_COLORS, model, version))
+    was_synthetic = any(part.name == NOTE[0] and part.content == SYNTHETIC for part in old)
+    note = _description(found.about, _note_values(SYNTHETIC if was_synthetic else SYNTHETIC_COLORS, model, version))
     return [*(part.removed() for part in old), (found.end, found.end, note)]
 
 

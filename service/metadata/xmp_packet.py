@@ -20,7 +20,7 @@ RDF_URI = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 RDF, ABOUT, RESOURCE = (RDF_URI, "RDF"), (RDF_URI, "about"), (RDF_URI, "resource")
 MAX_ELEMENTS = 100_000
 # Of the properties that are looked at: elements and attributes. A thousand faces have some ten thousand.
-MAX_PARTS = 20_000
+MAX_NODES = 20_000
 MAX_DEPTH = 200
 MAX_ABOUT = 1000
 # Of a property's text, as much as is looked at: numbers and names of kinds.
@@ -32,13 +32,13 @@ TAG_NAME = re.compile(rb"<[^\s/>]++")
 TAG_END = re.compile(rb"""(?:[^"'>]++|"[^"]*+"|'[^']*+')*+>""")
 
 
-class Refused(ValueError):
+class InvalidPacket(ValueError):
     """The packet is not well-formed, or larger or stranger than any that a program writes."""
 
 
 @dataclass(slots=True)
-class Part:
-    """A property or a part of one, as an element or an attribute.
+class Node:
+    """A property or a node of one, as an element or an attribute.
 
     start, end: all of it, as places in the packet. value: where its text stands, an attribute's with its quotes; None
     for an element without content. text: the beginning of it.
@@ -50,34 +50,34 @@ class Part:
     value: tuple[int, int] | None
     text: str = ""
     is_attribute: bool = False
-    parts: list["Part"] = field(default_factory=list)
+    children: list["Node"] = field(default_factory=list)
 
-    def walk(self) -> Iterator["Part"]:
-        """Yield this part and all parts below it."""
+    def walk(self) -> Iterator["Node"]:
+        """Yield this node and all parts below it."""
         rest = [self]
         while rest:
-            part = rest.pop()
-            yield part
-            rest += part.parts
+            node = rest.pop()
+            yield node
+            rest += node.children
 
     @property
-    def said(self) -> str:
+    def content(self) -> str:
         """Its text, or what it refers to."""
-        resource = next((part.text for part in self.parts if part.name == RESOURCE), "")
+        resource = next((node.text for node in self.children if node.name == RESOURCE), "")
         return self.text.strip() or resource.strip()
 
     @property
     def is_plain(self) -> bool:
         """Whether it is only a text."""
-        return self.value is not None and not self.parts
+        return self.value is not None and not self.children
 
     def removed(self) -> Edit:
         """Return the edit that takes it out."""
         return self.start, self.end, b""
 
-    def saying(self, text: str) -> Edit:
+    def replaced(self, text: str) -> Edit:
         """Return the edit that gives it another text, or takes it out when it is more than a text."""
-        if self.value is None or self.parts:
+        if self.value is None or self.children:
             return self.removed()
         return *self.value, (quoteattr(text) if self.is_attribute else escape(text)).encode()
 
@@ -91,19 +91,19 @@ class Packet:
     """
 
     data: bytes
-    properties: list[Part]
+    properties: list[Node]
     about: str
     end: int
 
 
 def read(packet: bytes, wanted: Callable[[Name], bool]) -> Packet:
-    """Return the properties of a packet that are wanted, in their order. Raises Refused."""
+    """Return the properties of a packet that are wanted, in their order. Raises InvalidPacket."""
     data = packet.strip(b"\0 \t\r\n")
     reader = _Reader(data, wanted)
     try:
         end = reader.read()
     except expat.ExpatError as error:
-        raise Refused(str(error)) from error
+        raise InvalidPacket(str(error)) from error
     return Packet(data, reader.properties, reader.about, end)
 
 
@@ -123,21 +123,21 @@ class _Reader:
 
     def __init__(self, data: bytes, wanted: Callable[[Name], bool]) -> None:
         self.data = data
-        self.properties: list[Part] = []
+        self.properties: list[Node] = []
         self.about = ""
         self._wanted = wanted
         self._end: int | None = None
         self._elements = 0
-        self._parts = 0
+        self._nodes = 0
         self._path: list[Name] = []
         # The level of the RDF element that is open; 0 outside of one.
         self._rdf_level = 0
         # The wanted property that is being read, and its parts down to the current one.
-        self._open: list[Part] = []
+        self._open: list[Node] = []
         self._parser = expat.ParserCreate("utf-8", SEPARATOR)
         self._parser.namespace_prefixes = True
         self._parser.buffer_text = True
-        self._parser.StartDoctypeDeclHandler = self._refuse_doctype
+        self._parser.StartDoctypeDeclHandler = self._reject_doctype
         self._parser.StartElementHandler = self._start
         self._parser.EndElementHandler = self._finish
         self._parser.CharacterDataHandler = self._add_text
@@ -146,16 +146,16 @@ class _Reader:
         """Return where the first RDF element ends."""
         self._parser.Parse(self.data, True)
         if self._end is None:
-            raise Refused("no RDF")
+            raise InvalidPacket("no RDF")
         return self._end
 
-    def _refuse_doctype(self, *_: object) -> None:
-        raise Refused("a document type")
+    def _reject_doctype(self, *_: object) -> None:
+        raise InvalidPacket("a document type")
 
-    def _count_part(self) -> None:
-        self._parts += 1
-        if self._parts > MAX_PARTS:
-            raise Refused("properties of too many parts")
+    def _count_node(self) -> None:
+        self._nodes += 1
+        if self._nodes > MAX_NODES:
+            raise InvalidPacket("properties of too many parts")
 
     def _start(self, raw_name: str, attributes: dict[str, str]) -> None:
         name = _name(raw_name)
@@ -163,43 +163,43 @@ class _Reader:
         self._path.append(name)
         depth = len(self._path)
         if self._elements > MAX_ELEMENTS or depth > MAX_DEPTH:
-            raise Refused("too many elements, or nested too deeply")
+            raise InvalidPacket("too many elements, or nested too deeply")
         if self._open:
-            self._open_part(self._open[-1].parts, name, attributes)
+            self._open_node(self._open[-1].children, name, attributes)
         elif name == RDF and not self._rdf_level:
             self._rdf_level = depth
         elif self._rdf_level and depth == self._rdf_level + 1:
             self._read_description(attributes)
         elif self._rdf_level and depth == self._rdf_level + 2 and self._wanted(name):
-            self._open_part(self.properties, name, attributes)
+            self._open_node(self.properties, name, attributes)
 
     def _read_description(self, attributes: dict[str, str]) -> None:
         if attributes:
             self.properties += self._attributes(attributes, self._wanted)
         self.about = next((value for raw, value in attributes.items() if _name(raw) == ABOUT), self.about)
         if len(self.about) > MAX_ABOUT:
-            raise Refused("a name of a picture that is too long")
+            raise InvalidPacket("a name of a picture that is too long")
 
-    def _open_part(self, siblings: list[Part], name: Name, attributes: dict[str, str]) -> None:
-        self._count_part()
+    def _open_node(self, siblings: list[Node], name: Name, attributes: dict[str, str]) -> None:
+        self._count_node()
         start = self._parser.CurrentByteIndex
         end = self._tag_end(start)
         is_empty = self.data[end - 2 : end] == b"/>"
-        part = Part(name, start, end, None if is_empty else (end, end))
+        node = Node(name, start, end, None if is_empty else (end, end))
         if attributes:
-            part.parts = list(self._attributes(attributes, lambda _: True))
-        siblings.append(part)
-        self._open.append(part)
+            node.children = list(self._attributes(attributes, lambda _: True))
+        siblings.append(node)
+        self._open.append(node)
 
     def _tag_end(self, start: int) -> int:
         match = TAG_END.match(self.data, start)
         if match is None:
-            raise Refused("a tag without an end")
+            raise InvalidPacket("a tag without an end")
         return match.end()
 
-    def _attributes(self, attributes: dict[str, str], wanted: Callable[[Name], bool]) -> Iterator[Part]:
+    def _attributes(self, attributes: dict[str, str], wanted: Callable[[Name], bool]) -> Iterator[Node]:
         """Yield the wanted attributes of the current tag."""
-        known = {_written(raw): (_name(raw), value) for raw, value in attributes.items()}
+        known = {_raw_name(raw): (_name(raw), value) for raw, value in attributes.items()}
         start = self._parser.CurrentByteIndex
         end = self._tag_end(start)
         name_end = TAG_NAME.match(self.data, start)
@@ -208,8 +208,8 @@ class _Reader:
         while match:
             name, value = known.get(match[1], (None, ""))
             if name is not None and wanted(name):
-                self._count_part()
-                yield Part(name, *match.span(), match.span(2), value, is_attribute=True)
+                self._count_node()
+                yield Node(name, *match.span(), match.span(2), value, is_attribute=True)
             match = ATTRIBUTE.match(self.data, match.end(), end)
 
     def _add_text(self, text: str) -> None:
@@ -219,15 +219,15 @@ class _Reader:
     def _finish(self, _: str) -> None:
         place = self._parser.CurrentByteIndex
         if self._open:
-            part = self._open.pop()
-            if part.value is not None:
-                part.value = (part.value[0], place)
-                part.end = self.data.index(b">", place) + 1
+            node = self._open.pop()
+            if node.value is not None:
+                node.value = (node.value[0], place)
+                node.end = self.data.index(b">", place) + 1
         elif len(self._path) == self._rdf_level:
             self._rdf_level = 0
             if self._end is None:
                 if not self.data.startswith(b"</", place):
-                    raise Refused("an RDF element without a content")
+                    raise InvalidPacket("an RDF element without a content")
                 self._end = place
         self._path.pop()
 
@@ -238,7 +238,7 @@ def _name(raw: str) -> Name:
     return (parts[0], parts[1]) if len(parts) > 1 else ("", raw)
 
 
-def _written(raw: str) -> bytes:
+def _raw_name(raw: str) -> bytes:
     """Return a name as it stands in the packet."""
     parts = raw.split(SEPARATOR)
     return (f"{parts[2]}:{parts[1]}" if len(parts) == 3 else parts[-1]).encode()

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
 
-from service.formats.geometry import Reshape, has_proportions
-from service.metadata.xmp_packet import Edit, Name, Part
+from service.formats.geometry import Transform, has_proportions
+from service.metadata.xmp_packet import Edit, Name, Node
 
 EXIF_URI = "http://ns.adobe.com/exif/1.0/"
 TIFF_URI = "http://ns.adobe.com/tiff/1.0/"
@@ -37,223 +37,223 @@ OFFSETS = (
 )
 
 
-def edits(properties: list[Part], reshape: Reshape) -> Iterator[Edit]:
-    """Yield the edits that make what the properties say of places true of the answer."""
-    if reshape.is_identity:
+def edits(properties: list[Node], transform: Transform) -> Iterator[Edit]:
+    """Yield the edits that make what the properties say of places true of the output."""
+    if transform.is_identity:
         return
-    for part in properties:
-        if part.name in PLACES:
+    for node in properties:
+        if node.name in HANDLERS:
             try:
-                yield from list(PLACES[part.name](part, reshape))
+                yield from list(HANDLERS[node.name](node, transform))
             except ValueError:
-                yield part.removed()
-    yield from _panorama([part for part in properties if part.name[0] == PANORAMA_URI], reshape)
+                yield node.removed()
+    yield from _panorama([node for node in properties if node.name[0] == PANORAMA_URI], transform)
 
 
-def is_place(name: Name) -> bool:
+def is_positional(name: Name) -> bool:
     """Return whether a property names places."""
-    return name in PLACES or name[0] == PANORAMA_URI
+    return name in HANDLERS or name[0] == PANORAMA_URI
 
 
-def _number(part: Part) -> float:
-    """Return the number that a part says. Raises ValueError."""
-    number = float(part.text) if part.is_plain else math.nan
+def _number(node: Node) -> float:
+    """Return the number that a node says. Raises ValueError."""
+    number = float(node.text) if node.is_plain else math.nan
     if not math.isfinite(number) or abs(number) > 1e9:
         raise ValueError("no number")
     return number
 
 
-def _written(number: float) -> str:
+def _formatted(number: float) -> str:
     return f"{number:.6f}".rstrip("0").rstrip(".")
 
 
-def _fields(part: Part, uri: str) -> dict[str, Part]:
-    """Return the direct parts of a namespace by local name."""
-    return {child.name[1]: child for child in part.parts if child.name[0] == uri}
+def _fields(node: Node, uri: str) -> dict[str, Node]:
+    """Return the direct nodes of a namespace by local name."""
+    return {child.name[1]: child for child in node.children if child.name[0] == uri}
 
 
-def _text(fields: Mapping[str, Part], name: str, default: str) -> str:
+def _text(fields: Mapping[str, Node], name: str, default: str) -> str:
     return fields[name].text.strip() if name in fields else default
 
 
-def _gone(part: Part, _: Reshape) -> Iterator[Edit]:
-    yield part.removed()
+def _remove(node: Node, _: Transform) -> Iterator[Edit]:
+    yield node.removed()
 
 
-def _gone_if_turned(part: Part, reshape: Reshape) -> Iterator[Edit]:
-    if reshape.is_turned:
-        yield part.removed()
+def _remove_if_reoriented(node: Node, transform: Transform) -> Iterator[Edit]:
+    if transform.is_reoriented:
+        yield node.removed()
 
 
-def _gone_if_sideways(part: Part, reshape: Reshape) -> Iterator[Edit]:
-    if reshape.is_sideways or not reshape.orientation:
-        yield part.removed()
+def _remove_if_sides_swapped(node: Node, transform: Transform) -> Iterator[Edit]:
+    if transform.swaps_sides or not transform.orientation:
+        yield node.removed()
 
 
-def _mwg(part: Part, reshape: Reshape) -> Iterator[Edit]:
+def _mwg(node: Node, transform: Transform) -> Iterator[Edit]:
     """Regions of the Metadata Working Group: x and y are the middle of an area."""
-    frame, reshape = _mwg_frame(part, reshape)
-    for each in part.walk():
-        if each.name == (MWG_URI, "Extensions") and reshape.is_turned:
+    frame, transform = _mwg_frame(node, transform)
+    for each in node.walk():
+        if each.name == (MWG_URI, "Extensions") and transform.is_reoriented:
             # What programs add says, for example, how a face is inclined.
             yield each.removed()
-        elif each.name == (MWG_URI, "Rotation") and reshape.is_mirrored:
-            yield each.saying(_written(-_number(each)))
+        elif each.name == (MWG_URI, "Rotation") and transform.is_mirrored:
+            yield each.replaced(_formatted(-_number(each)))
         if sides := _fields(each, SIZE_URI):
-            yield from _mwg_size(sides, reshape)
+            yield from _mwg_size(sides, transform)
         if area := _fields(each, AREA_URI):
-            yield from _mwg_area(area, frame, reshape)
+            yield from _mwg_area(area, frame, transform)
 
 
-def _mwg_frame(part: Part, reshape: Reshape) -> tuple[tuple[float, float], Reshape]:
+def _mwg_frame(node: Node, transform: Transform) -> tuple[tuple[float, float], Transform]:
     """Return the size of the picture that the regions were made for, and the change from that picture.
 
     Some programs take the upright picture, and the proportions of its size tell so. Raises ValueError when the size is
     one of another picture.
     """
-    sides = next((found for each in part.walk() if (found := _fields(each, SIZE_URI))), None)
+    sides = next((found for each in node.walk() if (found := _fields(each, SIZE_URI))), None)
     if sides is None:
-        return reshape.stored, reshape
+        return transform.stored, transform
     if not {"w", "h"} <= sides.keys():
         raise ValueError("half a size")
     size = _number(sides["w"]), _number(sides["h"])
     if min(size) <= 0:
         raise ValueError("no size")
-    if has_proportions(size, reshape.stored):
-        return size, reshape
-    if has_proportions(size, reshape.full):
-        return size, replace(reshape, orientation=1, upright=reshape.full)
+    if has_proportions(size, transform.stored):
+        return size, transform
+    if has_proportions(size, transform.full):
+        return size, replace(transform, orientation=1, upright=transform.full)
     raise ValueError("the size of another picture")
 
 
-def _mwg_size(sides: Mapping[str, Part], reshape: Reshape) -> Iterator[Edit]:
+def _mwg_size(sides: Mapping[str, Node], transform: Transform) -> Iterator[Edit]:
     if _text(sides, "unit", "pixel") != "pixel":
         raise ValueError("a size of another unit")
-    yield sides["w"].saying(str(reshape.width))
-    yield sides["h"].saying(str(reshape.height))
+    yield sides["w"].replaced(str(transform.width))
+    yield sides["h"].replaced(str(transform.height))
 
 
-def _mwg_area(area: Mapping[str, Part], frame: tuple[float, float], reshape: Reshape) -> Iterator[Edit]:
+def _mwg_area(area: Mapping[str, Node], frame: tuple[float, float], transform: Transform) -> Iterator[Edit]:
     unit = _text(area, "unit", "normalized")
     if unit not in ("normalized", "pixel") or not {"x", "y"} <= area.keys() or ("w" in area) != ("h" in area):
         raise ValueError("an area of another kind")
-    if unit == "normalized" and not reshape.is_turned:
+    if unit == "normalized" and not transform.is_reoriented:
         return
-    before, after = ((1.0, 1.0), (1.0, 1.0)) if unit == "normalized" else (frame, (reshape.width, reshape.height))
-    yield from _moved(area["x"], area["y"], before, after, reshape)
+    before, after = ((1.0, 1.0), (1.0, 1.0)) if unit == "normalized" else (frame, (transform.width, transform.height))
+    yield from _move(area["x"], area["y"], before, after, transform)
     if "w" in area:
-        yield from _resized(area["w"], area["h"], before, after, reshape)
+        yield from _resize(area["w"], area["h"], before, after, transform)
     if "d" in area and unit == "pixel":
-        upright = frame[1] if reshape.is_sideways else frame[0]
-        yield area["d"].saying(_written(_number(area["d"]) * reshape.width / upright))
+        upright = frame[1] if transform.swaps_sides else frame[0]
+        yield area["d"].replaced(_formatted(_number(area["d"]) * transform.width / upright))
 
 
-def _moved(
-    x: Part, y: Part, before: tuple[float, float], after: tuple[float, float], reshape: Reshape
+def _move(
+    x: Node, y: Node, before: tuple[float, float], after: tuple[float, float], transform: Transform
 ) -> Iterator[Edit]:
-    """Edits of a point. before, after: the sides of the stored picture and of the answer, in the point's unit."""
-    across, down = reshape.point(_number(x) / before[0], _number(y) / before[1])
-    yield x.saying(_written(across * after[0]))
-    yield y.saying(_written(down * after[1]))
+    """Edits of a point. before, after: the sides of the stored picture and of the output, in the point's unit."""
+    across, down = transform.map_point(_number(x) / before[0], _number(y) / before[1])
+    yield x.replaced(_formatted(across * after[0]))
+    yield y.replaced(_formatted(down * after[1]))
 
 
-def _resized(
-    w: Part, h: Part, before: tuple[float, float], after: tuple[float, float], reshape: Reshape
+def _resize(
+    w: Node, h: Node, before: tuple[float, float], after: tuple[float, float], transform: Transform
 ) -> Iterator[Edit]:
-    across, down = reshape.extent(_number(w) / before[0], _number(h) / before[1])
-    yield w.saying(_written(across * after[0]))
-    yield h.saying(_written(down * after[1]))
+    across, down = transform.map_size(_number(w) / before[0], _number(h) / before[1])
+    yield w.replaced(_formatted(across * after[0]))
+    yield h.replaced(_formatted(down * after[1]))
 
 
-def _microsoft(part: Part, reshape: Reshape) -> Iterator[Edit]:
+def _microsoft(node: Node, transform: Transform) -> Iterator[Edit]:
     """Rectangles of Microsoft's: the upper left corner, width and height, as shares of the picture."""
-    for each in part.walk():
-        if each.name == RECTANGLE and reshape.is_turned:
+    for each in node.walk():
+        if each.name == RECTANGLE and transform.is_reoriented:
             x, y, w, h = (float(text) for text in each.text.split(","))
             if not each.is_plain or not all(math.isfinite(value) for value in (x, y, w, h)):
                 raise ValueError("no rectangle")
-            corner = _turned_corner(x, y, w, h, reshape)
-            yield each.saying(", ".join(_written(value) for value in (*corner, *reshape.extent(w, h))))
+            corner = _transformed_corner(x, y, w, h, transform)
+            yield each.replaced(", ".join(_formatted(value) for value in (*corner, *transform.map_size(w, h))))
 
 
-def _turned_corner(x: float, y: float, w: float, h: float, reshape: Reshape) -> tuple[float, float]:
+def _transformed_corner(x: float, y: float, w: float, h: float, transform: Transform) -> tuple[float, float]:
     """Return the upper left corner of a turned rectangle, all as shares of the picture."""
-    across, down = reshape.point(x + w / 2, y + h / 2)
-    w, h = reshape.extent(w, h)
+    across, down = transform.map_point(x + w / 2, y + h / 2)
+    w, h = transform.map_size(w, h)
     return across - w / 2, down - h / 2
 
 
-def _iptc(part: Part, reshape: Reshape) -> Iterator[Edit]:
+def _iptc(node: Node, transform: Transform) -> Iterator[Edit]:
     """Regions of IPTC: rectangles by their upper left corner, circles, and polygons."""
-    for boundary in [each for each in part.walk() if each.name == BOUNDARY]:
-        inside = list(boundary.walk())
-        units = [each.text.strip() for each in inside if each.name == UNIT]
-        if units not in (["relative"], ["pixel"]) or any(each.name == BOUNDARY for each in inside[1:]):
+    for boundary in [each for each in node.walk() if each.name == BOUNDARY]:
+        boundary_nodes = list(boundary.walk())
+        units = [each.text.strip() for each in boundary_nodes if each.name == UNIT]
+        if units not in (["relative"], ["pixel"]) or any(each.name == BOUNDARY for each in boundary_nodes[1:]):
             raise ValueError("a region of another kind")
-        if units == ["pixel"] or reshape.is_turned:
-            yield from _iptc_boundary(inside, reshape, is_relative=units == ["relative"])
+        if units == ["pixel"] or transform.is_reoriented:
+            yield from _iptc_boundary(boundary_nodes, transform, is_relative=units == ["relative"])
 
 
-def _iptc_boundary(inside: list[Part], reshape: Reshape, *, is_relative: bool) -> Iterator[Edit]:
-    before, after = ((1.0, 1.0), (1.0, 1.0)) if is_relative else (reshape.stored, (reshape.width, reshape.height))
-    for each in inside:
+def _iptc_boundary(boundary_nodes: list[Node], transform: Transform, *, is_relative: bool) -> Iterator[Edit]:
+    before, after = ((1.0, 1.0), (1.0, 1.0)) if is_relative else (transform.stored, (transform.width, transform.height))
+    for each in boundary_nodes:
         found = _fields(each, IPTC_URI)
         if ("rbX" in found) != ("rbY" in found) or ("rbW" in found) != ("rbH" in found):
             raise ValueError("half a place")
         if "rbW" in found:
             x, y, w, h = (_number(found[name]) for name in ("rbX", "rbY", "rbW", "rbH"))
-            corner = _turned_corner(x / before[0], y / before[1], w / before[0], h / before[1], reshape)
-            yield found["rbX"].saying(_written(corner[0] * after[0]))
-            yield found["rbY"].saying(_written(corner[1] * after[1]))
-            yield from _resized(found["rbW"], found["rbH"], before, after, reshape)
+            corner = _transformed_corner(x / before[0], y / before[1], w / before[0], h / before[1], transform)
+            yield found["rbX"].replaced(_formatted(corner[0] * after[0]))
+            yield found["rbY"].replaced(_formatted(corner[1] * after[1]))
+            yield from _resize(found["rbW"], found["rbH"], before, after, transform)
         elif "rbX" in found:
-            yield from _moved(found["rbX"], found["rbY"], before, after, reshape)
+            yield from _move(found["rbX"], found["rbY"], before, after, transform)
         if "rbRx" in found:
             # A share of the width, or pixels.
-            factor = reshape.stored[0] / reshape.full[0] if is_relative else reshape.width / reshape.full[0]
-            yield found["rbRx"].saying(_written(_number(found["rbRx"]) * factor))
+            factor = transform.stored[0] / transform.full[0] if is_relative else transform.width / transform.full[0]
+            yield found["rbRx"].replaced(_formatted(_number(found["rbRx"]) * factor))
 
 
-def _panorama(parts: list[Part], reshape: Reshape) -> Iterator[Edit]:
+def _panorama(nodes: list[Node], transform: Transform) -> Iterator[Edit]:
     """The sizes of a scaled panorama. A turned picture is none any more: its projection is an upright one's."""
-    answer = reshape.width, reshape.height
-    said = {part.name[1]: _whole(part) for part in parts}
-    own = said.get(CROPPED[0]) or reshape.full[0], said.get(CROPPED[1]) or reshape.full[1]
-    if reshape.is_turned or not has_proportions(own, reshape.full):
-        yield from (part.removed() for part in parts)
+    output = transform.width, transform.height
+    values = {node.name[1]: _pixels(node) for node in nodes}
+    own = values.get(CROPPED[0]) or transform.full[0], values.get(CROPPED[1]) or transform.full[1]
+    if transform.is_reoriented or not has_proportions(own, transform.full):
+        yield from (node.removed() for node in nodes)
         return
-    for side, name in itertools.product((0, 1), said):
-        factor = Fraction(answer[side], own[side])
+    for side, name in itertools.product((0, 1), values):
+        factor = Fraction(output[side], own[side])
         if name == CROPPED[side]:
-            number = answer[side]
+            number = output[side]
         # Rounded apart, so that an offset and a side never reach beyond the whole.
         elif name in LENGTHS[side]:
-            number = math.ceil(said[name] * factor)
+            number = math.ceil(values[name] * factor)
         elif name in OFFSETS[side]:
-            number = math.floor(said[name] * factor)
+            number = math.floor(values[name] * factor)
         else:
             continue
-        yield from (part.saying(str(number)) for part in parts if part.name[1] == name)
+        yield from (node.replaced(str(number)) for node in nodes if node.name[1] == name)
 
 
-def _whole(part: Part) -> int:
-    """Return the number of pixels that a part says; 0 when it says none."""
+def _pixels(node: Node) -> int:
+    """Return the number of pixels that a node says; 0 when it says none."""
     try:
-        return max(0, round(_number(part)))
+        return max(0, round(_number(node)))
     except ValueError:
         return 0
 
 
-PLACES: dict[Name, Callable[[Part, Reshape], Iterator[Edit]]] = {
+HANDLERS: dict[Name, Callable[[Node, Transform], Iterator[Edit]]] = {
     (MWG_URI, "Regions"): _mwg,
     (MICROSOFT_URI, "RegionInfo"): _microsoft,
     (IPTC_URI, "ImageRegion"): _iptc,
-    (ACDSEE_URI, "Regions"): _gone_if_turned,
-    (EXIF_URI, "SubjectArea"): _gone,
-    (EXIF_URI, "SubjectLocation"): _gone,
-    (EXIF_URI, "FocalPlaneXResolution"): _gone,
-    (EXIF_URI, "FocalPlaneYResolution"): _gone,
-    (TIFF_URI, "XResolution"): _gone_if_sideways,
-    (TIFF_URI, "YResolution"): _gone_if_sideways,
+    (ACDSEE_URI, "Regions"): _remove_if_reoriented,
+    (EXIF_URI, "SubjectArea"): _remove,
+    (EXIF_URI, "SubjectLocation"): _remove,
+    (EXIF_URI, "FocalPlaneXResolution"): _remove,
+    (EXIF_URI, "FocalPlaneYResolution"): _remove,
+    (TIFF_URI, "XResolution"): _remove_if_sides_swapped,
+    (TIFF_URI, "YResolution"): _remove_if_sides_swapped,
 }
-PLACES |= {(MECHANIC_URI, f"Crop{side}"): _gone_if_turned for side in ("Left", "Right", "Top", "Bottom")}
+HANDLERS |= {(MECHANIC_URI, f"Crop{side}"): _remove_if_reoriented for side in ("Left", "Right", "Top", "Bottom")}

@@ -97,7 +97,7 @@ class Colorizer:
         cv2.setNumThreads(1)
         self.models = models
         self._limits = Limits(
-            settings.max_pixels, settings.max_side, max(settings.deadline_s, decoding_cost.LEAST_SECONDS)
+            settings.max_pixels, settings.max_side, max(settings.deadline_s, decoding_cost.MIN_DEADLINE_S)
         )
         # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
         self._cores = CoreScheduler(settings.cores)
@@ -264,6 +264,6 @@ def _for_answer(upload: _Upload, upright: tuple[int, int], size: tuple[int, int]
     kept = upload.said if upload.options.metadata == "keep" else transfer.strip(upload.said)
     name, version = (None, None) if model is None else (model.contract.name, model.contract.version)
     (full_height, full_width), (height, width) = upright, size
-    return transfer.for_answer(
+    return transfer.for_output(
         kept, width=width, height=height, model=name, version=version, upright=(full_width, full_height)
     )

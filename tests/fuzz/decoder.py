@@ -43,7 +43,7 @@ def one_file(data: bytes) -> None:
     photo = resizing.fit(photo, format_, 16)
     pixels = resizing.fit_pixels(pixels, format_, 16)
     height, width = photo.size
-    kept = transfer.for_answer(said, width=width, height=height, model="fuzz", version="1", upright=upright)
+    kept = transfer.for_output(said, width=width, height=height, model="fuzz", version="1", upright=upright)
     answer = encoding.encode_pixels(pixels, format_, 80, avif_options=transfer.avif_options(kept))
     decoding.decode(transfer.write(answer, format_, kept), format_, LIMITS)
 

@@ -81,7 +81,7 @@ class Decoder:
                     raise UnreadableImage(
                         "the JPEG file is damaged: restart markers are missing", field="file"
                     ) from None
-                self._odd_frame = plain.head.frame
+                self._odd_frame = plain.header.frame
                 return _odd(plain, kind)
             marker = _extra_before(error)
             if marker is None or not is_regular:
@@ -111,7 +111,7 @@ def _extra_before(error: _Refused) -> str | None:
     return None if found is None else found[2]
 
 
-def _trimmed(plain: jpeg_structure.Plain, error: _Refused) -> jpeg_structure.Plain:
+def _trimmed(plain: jpeg_structure.PlainJpeg, error: _Refused) -> jpeg_structure.PlainJpeg:
     """Return the JPEG without needless bytes between its scans.
 
     Only the first warning of a decoding can be read, so each scan is decoded as the last one. Raises _Refused if any
@@ -122,7 +122,7 @@ def _trimmed(plain: jpeg_structure.Plain, error: _Refused) -> jpeg_structure.Pla
 
     def extra(scan: jpeg_structure.Scan) -> int:
         nonlocal left
-        left -= plain.head.frame.width * plain.head.frame.height * (len(scans) + 1)
+        left -= plain.header.frame.width * plain.header.frame.height * (len(scans) + 1)
         if left < 0:
             raise error
         return _extra(replace(plain, scans=(*scans, scan)))
@@ -142,7 +142,7 @@ def _trimmed(plain: jpeg_structure.Plain, error: _Refused) -> jpeg_structure.Pla
     return replace(plain, scans=scans)
 
 
-def _extra(plain: jpeg_structure.Plain) -> int:
+def _extra(plain: jpeg_structure.PlainJpeg) -> int:
     """Return how many bytes before the end of the last scan are not needed. Raises _Refused if a scan is damaged."""
     try:
         _decoded(plain.file(), "GRAY", side=1)
@@ -154,9 +154,9 @@ def _extra(plain: jpeg_structure.Plain) -> int:
     return 0
 
 
-def _odd(plain: jpeg_structure.Plain, kind: Kind) -> Bytes:
+def _odd(plain: jpeg_structure.PlainJpeg, kind: Kind) -> Bytes:
     """Decode a JPEG whose sampling factors TurboJPEG cannot name."""
-    frame = plain.head.frame
+    frame = plain.header.frame
     _check_factors(frame, frame.components[:1] if kind == "GRAY" else frame.components)
     # All components, where libjpeg can enlarge them: the luma may be whole where the chroma is cut short.
     mode: Mode = "YCbCr" if kind == "GRAY" and all(map(frame.is_whole, frame.components)) else kind

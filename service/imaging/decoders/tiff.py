@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from service.errors import UnreadableImage
 from service.formats import tiff_reader, tiff_tags
 from service.formats.decoding_limits import Limits, library_call
-from service.formats.tiff_writer import HEADS, packed, packed_entry
+from service.formats.tiff_writer import HEADERS, pack_directory, pack_entry
 from service.imaging.color import Bytes, Levels, white
 from service.imaging.decoders import libtiff, tiff_jpeg
 from service.imaging.decoders.tiff_chunks import (
@@ -228,9 +228,9 @@ def _tiff_of(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> byt
             content = struct.pack("<I", end)
             pieces.append(value)
             end += len(value)
-        entries[tag] = packed_entry(tiff_reader.Field(tag, field.kind, value), content, "<")
-    pieces[0] = HEADS["<"] + struct.pack("<I", end)
-    return b"".join([*pieces, packed(entries, "<")])
+        entries[tag] = pack_entry(tiff_reader.Field(tag, field.kind, value), content, "<")
+    pieces[0] = HEADERS["<"] + struct.pack("<I", end)
+    return b"".join([*pieces, pack_directory(entries, "<")])
 
 
 def _copied(image: Image.Image) -> Bytes:

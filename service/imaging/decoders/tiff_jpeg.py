@@ -32,13 +32,13 @@ def pixels(content: bytes, tables: bytes, channels: int, width: int, height: int
     """
     joined = jpeg_structure.START + tables + content.removeprefix(jpeg_structure.START)
     plain = jpeg_structure.plain(joined)
-    frame = plain.head.frame
+    frame = plain.header.frame
     if len(frame.components) != channels:
         raise _damaged(f"has {len(frame.components)} channels in place of {channels}")
     if not (width <= frame.width <= width + MOST_BEYOND and height <= frame.height <= height + MOST_BEYOND):
         raise _damaged(f"has {frame.width} x {frame.height} pixels in place of {width} x {height}")
     transform = None if channels == 1 else int(is_ycbcr)
-    file = replace(plain, head=replace(plain.head, has_jfif=False, transform=transform)).file()
+    file = replace(plain, header=replace(plain.header, has_jfif=False, transform=transform)).file()
     return Decoder(file).pixels(KINDS[channels])[:height, :width]
 
 

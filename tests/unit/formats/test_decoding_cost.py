@@ -50,7 +50,7 @@ def test_pillow_has_a_guard_of_its_own(format_: str, monkeypatch: pytest.MonkeyP
     """Even a file whose size our own reader would overlook is not decoded."""
     data = encoded(NOISE if format_ != "WEBP" else np.dstack([NOISE] * 3), format_)
     source = identification.source_of(data)
-    monkeypatch.setattr(declared_size, "stated", lambda *_: declared_size.Stated())
+    monkeypatch.setattr(declared_size, "read", lambda *_: declared_size.DeclaredSize())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(TooManyPixels, match="more than 1,000"):
         identification.opened(data, source, Limits(1000, 65_500))
@@ -59,7 +59,7 @@ def test_pillow_has_a_guard_of_its_own(format_: str, monkeypatch: pytest.MonkeyP
 
 
 def stated(data: bytes) -> tuple[int, int]:
-    found = declared_size.stated(data, identification.source_of(data))  # type: ignore[arg-type]
+    found = declared_size.read(data, identification.source_of(data))  # type: ignore[arg-type]
     assert found.frames in (0, 1)
     return found.width, found.height
 

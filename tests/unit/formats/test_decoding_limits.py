@@ -80,7 +80,7 @@ OURS = [
     (tiff, "picture_of", {"tiff"}),
     (decoding, "_deep_png", {"deep png"}),
     (icc_profiles, "curve_of", {"jpeg", "gray jpeg"}),
-    (jpeg_structure, "head", {"jpeg", "gray jpeg"}),
+    (jpeg_structure, "header", {"jpeg", "gray jpeg"}),
     (jpeg.Decoder, "pixels", {"jpeg", "gray jpeg"}),
     (png_structure, "plain", {"png", "deep png"}),
     (bmp, "bit_fields", {"bmp"}),

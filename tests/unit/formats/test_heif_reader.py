@@ -108,7 +108,7 @@ def quadrants(array: np.ndarray) -> str:
 
 
 def test_a_heic_is_upright_already() -> None:
-    picture = heif_reader.picture(heif_still.still(HEIC, LIMITS).data)
+    picture = heif_reader.decode(heif_still.extract_still(HEIC, LIMITS).data)
     assert (picture.size, picture.mode) == ((64, 128), "RGB")
     assert quadrants(np.asarray(picture)) == "BRWG"
     assert loaded(transfer.read(HEIC, "heic").exif)[0x112] == 6

@@ -179,7 +179,7 @@ def test_the_file_for_the_library_has_nothing_else() -> None:
         2: Item(b"Exif", b"secret" * 9, references={b"cdsc": [1]}),
         3: replace(coded(rgb(9), "hvc1"), references={b"thmb": [1]}),
     }
-    alone = heif_still.still(heif(items), LIMITS)
+    alone = heif_still.extract_still(heif(items), LIMITS)
     found = heif_boxes.read(alone.data)
     assert [item.kind for item in found.items.values()] == [b"grid", *[b"hvc1"] * 6]
     assert b"secret" not in alone.data

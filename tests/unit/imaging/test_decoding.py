@@ -255,6 +255,6 @@ def test_a_cicp_of_srgb_counts_before_a_pngs_gamma(
     chunks = [(b"gAMA", struct.pack(">I", 100_000))]
     if transfer is not None:
         chunks.append((b"cICP", bytes([1, transfer, 0, 1])))
-    found = decode(containers.png_with(encoded(levels, "PNG"), chunks)).luma
+    found = decode(containers.png_with_chunks(encoded(levels, "PNG"), chunks)).luma
     assert found.dtype == levels.dtype
     assert np.array_equal(found, levels) == (not counts)

@@ -16,18 +16,18 @@ import pytest
 from PIL import Image
 
 from service.formats import containers, decoding_limits, heif_reader, tiff_writer
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.formats.registry import Format
 from service.imaging import decoding, encoding
 from service.imaging.photo import Pixels
 from service.metadata import exif, iptc, transfer, xmp
-from service.metadata.reader import FREE_BYTES
+from service.metadata.reader import EXTRA_BYTES
 from service.metadata.transfer import Metadata
 from tests.conftest import encoded
 from tests.samples.packets import URIS, packet
 from tests.unit.metadata.test_transfer import IIM, directory, resource
 
-TURNED = Reshape(33, 47, orientation=6, upright=(66, 94))
+TURNED = Transform(33, 47, orientation=6, upright=(66, 94))
 PIXELS = np.zeros((16, 16), np.uint8)
 FORMATS: tuple[Format, ...] = ("jpeg", "png", "webp", "tiff")
 MIB = 1 << 20
@@ -45,14 +45,14 @@ def cost(call: Callable[[], object]) -> float:
 
 def answers(data: bytes, source: str) -> dict[Format, bytes]:
     """Small answers with the metadata of an upload."""
-    said = transfer.for_answer(transfer.read(data, source), width=16, height=16, model="compact")  # type: ignore[arg-type]
+    said = transfer.for_output(transfer.read(data, source), width=16, height=16, model="compact")  # type: ignore[arg-type]
     pixels = Pixels(np.zeros((16, 16, 3), np.uint8), None)
     return {format_: transfer.write(encoding.encode_pixels(pixels, format_, 90), format_, said) for format_ in FORMATS}
 
 
 def check_bounds(data: bytes, source: str) -> None:
     for format_, answer in answers(data, source).items():
-        assert len(answer) <= 3 * len(data) + 2 * FREE_BYTES, format_
+        assert len(answer) <= 3 * len(data) + 2 * EXTRA_BYTES, format_
 
 
 def texts(kind: bytes, start: bytes, content: bytes, count: int = 1) -> list[tuple[bytes, bytes]]:
@@ -82,7 +82,7 @@ PNGS = {
 
 @pytest.mark.parametrize("kind", PNGS)
 def test_a_small_png_does_not_become_a_large_answer(kind: str) -> None:
-    data = containers.png_with(encoded(PIXELS, "PNG"), PNGS[kind])
+    data = containers.png_with_chunks(encoded(PIXELS, "PNG"), PNGS[kind])
     assert len(data) < 100_000
     check_bounds(data, "png")
 
@@ -90,7 +90,7 @@ def test_a_small_png_does_not_become_a_large_answer(kind: str) -> None:
 def test_texts_that_belong_to_their_png_are_kept() -> None:
     plain = encoded(np.random.default_rng(0).integers(0, 256, (300, 400), np.uint8), "PNG")
     workflow = '{"node": "a scan of 1931"}' * 4000
-    data = containers.png_with(plain, texts(b"zTXt", b"workflow\0\0", workflow.encode()))
+    data = containers.png_with_chunks(plain, texts(b"zTXt", b"workflow\0\0", workflow.encode()))
     assert len(workflow) > 20 * (len(data) - len(plain))
     assert transfer.read(data, "png").comments[0].text == workflow
 
@@ -113,11 +113,11 @@ def overlapping(entries: int, size: int, first: tuple[int, ...] = tuple(range(0x
 @pytest.mark.parametrize("size", [25_000, 1_000_000, 4_000_000])
 def test_values_that_lie_over_one_another_are_not_multiplied(size: int) -> None:
     block = overlapping(990, size)
-    compact = tiff_writer.compact(block)
+    compact = tiff_writer.compact_exif(block)
     assert compact is None or len(compact) <= len(block) + 1000
     plain = cost(lambda: bytes(bytearray(block))) + cost(lambda: exif.corrected(overlapping(990, 10), TURNED))
     assert cost(lambda: exif.corrected(block, TURNED)) < 20 * plain
-    check_bounds(containers.png_with(encoded(PIXELS, "PNG"), [(b"eXIf", block)]), "png")
+    check_bounds(containers.png_with_chunks(encoded(PIXELS, "PNG"), [(b"eXIf", block)]), "png")
 
 
 def test_a_tiff_whose_values_lie_over_one_another() -> None:
@@ -146,11 +146,11 @@ def with_exif(source: str, block: bytes) -> bytes:
         # Without the density in a JFIF header, Pillow looks for one in EXIF; it joins the segments.
         plain = encoded(PIXELS, "JPEG")
         parts = [(0xE1, b"Exif\0\0" + block[at : at + 65_000]) for at in range(0, len(block), 65_000)]
-        return containers.jpeg_with(plain[:2] + plain[20:], parts)
+        return containers.jpeg_with_segments(plain[:2] + plain[20:], parts)
     if source == "webp":
-        return containers.webp_with(encoded(np.dstack([PIXELS] * 3), "WEBP"), block, None)
+        return containers.webp_with_metadata(encoded(np.dstack([PIXELS] * 3), "WEBP"), block, None)
     chunk = (b"eXIf", block) if source == "png" else hexadecimal("exif", block)
-    return containers.png_with(encoded(PIXELS, "PNG"), [chunk])
+    return containers.png_with_chunks(encoded(PIXELS, "PNG"), [chunk])
 
 
 # Pillow's own guard may speak first. The service ignores such warnings.
@@ -186,7 +186,7 @@ def test_exif_of_a_camera_is_not_excessive() -> None:
 def test_a_directory_of_too_many_entries(count: int) -> None:
     block = b"II*\0\x08\0\0\0" + struct.pack("<H", count) + struct.pack("<HHII", 0x10E, 2, 4, 0) * count + bytes(4)
     assert exif.corrected(block, TURNED) is None
-    assert transfer.for_answer(Metadata(exif=block), width=1, height=1, model=None).exif is None
+    assert transfer.for_output(Metadata(exif=block), width=1, height=1, model=None).exif is None
 
 
 def test_directories_that_follow_themselves_and_one_another() -> None:
@@ -206,7 +206,7 @@ def test_a_maker_note_that_lies_over_its_own_directory() -> None:
         block += struct.pack("<H", 2) + body + bytes(40)
         changed = exif.corrected(block, TURNED)
         assert changed is None or len(changed) == len(block)
-        said = tiff_writer.compact(block)
+        said = tiff_writer.compact_exif(block)
         assert said is None or len(said) <= len(block) + 1000
 
 
@@ -308,7 +308,7 @@ BOMB = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10 if n else "lol"}">' for n in
 def test_no_entity_is_expanded(doctype: str) -> None:
     data = doctype.encode() + description("", "<dc:title>&a9;</dc:title>")
     assert xmp.corrected(data, TURNED, "compact", "1") is None
-    assert xmp.note_of(data) is None
+    assert xmp.synthetic_note(data) is None
 
 
 def test_an_entity_that_nobody_declares() -> None:
@@ -317,7 +317,7 @@ def test_an_entity_that_nobody_declares() -> None:
 
 def test_the_parts_of_a_long_packet_are_not_put_together() -> None:
     part = b"http://ns.adobe.com/xmp/extension/\0" + b"0" * 32 + struct.pack(">II", 40 * MIB, 0) + bytes(65_000)
-    data = containers.jpeg_with(encoded(PIXELS, "JPEG"), [(0xE1, part)] * 640)
+    data = containers.jpeg_with_segments(encoded(PIXELS, "JPEG"), [(0xE1, part)] * 640)
     assert len(data) > 40_000_000
     tracemalloc.start()
     try:
@@ -342,7 +342,7 @@ def test_iptc_of_very_many_records() -> None:
 def test_very_many_segments_and_resources() -> None:
     small = resource(0x404, b"") * 5000
     parts = [(0xED, b"Photoshop 3.0\0" + small)] * 900 + [(0xE1, b"Exif\0\0II*\0")] * 900
-    data = containers.jpeg_with(encoded(PIXELS, "JPEG"), parts)
+    data = containers.jpeg_with_segments(encoded(PIXELS, "JPEG"), parts)
     assert len(transfer.read(data, "jpeg").iptc or b"") <= 1000 * len(resource(0x404, b""))
     check_bounds(data, "jpeg")
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from service.formats.geometry import Reshape, combined
+from service.formats.geometry import Transform, compose
 from service.metadata import exif, transfer, xmp
 from service.metadata.transfer import Density, Metadata
 from tests.samples.packets import every, full_name, names, packet
@@ -69,9 +69,9 @@ RECTANGLES = {
 }
 
 
-def reshape_of(orientation: int, scale: float = 1) -> Reshape:
+def reshape_of(orientation: int, scale: float = 1) -> Transform:
     full = (HEIGHT, WIDTH) if orientation >= 5 else SIZE
-    return Reshape(round(full[0] * scale), round(full[1] * scale), orientation, full)
+    return Transform(round(full[0] * scale), round(full[1] * scale), orientation, full)
 
 
 def face_in(orientation: int) -> tuple[int, int, int, int]:
@@ -86,8 +86,8 @@ def face_in(orientation: int) -> tuple[int, int, int, int]:
     return found
 
 
-def corrected(data: bytes, reshape: Reshape) -> bytes:
-    changed = xmp.corrected(data, reshape, "compact", "1")
+def corrected(data: bytes, transform: Transform) -> bytes:
+    changed = xmp.corrected(data, transform, "compact", "1")
     assert changed is not None
     return changed
 
@@ -100,15 +100,15 @@ def area_of(data: bytes) -> list[float]:
 @pytest.mark.parametrize("scale", [1, 0.5])
 @pytest.mark.parametrize("form", AREAS)
 def test_a_face_of_the_metadata_working_group(orientation: int, scale: float, form: str) -> None:
-    reshape = reshape_of(orientation, scale)
-    changed = corrected(packet("<xmp:Label>red</xmp:Label>", regions(AREAS[form])), reshape)
+    transform = reshape_of(orientation, scale)
+    changed = corrected(packet("<xmp:Label>red</xmp:Label>", regions(AREAS[form])), transform)
     left, top, right, bottom = face_in(orientation)
     expected = np.array([left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)]) / 2
-    full = np.tile(reshape.full, 2)
+    full = np.tile(transform.full, 2)
     expected = expected * scale if form == "pixels" else expected / full
     assert area_of(changed) == pytest.approx(list(expected), abs=1e-5)
-    assert every(changed, "stDim:w") == [str(reshape.width)]
-    assert every(changed, "stDim:h") == [str(reshape.height)]
+    assert every(changed, "stDim:w") == [str(transform.width)]
+    assert every(changed, "stDim:h") == [str(transform.height)]
     assert every(changed, "mwg-rs:Name") == ["Anna"]
 
 
@@ -143,15 +143,15 @@ def test_a_polygon_and_a_circle_of_iptc(orientation: int, unit: str) -> None:
     )
     polygon = boundary(unit, f"<Iptc4xmpExt:rbVertices><rdf:Seq>{vertices}</rdf:Seq></Iptc4xmpExt:rbVertices>")
     circle = boundary(unit, iptc_fields(rbX=X / width, rbY=Y / height, rbRx=20 / width))
-    reshape = reshape_of(orientation, 0.5)
-    sides = reshape.full if unit == "relative" else (2, 2)
+    transform = reshape_of(orientation, 0.5)
+    sides = transform.full if unit == "relative" else (2, 2)
     left, top, right, bottom = face_in(orientation)
-    changed = corrected(packet(polygon), reshape)
+    changed = corrected(packet(polygon), transform)
     xs = [float(value) * sides[0] for value in every(changed, "Iptc4xmpExt:rbX")]
     ys = [float(value) * sides[1] for value in every(changed, "Iptc4xmpExt:rbY")]
     assert (min(xs), min(ys), max(xs), max(ys)) == pytest.approx((left, top, right, bottom), abs=1e-3)
     assert len(xs) == 3
-    changed = corrected(packet(circle), reshape)
+    changed = corrected(packet(circle), transform)
     assert float(every(changed, "Iptc4xmpExt:rbX")[0]) * sides[0] == pytest.approx((left + right) / 2, abs=1e-3)
     assert float(every(changed, "Iptc4xmpExt:rbRx")[0]) * sides[0] == pytest.approx(20, abs=1e-3)
 
@@ -233,7 +233,7 @@ def test_regions_with_other_prefixes() -> None:
 
 
 def test_regions_of_a_cropped_photo_are_left_out() -> None:
-    changed = corrected(packet(regions(AREAS["attributes"]), microsoft(RECTANGLE)), Reshape(*SIZE, orientation=0))
+    changed = corrected(packet(regions(AREAS["attributes"]), microsoft(RECTANGLE)), Transform(*SIZE, orientation=0))
     assert b"Anna" not in changed
 
 
@@ -257,7 +257,7 @@ def test_a_panorama_that_is_made_smaller(as_attributes: bool, side: int) -> None
     attributes = " ".join(f'GPano:{name}="{value}"' for name, value in PANORAMA.items()) if as_attributes else ""
     elements = "" if as_attributes else "".join(f"<GPano:{n}>{v}</GPano:{n}>" for n, v in PANORAMA.items())
     height = round(HEIGHT * side / WIDTH)
-    changed = corrected(packet(elements, attributes=f"{POSES} {attributes}"), Reshape(side, height, 1, SIZE))
+    changed = corrected(packet(elements, attributes=f"{POSES} {attributes}"), Transform(side, height, 1, SIZE))
     found = {name: int(every(changed, f"GPano:{name}")[0]) for name in PANORAMA}
     assert (found["CroppedAreaImageWidthPixels"], found["CroppedAreaImageHeightPixels"]) == (side, height)
     assert found["FullPanoWidthPixels"] == pytest.approx(333 * side / WIDTH, abs=1)
@@ -271,7 +271,7 @@ def test_a_whole_sphere_stays_one() -> None:
     sizes = "".join(
         f'GPano:{name}WidthPixels="4000" GPano:{name}HeightPixels="2000" ' for name in ("CroppedAreaImage", "FullPano")
     )
-    changed = corrected(packet(attributes=POSES + " " + sizes), Reshape(77, 38, 1, (4000, 2000)))
+    changed = corrected(packet(attributes=POSES + " " + sizes), Transform(77, 38, 1, (4000, 2000)))
     assert every(changed, "GPano:FullPanoWidthPixels") == every(changed, "GPano:CroppedAreaImageWidthPixels") == ["77"]
     assert every(changed, "GPano:FullPanoHeightPixels") == ["38"]
 
@@ -327,17 +327,17 @@ def test_places_in_exif(orientation: int, scale: float) -> None:
 @pytest.mark.parametrize("first", range(1, 9))
 @pytest.mark.parametrize("second", range(1, 9))
 def test_two_turns_are_one(first: int, second: int) -> None:
-    one = Reshape(1, 1, second).point(*Reshape(1, 1, first).point(0.2, 0.3))
-    assert Reshape(1, 1, combined(first, second)).point(0.2, 0.3) == pytest.approx(one)
+    one = Transform(1, 1, second).map_point(*Transform(1, 1, first).map_point(0.2, 0.3))
+    assert Transform(1, 1, compose(first, second)).map_point(0.2, 0.3) == pytest.approx(one)
 
 
 def test_the_density_is_turned_as_the_picture_is_and_not_as_exif_says() -> None:
     block = Image.Exif()
     block[0x112], block[0x11A], block[0x11B], block[0x128] = 6, 200.0, 100.0, 2
     said = Metadata(exif=block.tobytes()[6:], density=Density(200, 100, "inch"), orientation=1)
-    kept = transfer.for_answer(said, width=160, height=120, model=None)
+    kept = transfer.for_output(said, width=160, height=120, model=None)
     assert kept.density == Density(200, 100, "inch")
-    turned = transfer.for_answer(
+    turned = transfer.for_output(
         Metadata(exif=said.exif, density=said.density, orientation=6), width=1, height=1, model=None
     )
     assert turned.density == Density(100, 200, "inch")
@@ -372,6 +372,6 @@ def test_a_packet_of_places_is_well_formed_whatever_came(
         ET.fromstring(changed.decode())
         assert every(changed, "Iptc4xmpExt:DigitalSourceType")
         # A second pass over the answer, which is upright and has its full size, changes no place.
-        again = xmp.corrected(changed, Reshape(10, 10), "compact", "1")
+        again = xmp.corrected(changed, Transform(10, 10), "compact", "1")
         assert again is not None
         assert every(again, "stArea:x") == every(changed, "stArea:x")

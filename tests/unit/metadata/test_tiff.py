@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, IptcImagePlugin
 
 from service.formats import tiff_writer
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.formats.registry import Format, Source
 from service.metadata import exif, iptc, transfer, xmp
 from service.metadata.transfer import Comment, Density, Metadata
@@ -192,7 +192,7 @@ def test_a_tiff_of_a_scanner(order: str, big: bool) -> None:
     if not big:
         assert found.exif.index(MAKER_NOTE) == data.index(MAKER_NOTE)
     # The other byte order says the same.
-    check_tags(loaded(tiff_writer.compact(found.exif, "<>".replace(order, ""))), 6)
+    check_tags(loaded(tiff_writer.compact_exif(found.exif, "<>".replace(order, ""))), 6)
 
 
 @ORDERS
@@ -365,10 +365,10 @@ def test_comments() -> None:
 def test_iptc_that_stands_alone(order: str) -> None:
     iim = IIM + bytes(-len(IIM) % 4)
     alone = {0x8649: (1, 0, b""), 0x83BB: (4, len(iim) // 4, iim)}
-    assert transfer.read(upload(order, changes=alone), "tiff").iptc == iptc.resource_of(iim)
-    other = iptc.resource_of(b"x").replace(b"\4\4", b"\4\5", 1)
+    assert transfer.read(upload(order, changes=alone), "tiff").iptc == iptc.iim_resource(iim)
+    other = iptc.iim_resource(b"x").replace(b"\4\4", b"\4\5", 1)
     beside = {0x8649: (1, len(other), other), 0x83BB: (7, len(IIM), IIM)}
-    assert transfer.read(upload(order, changes=beside), "tiff").iptc == other + iptc.resource_of(IIM)
+    assert transfer.read(upload(order, changes=beside), "tiff").iptc == other + iptc.iim_resource(IIM)
     both = {0x83BB: (7, 5, b"\x1cold!")}
     assert transfer.read(upload(order, changes=both), "tiff").iptc == IPTC
 
@@ -473,7 +473,7 @@ def test_hostile_tiffs(name: str) -> None:
     ids=["its directory is its header", "a BigTIFF"],
 )
 def test_a_block_that_is_none(block: bytes) -> None:
-    assert exif.corrected(block, Reshape(47, 33)) is None
+    assert exif.corrected(block, Transform(47, 33)) is None
     assert answer(Metadata(exif=block)).exif == answer(Metadata()).exif
 
 

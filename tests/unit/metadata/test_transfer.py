@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from service.formats import containers, decoding_limits, tiff_writer
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.formats.registry import Format
 from service.imaging import decoding, encoding
 from service.imaging.photo import Pixels
@@ -174,7 +174,7 @@ def values(packet: bytes, name: str) -> list[str]:
 
 def answer(found: Metadata, **changes: object) -> Metadata:
     facts = {"width": 47, "height": 33, "model": "compact", "version": "1"} | changes
-    return transfer.for_answer(found, **facts)  # type: ignore[arg-type]
+    return transfer.for_output(found, **facts)  # type: ignore[arg-type]
 
 
 def crcs_are_right(data: bytes) -> bool:
@@ -265,7 +265,7 @@ def test_nothing_to_write_changes_nothing(pixels: np.ndarray, format_: Format) -
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_reset_and_nothing_else_moves(order: str, orientation: int) -> None:
     block = tiff(order, orientation)
-    changed = exif.corrected(block, Reshape(47, 33))
+    changed = exif.corrected(block, Transform(47, 33))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -285,7 +285,7 @@ def test_an_orientation_that_only_xmp_tells(pixels: np.ndarray, format_: Format)
 
 @ORDERS
 def test_the_thumbnail_is_gone_with_its_bytes(order: str) -> None:
-    changed = exif.corrected(tiff(order), Reshape(47, 33))
+    changed = exif.corrected(tiff(order), Transform(47, 33))
     assert changed is not None
     assert THUMBNAIL not in changed
     tags = Image.Exif()
@@ -299,7 +299,7 @@ def test_a_thumbnail_before_other_things_is_only_unlinked(order: str) -> None:
     block = bytearray(tiff(order))
     place = block.index(struct.pack(order + "HHI", 0x927C, 7, len(MAKER_NOTE))) + 8
     struct.pack_into(order + "I", block, place, len(block))
-    changed = exif.corrected(bytes(block) + MAKER_NOTE, Reshape(47, 33))
+    changed = exif.corrected(bytes(block) + MAKER_NOTE, Transform(47, 33))
     assert changed is not None
     assert changed.endswith(MAKER_NOTE)
     tags = Image.Exif()
@@ -310,7 +310,7 @@ def test_a_thumbnail_before_other_things_is_only_unlinked(order: str) -> None:
 
 @ORDERS
 def test_a_size_that_outgrows_its_type(order: str) -> None:
-    changed = exif.corrected(tiff(order), Reshape(70_000, 80_000))
+    changed = exif.corrected(tiff(order), Transform(70_000, 80_000))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -391,7 +391,7 @@ def test_a_source_type_that_was_there(before: str, after: str, is_attribute: boo
     if not is_attribute:
         note = f"><q:DigitalSourceType>{before}</q:DigitalSourceType></r:Description>"
     text = f'<r:RDF xmlns:r="{xmp.RDF_URI}"><r:Description xmlns:q="{xmp.IPTC_URI}"{note}</r:RDF>'
-    packet = xmp.corrected(f'<x xmlns="adobe:ns:meta/">{text}</x>'.encode(), Reshape(1, 1), "compact", "1")
+    packet = xmp.corrected(f'<x xmlns="adobe:ns:meta/">{text}</x>'.encode(), Transform(1, 1), "compact", "1")
     assert packet is not None
     assert values(packet, "ext:DigitalSourceType") == [after]
 
@@ -399,7 +399,7 @@ def test_a_source_type_that_was_there(before: str, after: str, is_attribute: boo
 def test_properties_of_other_pictures_inside_a_packet_stay() -> None:
     inner = b'<q:Of xmlns:q="urn:q"><rdf:Description tiff:Orientation="8"/></q:Of>'
     packet = xmp.corrected(
-        PACKET.replace(b"<dc:description>", inner + b"<dc:description>"), Reshape(1, 1), "compact", "1"
+        PACKET.replace(b"<dc:description>", inner + b"<dc:description>"), Transform(1, 1), "compact", "1"
     )
     assert packet is not None
     assert inner in packet
@@ -424,13 +424,13 @@ def test_properties_of_other_pictures_inside_a_packet_stay() -> None:
 )
 def test_a_packet_that_can_not_be_read_gives_way_to_a_fresh_one(packet: bytes) -> None:
     started = time.thread_time()
-    assert answer(Metadata(xmp=packet)).xmp == xmp.fresh("compact", "1")
+    assert answer(Metadata(xmp=packet)).xmp == xmp.new_packet("compact", "1")
     assert answer(Metadata(xmp=packet), model=None).xmp is None
     assert time.thread_time() - started < 2
 
 
 def test_names_that_need_escaping() -> None:
-    packet = xmp.fresh('<a & "b">\x00\ud800', "]]>")
+    packet = xmp.new_packet('<a & "b">\x00\ud800', "]]>")
     assert values(packet, "ext:AISystemUsed") == ['tomau, model <a & "b">']
     assert values(packet, "ext:AISystemVersionUsed") == ["]]>"]
 
@@ -445,10 +445,13 @@ def test_strip_leaves_the_density(pixels: np.ndarray) -> None:
 
 
 PACKETS = {
-    "synthetic colours": (xmp.fresh("compact", "5"), [xmp.SYNTHETIC_COLORS, "tomau, model compact", "5"]),
-    "synthetic": (xmp.fresh("a", "1").replace(xmp.SYNTHETIC_COLORS.encode(), xmp.SYNTHETIC.encode()), [xmp.SYNTHETIC]),
-    "a photograph": (xmp.fresh("a", "1").replace(xmp.SYNTHETIC_COLORS.encode(), b"digitalCapture"), []),
-    "damaged": (xmp.fresh("a", "1")[:-30], []),
+    "synthetic colours": (xmp.new_packet("compact", "5"), [xmp.SYNTHETIC_COLORS, "tomau, model compact", "5"]),
+    "synthetic": (
+        xmp.new_packet("a", "1").replace(xmp.SYNTHETIC_COLORS.encode(), xmp.SYNTHETIC.encode()),
+        [xmp.SYNTHETIC],
+    ),
+    "a photograph": (xmp.new_packet("a", "1").replace(xmp.SYNTHETIC_COLORS.encode(), b"digitalCapture"), []),
+    "damaged": (xmp.new_packet("a", "1")[:-30], []),
     "nothing": (b"", []),
 }
 
@@ -474,7 +477,7 @@ def test_a_damaged_block_is_left_out(order: str, damage: str) -> None:
         "count": block[:8] + b"\xff\xff" + block[10:],
         "cut": block[:40],
     }[damage]
-    assert exif.corrected(damaged, Reshape(1, 1)) is None
+    assert exif.corrected(damaged, Transform(1, 1)) is None
     assert answer(Metadata(exif=damaged)).exif == answer(Metadata()).exif
 
 
@@ -482,7 +485,7 @@ def test_a_damaged_block_is_left_out(order: str, damage: str) -> None:
 def test_damage_below_the_first_directory_takes_nothing_from_it(order: str) -> None:
     block = tiff(order)
     place = block.index(struct.pack(order + "HHI", 0x8769, 4, 1)) + 8
-    changed = exif.corrected(block[:place] + b"\xff\xff\xff\x7f" + block[place + 4 :], Reshape(1, 1))
+    changed = exif.corrected(block[:place] + b"\xff\xff\xff\x7f" + block[place + 4 :], Transform(1, 1))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -491,7 +494,7 @@ def test_damage_below_the_first_directory_takes_nothing_from_it(order: str) -> N
 
 def test_an_orientation_of_another_type() -> None:
     entry = struct.pack("<HHIf", 0x112, 11, 1, 6.0)
-    changed = exif.corrected(b"II*\0\x08\0\0\0\x01\0" + entry + bytes(4), Reshape(1, 1))
+    changed = exif.corrected(b"II*\0\x08\0\0\0\x01\0" + entry + bytes(4), Transform(1, 1))
     assert changed is not None
     tags = Image.Exif()
     tags.load(changed)
@@ -516,7 +519,7 @@ def test_what_does_not_fit_into_a_jpeg(pixels: np.ndarray) -> None:
     assert values(found.xmp, "xmp:CreatorTool") == ["a > b"]
     full = PACKET.replace("Großmutter".encode(), b"x" * 70_000)
     found = transfer.read(transfer.write(plain, "jpeg", answer(Metadata(xmp=full))), "jpeg")
-    assert found.xmp == xmp.fresh("compact", "1")
+    assert found.xmp == xmp.new_packet("compact", "1")
     png = transfer.write(picture(pixels, "png"), "png", answer(Metadata(xmp=full, exif=large.exif)))
     assert b"x" * 70_000 in packet_of(png)
     assert opened(png).getexif()[0x112] == 1
@@ -538,7 +541,9 @@ def test_resources_over_several_segments(pixels: np.ndarray) -> None:
 @pytest.mark.parametrize("end", range(1, len(IPTC)))
 def test_resources_that_are_cut_short(pixels: np.ndarray, end: int) -> None:
     whole = resource(0x0404, IIM)
-    found = transfer.read(containers.jpeg_with(b"\xff\xd8\xff\xd9", [(0xED, b"Photoshop 3.0\0" + IPTC[:end])]), "jpeg")
+    found = transfer.read(
+        containers.jpeg_with_segments(b"\xff\xd8\xff\xd9", [(0xED, b"Photoshop 3.0\0" + IPTC[:end])]), "jpeg"
+    )
     assert (found.iptc or b"").startswith(whole if end >= len(whole) else b"")
 
 
@@ -549,7 +554,9 @@ def test_iptc_as_other_programs_write_it_into_a_png(pixels: np.ndarray) -> None:
         return b"zTXt", f"Raw profile type {name}".encode() + b"\0\0" + packed
 
     plain = picture(pixels, "png")
-    both = containers.png_with(plain, [text("iptc", IIM), text("exif", b"Exif\0\0" + tiff()), text("xmp", PACKET)])
+    both = containers.png_with_chunks(
+        plain, [text("iptc", IIM), text("exif", b"Exif\0\0" + tiff()), text("xmp", PACKET)]
+    )
     found = transfer.read(both, "png")
     assert found.iptc == resource(0x0404, IIM)
     assert (found.exif, found.xmp, found.comments) == (tiff(), PACKET, ())
@@ -592,7 +599,9 @@ def test_comments_of_a_png(pixels: np.ndarray) -> None:
 
 def test_a_comment_in_an_unknown_encoding(pixels: np.ndarray) -> None:
     raw = "Müritz".encode("latin-1")
-    found = transfer.read(containers.jpeg_with(picture(pixels, "jpeg"), [(0xFE, raw), (0xFE, b"a\0b\0")]), "jpeg")
+    found = transfer.read(
+        containers.jpeg_with_segments(picture(pixels, "jpeg"), [(0xFE, raw), (0xFE, b"a\0b\0")]), "jpeg"
+    )
     assert opened(transfer.write(picture(pixels, "png"), "png", found)).info["Comment"] == "a b"
     assert transfer.read(transfer.write(picture(pixels, "png"), "png", found), "png").comments[0].text == "Müritz"
     assert raw in transfer.write(picture(pixels, "jpeg"), "jpeg", found)
@@ -614,8 +623,8 @@ def test_a_profile_is_read_and_never_written(pixels: np.ndarray, format_: Format
 def test_other_segments_are_not_carried(pixels: np.ndarray) -> None:
     others = [(0xE2, b"MPF\0MM\0*"), (0xEB, b"JP\0\1jumb"), (0xE1, b"http://ns.adobe.com/xmp/extension/\0more")]
     others += [(0xED, b"Exif\0\0" + tiff()), (0xEC, b"Ducky"), (0xE0, b"JFXX\0\x10thumbnail")]
-    assert transfer.read(containers.jpeg_with(picture(pixels, "jpeg"), others), "jpeg") == Metadata()
-    claim = containers.png_with(picture(pixels, "png"), [(b"caBX", b"jumb")])
+    assert transfer.read(containers.jpeg_with_segments(picture(pixels, "jpeg"), others), "jpeg") == Metadata()
+    claim = containers.png_with_chunks(picture(pixels, "png"), [(b"caBX", b"jumb")])
     assert transfer.read(claim, "png") == Metadata()
 
 
@@ -639,12 +648,12 @@ def chunk_of_zeros(kind: bytes, before: bytes, size: int) -> tuple[bytes, bytes]
     ids=range(9),
 )
 def test_hostile_chunks(pixels: np.ndarray, chunks: list[tuple[bytes, bytes]]) -> None:
-    data = containers.png_with(picture(pixels, "png"), chunks)
+    data = containers.png_with_chunks(picture(pixels, "png"), chunks)
     started = time.thread_time()
     found = answer(transfer.read(data, "png"))
     assert time.thread_time() - started < 2
     assert len(found.comments) <= 1000
-    assert found.xmp == xmp.fresh("compact", "1")
+    assert found.xmp == xmp.new_packet("compact", "1")
 
 
 @pytest.mark.parametrize(
@@ -661,7 +670,7 @@ def test_hostile_chunks(pixels: np.ndarray, chunks: list[tuple[bytes, bytes]]) -
     ids=range(7),
 )
 def test_hostile_segments(pixels: np.ndarray, parts: list[tuple[int, bytes]]) -> None:
-    data = containers.jpeg_with(picture(pixels, "jpeg"), parts)
+    data = containers.jpeg_with_segments(picture(pixels, "jpeg"), parts)
     started = time.thread_time()
     found = transfer.read(data, "jpeg")
     assert time.thread_time() - started < 2

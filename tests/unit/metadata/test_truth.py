@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 from service.formats import containers
-from service.formats.geometry import Reshape
+from service.formats.geometry import Transform
 from service.formats.registry import Format
 from service.imaging import encoding
 from service.imaging.photo import Pixels
 from service.inference.registry import ModelRegistry
 from service.metadata import exif, iptc, transfer, xmp
-from service.metadata.reader import COPIES
+from service.metadata.reader import IMAGEMAGICK_COPIES
 from service.metadata.transfer import Comment, Metadata
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
@@ -27,12 +27,12 @@ from tests.samples.packets import every, full_name, names, packet
 from tests.unit.metadata.test_transfer import IIM, directory, resource
 
 ORDERS = pytest.mark.parametrize("order", ["<", ">"])
-SAME = Reshape(47, 33)
+SAME = Transform(47, 33)
 PROFILE = b"a profile that says how gray a gray is" * 20
 
 
-def corrected(data: bytes, reshape: Reshape = SAME) -> bytes:
-    changed = xmp.corrected(data, reshape, "compact", "1")
+def corrected(data: bytes, transform: Transform = SAME) -> bytes:
+    changed = xmp.corrected(data, transform, "compact", "1")
     assert changed is not None
     return changed
 
@@ -294,10 +294,10 @@ def test_photoshops_resources() -> None:
     places = [1005, 1025, 1064, 2000, 2998, 2999]
     stale = [1006, 1011, 1012, 1013, 1015, 1016, 1032, 1033, 1036, 1039, 1041, 1045, 1053, 1058, 1059, 1060, 1077]
     data = b"".join(resource(number, b"x") for number in sorted(true + places + stale))
-    kept = iptc.kept(data)
+    kept = iptc.without_stale(data)
     assert kept == b"".join(resource(number, b"x") for number in sorted(true + places))
     assert iptc.corrected(kept, SAME) == kept
-    turned = iptc.corrected(kept, Reshape(33, 47, orientation=6))
+    turned = iptc.corrected(kept, Transform(33, 47, orientation=6))
     assert turned == b"".join(resource(number, b"x") for number in true)
 
 
@@ -317,8 +317,10 @@ def test_photoshops_resources() -> None:
     ],
 )
 def test_copies_in_the_texts_of_a_png(keyword: str, is_copy: bool) -> None:
-    assert bool(COPIES.match(keyword)) == is_copy
-    data = containers.png_with(encoded(np.zeros((4, 4), np.uint8), "PNG"), [(b"tEXt", keyword.encode() + b"\0text")])
+    assert bool(IMAGEMAGICK_COPIES.match(keyword)) == is_copy
+    data = containers.png_with_chunks(
+        encoded(np.zeros((4, 4), np.uint8), "PNG"), [(b"tEXt", keyword.encode() + b"\0text")]
+    )
     assert transfer.read(data, "png").comments == (() if is_copy else (Comment(keyword, "text"),))
 
 
@@ -350,7 +352,7 @@ def test_no_answer_says_what_its_upload_was(
     else:
         photo.save(buffer, source, exif=block)
         text = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + LIES)
-        buffer = io.BytesIO(containers.png_with(buffer.getvalue(), [text]))
+        buffer = io.BytesIO(containers.png_with_chunks(buffer.getvalue(), [text]))
     answer = colorizer.colorize(buffer.getvalue(), Options(format=format_)).data
     said = transfer.read(answer, format_)
     assert said.xmp is not None
@@ -376,7 +378,7 @@ def test_a_kept_photo_is_the_same_to_the_byte_and_a_changed_one_tells_no_lies(
 
 def test_a_chunk_beside_the_pixels_that_is_compressed_is_read() -> None:
     text = (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(LIES))
-    data = containers.png_with(encoded(np.zeros((4, 4), np.uint8), "PNG"), [text])
+    data = containers.png_with_chunks(encoded(np.zeros((4, 4), np.uint8), "PNG"), [text])
     assert transfer.read(data, "png").xmp == LIES
 
 
@@ -389,7 +391,7 @@ def test_a_profile_in_oddly_numbered_segments_is_read_if_it_is_whole(numbers: tu
     parts = [icc[:100], icc[100:]] if numbers[0] <= numbers[1] else [icc[100:], icc[:100]]
     bodies = [b"ICC_PROFILE\0" + bytes([n, count]) + part for n, part in zip(numbers, parts, strict=True)]
     data = encoded(np.zeros((8, 8), np.uint8), "JPEG")
-    found = transfer.read(containers.jpeg_with(data, [(0xE2, body) for body in bodies]), "jpeg")
+    found = transfer.read(containers.jpeg_with_segments(data, [(0xE2, body) for body in bodies]), "jpeg")
     assert found.icc == bytes(icc)
-    missing = transfer.read(containers.jpeg_with(data, [(0xE2, bodies[0])]), "jpeg")
+    missing = transfer.read(containers.jpeg_with_segments(data, [(0xE2, bodies[0])]), "jpeg")
     assert missing.icc is None or numbers[0] == count == 1

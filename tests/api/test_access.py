@@ -1,4 +1,4 @@
-"""Who may call, over HTTP; and that a client reaches neither the disk, nor the network, nor the log."""
+"""API keys and CORS over HTTP. A request reaches no file, no other host, and puts no secret in the log."""
 
 import ast
 import base64
@@ -35,7 +35,7 @@ GUARDED += ["/metrics", "/nowhere", "/livez/", "//livez", "/LIVEZ", "/livez%2f..
 
 @pytest.fixture(scope="module")
 def guarded(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key in the variable and another in the file, one allowed origin, and all that it would log."""
+    """A server with a key in the variable, another one in the file, one allowed origin, and its whole log."""
     file = tmp_path_factory.mktemp("keys") / "keys"
     file.write_text(f"# the archive\n{OTHER}\n")
     with serve(api_keys=KEY, api_keys_file=file, cors_origins=PAGE, log_level="debug") as running:
@@ -43,7 +43,7 @@ def guarded(serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 def log_of(server: Server) -> str:
-    """The log as far as it is written; an answer's line may come a moment after the answer."""
+    """Return the log. The line of a response may be written a moment after the response."""
     time.sleep(0.2)
     return server.log.read_text("utf-8")
 
@@ -266,7 +266,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 def test_a_client_reaches_neither_the_disk_nor_the_network(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg: bytes
 ) -> None:
-    """Every file that the server opens, and every address that it looks for, is in Python's audit events."""
+    """Python's audit events list every file that the server opens, and every address that it looks up."""
     audit = tmp_path / "audit"
     (tmp_path / "sitecustomize.py").write_text(AUDIT.format(log=str(audit)))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])))
@@ -326,7 +326,7 @@ Promise.all([
 
 
 def browsed(url: str, profile: Path) -> tuple[str, str]:
-    """What a real browser makes of a page: its elements when all is quiet, and its console."""
+    """Open a page in a real browser. Return its elements once it is idle, and the lines of the console."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
     command += ["--enable-logging=stderr", "--virtual-time-budget=10000", "--dump-dom", url]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)

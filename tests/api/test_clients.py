@@ -1,4 +1,4 @@
-"""Requests as some clients send them, to a real server: forms of HTML, names, half-closed connections, odd numbers."""
+"""Unusual but valid requests to a real server: HTML forms, names, half-closed connections, odd lengths."""
 
 import io
 import json

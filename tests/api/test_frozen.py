@@ -1,4 +1,4 @@
-"""A process in which a call of C keeps Python's lock: nothing of Python runs, and yet it ends and says why."""
+"""A C call that keeps the GIL stops all Python code. The process still exits, and names the request."""
 
 import os
 import re
@@ -20,7 +20,7 @@ from tests.waiting import until
 
 LIMIT_S = 4.0
 WAIT_S = 60
-# PyDLL keeps the lock while the function runs.
+# PyDLL keeps the GIL while the function runs.
 START = """
 import ctypes, service.runtime.freeze_watchdog, service.cli
 def freeze(seconds):
@@ -59,7 +59,7 @@ needs_pydll = pytest.mark.skipif(sys.platform == "win32", reason="needs the C li
 
 @contextmanager
 def patched(models: Path, folder: Path, patch: str, **settings: object) -> Iterator[Server]:
-    """A server with a call that keeps the lock, and that may stand still for LIMIT_S only."""
+    """A server with a call that keeps the GIL. Its event loop may stop for only LIMIT_S."""
     port, log = free_port(), folder / "log"
     environment = environment_of(models=models, port=port, deadline_s=1, stuck_s=LIMIT_S, workers=2, **settings)
     code = START.format(patch=patch, limit=LIMIT_S)
@@ -74,7 +74,7 @@ def patched(models: Path, folder: Path, patch: str, **settings: object) -> Itera
         process.wait(15)
 
 
-def send_in_vain(server: Server, data: bytes, **headers: str) -> threading.Thread:
+def send_without_response(server: Server, data: bytes, **headers: str) -> threading.Thread:
     def send() -> None:
         with pytest.raises(httpx.TransportError):
             httpx.post(f"{server.url}/colorize", content=data, headers=headers, timeout=WAIT_S)
@@ -88,7 +88,7 @@ def send_in_vain(server: Server, data: bytes, **headers: str) -> threading.Threa
 @pytest.mark.parametrize("ends", [False, True], ids=["by itself", "on SIGTERM"])
 def test_a_photo_that_freezes_the_process_ends_it_and_is_named(models: Path, tmp_path: Path, ends: bool) -> None:
     with patched(models, tmp_path, IN_A_WORKER) as server:
-        client = send_in_vain(server, b"freeze", **{"x-request-id": "the-frozen-one"})
+        client = send_without_response(server, b"freeze", **{"x-request-id": "the-frozen-one"})
         until(lambda: "it freezes" in server.log.read_text())
         if ends:
             server.process.send_signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ def test_a_photo_that_freezes_the_process_ends_it_and_is_named(models: Path, tmp
 @needs_pydll
 def test_a_request_that_freezes_the_event_loop_is_named_too(models: Path, tmp_path: Path) -> None:
     with patched(models, tmp_path, IN_THE_EVENT_LOOP) as server:
-        send_in_vain(server, b"x", **{"x-request-id": "in-the-loop", "freeze": "yes"}).join(WAIT_S)
+        send_without_response(server, b"x", **{"x-request-id": "in-the-loop", "freeze": "yes"}).join(WAIT_S)
         assert server.process.wait(WAIT_S) == EXIT_FROZEN
         assert " in request in-the-loop\n" in server.log.read_text()
 

@@ -33,7 +33,7 @@ def test_a_service_that_is_ready(server: Server, host: str | None) -> None:
 
 
 @pytest.fixture
-def grumpy() -> Iterator[int]:
+def not_ready() -> Iterator[int]:
     """The port of a service that is not ready."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -49,9 +49,9 @@ def grumpy() -> Iterator[int]:
         thread.join(WAIT_S)
 
 
-def test_a_service_that_is_not_ready(grumpy: int) -> None:
-    ended = ask(PORT=grumpy)
-    assert (ended.returncode, ended.stdout) == (1, f"127.0.0.1:{grumpy}: 503 draining\n")
+def test_a_service_that_is_not_ready(not_ready: int) -> None:
+    ended = ask(PORT=not_ready)
+    assert (ended.returncode, ended.stdout) == (1, f"127.0.0.1:{not_ready}: 503 draining\n")
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Start and stop of a server: drain, signals, and settings or models that it can't serve."""
+
 import os
 import shutil
 import signal
@@ -34,7 +36,7 @@ def test_sigterm_turns_readiness_red_and_finishes_what_is_inside(serve: Serve, a
 
 
 def test_what_the_end_cuts_off_is_told_and_logged(serve: Serve, astronaut: np.ndarray) -> None:
-    """An upload that has stalled, and a batch: its zip has begun, and only breaks off."""
+    """A stalled upload gets a problem. A batch whose zip has started only breaks off."""
     large = encoded(np.tile(astronaut[..., 0], (3, 3)), "PNG")
     settings = {"drain_delay_s": 0, "deadline_s": 0.1, "upload_grace_s": 60, "drain_batch_s": 5, "workers": 1}
     with serve(**settings) as server, ThreadPoolExecutor(1) as pool:
@@ -79,7 +81,10 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_starts(tmp_path:
     os.mkfifo(keys)
     command = [*AS_FIRST_PROCESS, str(Path(sys.executable).with_name("tomau")), "serve"]
     environment = environment_of(models=models, port=0, api_keys_file=keys)
-    with subprocess.Popen(command, env=environment) as process, keys.open("w"):  # it is open once both have opened it
+    with (
+        subprocess.Popen(command, env=environment) as process,
+        keys.open("w"),
+    ):  # `open` returns once the process has opened the other end
         os.kill(only_child(process), signal.SIGTERM)
         assert process.wait(WAIT_S) == 128 + signal.SIGTERM
 

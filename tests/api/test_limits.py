@@ -1,4 +1,4 @@
-"""Each limit holds while bytes come and go, and what is refused, late or gone gives its place back."""
+"""Each limit holds under load. A request that is refused, late or cancelled releases its slot."""
 
 import contextlib
 import http.client
@@ -37,7 +37,7 @@ def connection(server: Server) -> Iterator[socket.socket]:
 
 
 def hang_up(one: socket.socket) -> None:
-    """At once, with a reset."""
+    """Close the connection with a reset."""
     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     one.close()
 
@@ -53,13 +53,13 @@ def status_of(one: socket.socket) -> int:
 
 @pytest.fixture(scope="module")
 def large(astronaut: np.ndarray) -> bytes:
-    """Some ten megapixels, of which a core has to do for a while."""
+    """A PNG of about ten megapixels, which keeps a core busy for a while."""
     return encoded(np.tile(astronaut[..., 0], (6, 7)), "PNG", compress_level=1)
 
 
 @pytest.fixture(scope="module")
 def huge(astronaut: np.ndarray) -> bytes:
-    """26 megapixels: time enough for what has to happen meanwhile."""
+    """A PNG of 26 megapixels. It is in progress long enough for the rest of a test."""
     return encoded(np.tile(astronaut[..., 0], (10, 10)), "PNG", compress_level=1)
 
 
@@ -70,13 +70,13 @@ def small(gray: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def narrow(serve: Serve) -> Iterator[Server]:
-    """One worker, two photos inside, two uploads, a megabyte each."""
+    """A server with one worker, two photos, two uploads and 16 MiB for each."""
     with serve(workers=1, max_photos=2, max_uploads=2, max_bytes=16 * MIB, max_upload_bytes=40 * MIB) as server:
         yield server
 
 
 def is_soon_free(server: Server, photo: bytes) -> bool:
-    """Whether as many photos as there are places are taken, again and again."""
+    """Return whether two photos are accepted concurrently, five times in a row."""
     ends = time.monotonic() + WAIT_S
     row = 0
     with ThreadPoolExecutor(2) as pool, httpx.Client(base_url=server.url) as client:
@@ -145,7 +145,7 @@ def test_nothing_in_a_head_takes_quadratic_time(narrow: Server, query: str, cont
 
 
 def test_fifty_slow_senders_delay_nobody(serve: Serve, small: bytes) -> None:
-    # Were anybody to wait for them, it would be for longer than the client has patience.
+    # If a request had to wait for these senders, it would exceed the timeout of the client.
     patient = {"head_s": 10 * WAIT_S, "upload_grace_s": 10 * WAIT_S}
     with serve(**patient) as server, contextlib.ExitStack() as stack, httpx.Client(base_url=server.url) as client:
         slow = [stack.enter_context(connection(server)) for _ in range(50)]
@@ -177,7 +177,7 @@ def test_clients_that_hang_up_while_their_photo_waits_or_is_coloured(narrow: Ser
         answer = httpx.post(f"{narrow.url}/colorize", **form(small))
         is_problem(answer, 503, "overloaded")
         assert int(answer.headers["retry-after"]) >= 1
-        for one in reversed(both):  # first the one that waits
+        for one in reversed(both):  # the waiting one first
             hang_up(one)
     assert is_soon_free(narrow, small)
     until(lambda: narrow.log.read_text().count("POST /colorize 499") == ended + 2)
@@ -307,7 +307,7 @@ def test_its_state_is_told_when_there_are_more_connections_than_it_was_given_fil
         contextlib.ExitStack() as stack,
     ):
         for _ in range(150):
-            # One that has begun a request gives its place to nobody.
+            # A connection that has started a request is never evicted.
             stack.enter_context(connection(server)).sendall(b"G")
         for path in ("/livez", "/readyz", "/metrics"):
             assert httpx.get(server.url + path).status_code == 200

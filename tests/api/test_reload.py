@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def reload(server: Server, result: str = "success") -> None:
-    """Asks for a reload and waits for its end."""
+    """Start a reload, and wait for its end."""
     before = total(scrape(server), "tomau_reloads_total", result=result)
     server.process.send_signal(signal.SIGHUP)
     settled(server, lambda now: total(now, "tomau_reloads_total", result=result) > before)
@@ -50,7 +50,7 @@ def test_a_swap_under_load_loses_no_request(serve: Serve, folder: Path, jpeg: by
                         answer = client.post("/colorize", files={"file": jpeg})
                         seen[answer.status_code, answer.headers.get("x-tomau-model", "")] += 1
                         assert client.get("/readyz").status_code == 200
-                    except Exception as error:  # whatever happens in a client's thread fails the test
+                    except Exception as error:  # noqa: BLE001  # any error in a client's thread fails the test
                         faults.append(error)
 
         clients = [threading.Thread(target=post_on) for _ in range(6)]
@@ -173,11 +173,11 @@ def test_a_sighup_while_it_starts_waits_until_it_has(folder: Path, tmp_path: Pat
 
 @contextmanager
 def in_a_terminal(folder: Path, log: Path, *, ignores_sighup: bool = False) -> Iterator[tuple[Server, int]]:
-    """A server that leads a session which a terminal controls, as after `login`, and the terminal's other end."""
+    """Run a server as the leader of a session with a terminal. Also yield the other end of the terminal."""
     port = free_port()
     environment = os.environ | {"TOMAU_MODELS": str(folder), "TOMAU_PORT": str(port)}
     outside, inside = os.openpty()
-    # Said outright, for the tests may have been started with nohup.
+    # Set explicitly, because the tests may have been started with nohup.
     handler = "SIG_IGN" if ignores_sighup else "SIG_DFL"
     code = (
         f"import fcntl, signal, termios; signal.signal(signal.SIGHUP, signal.{handler});"

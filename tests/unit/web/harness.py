@@ -1,4 +1,4 @@
-"""A server around a small ASGI app, and clients that are plain sockets."""
+"""A server for a small ASGI app, and clients that are plain sockets."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 class Service:
-    """A server around one app, in this thread's event loop."""
+    """A server for one app, in the event loop of this thread."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.unread = Slots("bytes", settings.max_unread_bytes)
@@ -55,7 +55,7 @@ class Service:
         return client
 
     async def closes(self) -> None:
-        """Returns when all connections are gone."""
+        """Wait until all connections are closed."""
         await eventually(lambda: not self.connections)
 
 
@@ -88,7 +88,7 @@ def play(
 
 
 async def whole(client: socket.socket) -> bytes:
-    """All that comes until the end, which may be a reset."""
+    """Return all bytes up to the end of the connection, which may be a reset."""
     loop = asyncio.get_running_loop()
     found = b""
     with contextlib.suppress(ConnectionError):
@@ -124,7 +124,7 @@ async def hello(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Reads the whole body, and answers how long it was."""
+    """Read the whole body, and respond with its length."""
     size, more = 0, True
     while more:
         message = await receive()

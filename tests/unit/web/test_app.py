@@ -1,4 +1,4 @@
-"""The app: its middleware, and its end."""
+"""The app: its middleware, and the end of its lifespan."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ ONE = "first-key-0123456789"
 
 
 class Exited(BaseException):
-    """Raised in place of the end of the process."""
+    """Raised instead of the exit of the process."""
 
 
 def test_the_end_does_not_wait_for_a_reload_nor_breaks_it_off(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

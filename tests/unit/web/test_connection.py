@@ -14,7 +14,7 @@ from tests.waiting import eventually
 
 
 def test_an_idle_connection_is_closed_whatever_it_sent_before() -> None:
-    """Neither empty lines nor the body of a request that was answered without it keep one open."""
+    """Empty lines do not keep a connection open, nor does the body of a request that has its response already."""
 
     async def scene(service: Service) -> None:
         lines, body = await service.connect(), await service.connect()
@@ -51,7 +51,7 @@ def test_a_head_that_is_too_large_is_refused(complete: bool) -> None:
 
 
 def sized(total: int, kind: str) -> bytes:
-    """A request whose head has so many bytes."""
+    """Return a request whose header section has `total` bytes."""
     if kind == "many small headers":
         head = b"GET / HTTP/1.1\r\nHost: x\r\n"
         count = (total - len(head) - 10) // 6
@@ -74,7 +74,7 @@ def sized(total: int, kind: str) -> bytes:
 def test_a_head_may_have_just_as_much_as_it_may(kind: str, cut: int) -> None:
     async def scene(service: Service) -> None:
         client = await service.connect()
-        for _ in range(2):  # with what came before forgotten
+        for _ in range(2):  # the limit holds for each request on its own
             await send(client, sized(MAX_HEADER_BYTES, kind))
             await until(client, b"hello")
         for total in (MAX_HEADER_BYTES + 1, 195 * 1024):
@@ -125,7 +125,7 @@ def test_what_is_around_chunks_is_bounded_though_it_comes_at_once(rest: bytes) -
 
 
 def test_bytes_that_are_barely_a_body_take_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A piece of a body is given to the parser as a whole, however near its limit what was around it is."""
+    """The parser gets large parts of a body, even if chunk extensions have used up almost all of the limit."""
     calls = 0
 
     async def scene(service: Service) -> None:
@@ -206,7 +206,7 @@ def test_pipelined_requests_are_answered_in_turn() -> None:
 
 @pytest.mark.parametrize("bad", [b"GET / HTTP/1.1\r\nHo", b"\x16\x03\x01", b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000])
 def test_a_bad_request_does_not_take_the_answer_of_the_one_before(bad: bytes) -> None:
-    """Were it answered at once, its refusal would be read as that answer."""
+    """If the refusal were sent immediately, the client would take it for the earlier response."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -219,7 +219,7 @@ def test_a_bad_request_does_not_take_the_answer_of_the_one_before(bad: bytes) ->
         await send(client, GET)
         await begun.wait()
         await send(client, bad)
-        await asyncio.sleep(0.5)  # The head of the second one is late then.
+        await asyncio.sleep(0.5)  # The second header section is late then.
         go_on.set()
         found = await whole(client)
         assert found.startswith(b"HTTP/1.1 200 ")
@@ -243,7 +243,7 @@ def test_a_body_that_is_no_body_is_refused_at_once() -> None:
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_the_last_answer_before_the_end_says_so(begun: bool) -> None:
-    """Else the client would send its next request on a connection that is about to be closed."""
+    """Without this, the client would send its next request on a connection that is about to be closed."""
     go_on = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,7 +270,7 @@ def test_the_last_answer_before_the_end_says_so(begun: bool) -> None:
 @pytest.mark.parametrize("offer", [b"h2c\r\nHTTP2-Settings: AAMAAABk", b"websocket"])
 @pytest.mark.parametrize("size", [1, 1000])
 def test_an_offer_to_upgrade_costs_nobody_a_body(offer: bytes, size: int) -> None:
-    """curl --http2 and Java's client make it with every first request."""
+    """curl --http2 and Java's client offer an upgrade with their first request."""
     lines = b"Host: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: " + offer + b"\r\n"
     by_length = b"POST /a?b HTTP/1.1\r\n" + lines + b"Content-Length: 5\r\n\r\n12345"
     in_chunks = b"POST / HTTP/1.1\r\n" + lines + b"Transfer-Encoding: chunked\r\n\r\n3\r\n123\r\n0\r\n\r\n"

@@ -46,7 +46,7 @@ def is_closed(connection: socket.socket) -> bool:
 def test_a_connection_too_many_takes_the_place_of_a_silent_one(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """First that of the longest silent, whether it has had an answer or never asked."""
+    """The longest-idle connection is closed first, whether it has had a response or never sent a request."""
 
     async def scene(service: Service) -> None:
         kept, mute = await service.connect(), await service.connect()
@@ -96,7 +96,7 @@ def test_one_too_many_takes_but_the_place_of_another_one_too_many(monkeypatch: p
 
 
 def test_connections_too_many_leave_files_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have to send their request soon, and beyond half of the files to spare there are no more of them."""
+    """They must send a request soon, and they may use only half of the spare file descriptors."""
 
     async def scene(service: Service) -> None:
         first = await service.connect()

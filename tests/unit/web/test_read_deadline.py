@@ -17,7 +17,7 @@ BIG = 32 << 20
 
 
 class Body(bytearray):
-    """Bytes whose end can be seen."""
+    """Bytes with weak references, so that the test sees when they are freed."""
 
 
 def test_an_answer_that_is_not_read_is_dropped_with_its_memory(caplog: pytest.LogCaptureFixture) -> None:
@@ -66,7 +66,7 @@ def test_a_stream_that_is_not_read_ends_too() -> None:
 
 
 def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
-    """In many times as long as a client may take nothing at all, and though the kernel asks for more but rarely."""
+    """It takes longer than the timeout in all, and the kernel asks for more data only rarely."""
     size = 6 << 20
 
     async def scene(service: Service) -> None:
@@ -90,7 +90,7 @@ def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
 
 
 def test_a_client_that_reads_too_slowly_gets_no_more(caplog: pytest.LogCaptureFixture) -> None:
-    """Else each few bytes would buy it as long as a client may take nothing at all."""
+    """A few bytes must not extend the deadline by the whole timeout."""
     size = 32 << 20
 
     async def scene(service: Service) -> None:
@@ -113,7 +113,7 @@ def test_a_client_that_reads_too_slowly_gets_no_more(caplog: pytest.LogCaptureFi
 
 
 def test_a_stream_that_is_read_slowly_comes_whole() -> None:
-    """As much waits for the client at each look, though it takes some all the time."""
+    """The same number of bytes is unread at each check, although the client reads all the time."""
     piece, pieces = bytes(1 << 16), 96
 
     async def stream(scope: Scope, receive: Receive, send: Send) -> None:
@@ -138,7 +138,7 @@ def test_each_byte_that_is_read_extends_the_deadline() -> None:
     assert deadline.check_interval_s == 1
     assert not deadline.is_exceeded(4.9, read=0, unread=1)
     assert deadline.is_exceeded(5, read=0, unread=1)
-    # As in a stream of which each chunk is written as soon as there is room for it: as much is unread as before.
+    # A stream writes its next chunk as soon as there is room, so the same number of bytes is always unread.
     deadline = ReadDeadline(timeout_s=4, min_rate=10, now=0)
     for now, read in ((3, 5), (4, 10), (5, 15)):
         assert not deadline.is_exceeded(now, read=read, unread=1000)

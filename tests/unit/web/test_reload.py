@@ -1,4 +1,4 @@
-"""Loads of the models: their order, their end, their memory."""
+"""Reloads: their order, loads that hang, and the memory of old models."""
 
 import asyncio
 import gc
@@ -35,7 +35,7 @@ def state(folder: Path) -> State:
 
 @pytest.fixture
 def no_gc() -> Iterator[None]:
-    """What is freed then is freed at once, and not only when Python looks for cycles."""
+    """Turn off the collection of cycles, so that the test sees only what is freed without it."""
     gc.disable()
     yield
     gc.enable()
@@ -109,7 +109,7 @@ def test_a_reload_that_is_asked_for_during_one_is_done_after_it(state: State, mo
 
 
 class Loads:
-    """Loads that end when they are let, in place of the reloader's own."""
+    """Loads that replace the reloader's own, and end when the test lets them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, state: State, folder: Path) -> None:
         self.doors: list[threading.Event] = []
@@ -131,7 +131,7 @@ class Loads:
 
 @pytest.fixture
 def impatient(folder: Path) -> State:
-    """A service whose loads are overdue at once, or nearly."""
+    """A service whose loads are overdue after a fraction of a second."""
     settings = Settings(models=folder, device="cpu", workers=2, deadline_s=0.1, stuck_s=0.2)
     found: State = create_app(settings).state.tomau
     return found
@@ -161,7 +161,7 @@ def test_a_load_that_does_not_end_keeps_no_later_one_from_it(
         assert figure(state, "tomau_reloads_overdue") >= 1
         loads.doors[1].set()
         await eventually(lambda: served(state) == "3")
-        loads.doors[0].set()  # the hung one ends after all, with the file of then
+        loads.doors[0].set()  # the first load ends late, with an older file
         await eventually(lambda: state.reloader.loading_for() is None)
         assert served(state) == "3"
         assert len(loads.doors) == len(began) == 2, "two requests that came together are one load"

@@ -99,7 +99,7 @@ def test_half_a_request_is_none_when_its_client_closes_its_side(sent: bytes) -> 
 
 
 def test_a_client_that_is_gone_after_it_has_closed_its_side_is_seen() -> None:
-    """By the reset that comes then, though nothing is read or written."""
+    """The reset is noticed, although nothing is read or written."""
     gone = asyncio.Event()
 
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +121,7 @@ def test_a_client_that_is_gone_after_it_has_closed_its_side_is_seen() -> None:
 
 
 def test_who_closes_its_side_long_after_its_request_has_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before it is answered. A stream that has begun goes on, and shows whether the client is there."""
+    """This holds before the response has started. A stream that has started continues."""
     gone = asyncio.Event()
 
     async def wait(scope: Scope, receive: Receive, send: Send) -> None:
@@ -150,7 +150,7 @@ def test_who_closes_its_side_long_after_its_request_has_given_up(monkeypatch: py
 
 
 def test_a_client_that_is_gone_when_its_answer_is_ready_is_told_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    """It looked like one that had closed its side only, until it was sent something."""
+    """Until the server sends data, it looks like a client that has closed only its sending side."""
     closed = asyncio.Event()
     seen = []
 

@@ -28,7 +28,7 @@ from tests.waiting import WAIT_S, eventually
 
 
 class Exited(BaseException):
-    """Raised in place of the end of the process."""
+    """Raised instead of the exit of the process."""
 
 
 def test_a_service_whose_workers_are_all_stuck_ends_itself(
@@ -72,7 +72,7 @@ def test_a_service_whose_workers_are_all_stuck_ends_itself(
 
 @pytest.fixture
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The codes that the process would have ended with; it is watched closely."""
+    """Return the codes with which the process would have exited. The watchdog checks often."""
     codes: list[int] = []
 
     def end(code: int) -> None:
@@ -88,7 +88,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def colour(state: State, photos: list[bytes], deadline_s: float = 10) -> list[type | None]:
-    """The errors that photos sent together end with."""
+    """Send photos concurrently, and return the type of each error, or None."""
 
     async def never() -> None:
         await asyncio.Event().wait()
@@ -141,7 +141,7 @@ def test_a_model_that_hangs_is_seen_among_more_workers_than_executors(
 
 
 class Device:
-    """Fails every run while it is broken, and always those of white photos; counts the black ones."""
+    """A device that fails every run while it is broken, and all runs of white photos. It counts the black photos."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.is_broken = False
@@ -164,9 +164,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 @asynccontextmanager
 async def serving(models: Path, stuck_s: float) -> AsyncIterator[State]:
-    """A service that is watched and probed, as it is while it serves."""
+    """Run a service with its watchdog and its probe, as while it serves."""
     served = app.create_app(Settings(models=models, device="cpu", workers=6, deadline_s=1, stuck_s=stuck_s))
-    with suppress(Exited):  # at once, when it ends in the midst of a probe
+    with suppress(Exited):  # raised directly if the exit happens during a probe
         async with app.lifespan(served):
             yield served.state.tomau
 

@@ -1,1 +1,1 @@
-"""Logs, metrics and traces of what the service does."""
+"""Logs, metrics and traces of the service."""

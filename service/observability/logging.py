@@ -1,4 +1,4 @@
-"""Set up the log: text or JSON lines on standard error, each with its request's id."""
+"""Set up the log: lines of text or JSON on standard error, each with the id of its request."""
 
 import json
 import logging
@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from service.runtime.request_context import NO_REQUEST, request_id, trace_id
 
-# They log pieces of what a client sent: tags of a photo, bytes of a form.
-LIBRARIES_THAT_QUOTE = ("PIL", "python_multipart")
+# Libraries that log pieces of an upload: tags of a photo, bytes of a form.
+QUOTING_LIBRARIES = ("PIL", "python_multipart")
 
 
 class _IdFilter(logging.Filter):
@@ -20,7 +20,7 @@ class _IdFilter(logging.Filter):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object a line. A record's `access` has the members of a request's line."""
+    """Writes one JSON object per line. The members of a record's `access` are added to its object."""
 
     def format(self, record: logging.LogRecord) -> str:
         facts = vars(record)
@@ -39,20 +39,20 @@ class _JsonFormatter(logging.Formatter):
 
 
 def set_up_logging(level: str, format_: Literal["text", "json"] = "text") -> None:
-    """Everything goes to standard error, one record a line (a traceback takes more of text), with its request's id."""
+    """Log to standard error, one record per line, with the id of its request. In text, tracebacks take more lines."""
     handler = logging.StreamHandler()
     handler.addFilter(_IdFilter())
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(ids)s] %(message)s")
     handler.setFormatter(_JsonFormatter() if format_ == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.captureWarnings(True)
-    _look_up_no_more_than_is_written()
-    for library in LIBRARIES_THAT_QUOTE:
+    logging.captureWarnings(capture=True)
+    _skip_unused_lookups()
+    for library in QUOTING_LIBRARIES:
         logging.getLogger(library).setLevel(logging.ERROR)
 
 
-def _look_up_no_more_than_is_written() -> None:
-    """As Python's guide to logging says under 'Optimization': a record asks for what neither format writes."""
+def _skip_unused_lookups() -> None:
+    """Skip lookups of values that neither format writes, as in the section Optimization of Python's logging guide."""
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # from Python 3.12 on
-    logging._srcfile = None
+    logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # It exists from Python 3.12 on.
+    logging._srcfile = None  # noqa: SLF001  (the guide documents this)

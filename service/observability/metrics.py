@@ -1,14 +1,14 @@
-"""What the service counts and measures, for Prometheus at `GET /metrics`.
+"""The metrics of the service, for Prometheus at `GET /metrics`.
 
-What happens is counted as it happens. What merely is (places, queues, models) is read where it lives, when it is asked
-for. Labels take few values, whoever calls: routes and never paths, problem codes and never texts, no names of files,
+Counters and histograms are updated as events happen. Gauges (slots, queues, models) are read from their owners at each
+scrape. Labels have few values, whatever clients send: routes but no paths, problem codes but no texts, no file names,
 no addresses.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 from platform import python_version
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import onnxruntime as ort
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
@@ -17,31 +17,29 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from service.errors import ClientGone, Problem, UploadTooSlow
+from service.pipeline import stages
+from service.pipeline.colorizer import ColoredImage, Colorizer
 from service.runtime import memory
 from service.runtime.admission import Slots
+from service.runtime.worker_pool import WorkerPool
 
-if TYPE_CHECKING:
-    from service.pipeline.colorizer import ColoredImage, Colorizer
-    from service.runtime.worker_pool import WorkerPool
-    from service.web.reload import Reloader
-
-STAGES = ("receive", "decode", "queue", "infer", "merge", "encode")
+STAGES = ("receive", *stages.STAGES)
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# A path that no route has, a method that nobody knows.
+# The label of a path without a route, and of an unknown method.
 OTHER = "other"
-# There was no whole request to have a route, a method or an answer.
+# The label of the route, method and status of a request that was refused before it was complete.
 NONE = "none"
-# Why a good request may go without its answer: the service's state, the time, the client's connection.
-LOSSES = [kind for kind in Problem.__subclasses__() if kind.status >= 500 or kind in (ClientGone, UploadTooSlow)]
-REASONS = [kind.code for kind in LOSSES]
+# Problems that are not the fault of the request: of the service, of its load, or of the client's connection.
+DROPS = [kind for kind in Problem.__subclasses__() if kind.status >= 500 or kind in (ClientGone, UploadTooSlow)]
+REASONS = [kind.code for kind in DROPS]
 
-# From a small photo's stage to the deadline and beyond.
+# Buckets from a stage of a small photo to beyond the deadline.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Series(NamedTuple):
-    """One metric: its name, kind, labels and meaning."""
+    """A metric: its name, kind, labels and meaning."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -53,10 +51,13 @@ REQUESTS = Series(
     "tomau_requests_total",
     "counter",
     ("route", "method", "status", "code"),
-    "Requests that ended; `code` is that of the problem, empty when there was none.",
+    "Requests that ended. `code` is the problem code; it is empty for a success.",
 )
 REQUEST_SECONDS = Series(
-    "tomau_request_seconds", "histogram", ("route",), "Seconds from a request's headers to the end of its answer."
+    "tomau_request_seconds",
+    "histogram",
+    ("route",),
+    "Seconds from the header section of a request to the end of its response.",
 )
 STAGE_SECONDS = Series(
     "tomau_stage_seconds",
@@ -64,56 +65,74 @@ STAGE_SECONDS = Series(
     ("stage",),
     "Seconds that coloured photos took in each stage: " + ", ".join(STAGES) + ".",
 )
-PHOTOS = Series("tomau_photos_total", "counter", ("model",), "Photos answered; `model` is empty for those kept.")
+PHOTOS = Series(
+    "tomau_photos_total",
+    "counter",
+    ("model",),
+    "Photos that were returned. `model` is empty for a photo in colour that was kept.",
+)
 PIXELS = Series(
     "tomau_photo_pixels_total",
     "counter",
     ("direction",),
-    "Pixels of coloured photos, `in` as uploaded, `out` as answered.",
+    "Pixels of coloured photos: `in` for uploads, `out` for outputs.",
 )
 BYTES = Series(
     "tomau_photo_bytes_total",
     "counter",
     ("direction",),
-    "Bytes of coloured photos, `in` as uploaded, `out` as answered.",
+    "Bytes of coloured photos: `in` for uploads, `out` for outputs.",
 )
 DROPPED = Series(
     "tomau_dropped_total",
     "counter",
     ("reason",),
-    "Requests that failed for another reason than what they asked for, by the code of the problem.",
+    "Requests that failed through no fault of the request, by problem code.",
 )
-BATCH_SIZE = Series("tomau_batch_size", "histogram", (), "Photos in a run of a model.")
-PADDING = Series("tomau_batch_padding_total", "counter", (), "Empty places that a GPU ran along with its batches.")
-RELOADS = Series("tomau_reloads_total", "counter", ("result",), "Reloads of the models: `success` or `failure`.")
-RELOADS_OVERDUE = Series(
-    "tomau_reloads_overdue", "gauge", (), "Reloads that have not ended within TOMAU_STUCK_S, and go on."
+BATCH_SIZE = Series("tomau_batch_size", "histogram", (), "Photos in one run of a model.")
+PADDING = Series(
+    "tomau_batch_padding_total", "counter", (), "Empty photos that filled batches up to a prepared batch size of a GPU."
 )
+RELOADS = Series("tomau_reloads_total", "counter", ("result",), "Reloads of the models, by `success` or `failure`.")
+RELOADS_OVERDUE = Series("tomau_reloads_overdue", "gauge", (), "Reloads that are still running after TOMAU_STUCK_S.")
 
-READY = Series("tomau_ready", "gauge", (), "Whether /readyz is green: 1 or 0.")
-INSIDE = Series("tomau_photos_inside", "gauge", (), "Photos that have a place inside, waiting or at work.")
-PLACES = Series("tomau_photos_limit", "gauge", (), "Places for photos inside.")
-WAITING = Series("tomau_photos_waiting", "gauge", (), "Photos that wait for a thread.")
-WAIT_SECONDS = Series("tomau_photos_wait_seconds", "gauge", (), "Seconds that the first of them has waited.")
+READY = Series("tomau_ready", "gauge", (), "1 if `/readyz` reports ready, else 0.")
+INSIDE = Series(
+    "tomau_photos_inside", "gauge", (), "Photos that have a slot: those that wait for a thread and those in progress."
+)
+PHOTO_LIMIT = Series("tomau_photos_limit", "gauge", (), "Slots for photos.")
+WAITING = Series("tomau_photos_waiting", "gauge", (), "Photos that wait for a worker thread.")
+WAIT_SECONDS = Series("tomau_photos_wait_seconds", "gauge", (), "Seconds that the oldest of these photos has waited.")
 QUEUE_DEPTH = Series(
-    "tomau_queue_depth", "gauge", ("model",), "Photos that wait for a model's executor, in its batcher."
+    "tomau_queue_depth", "gauge", ("model",), "Photos that wait for an executor in the model's batcher."
 )
 UPLOADS = Series("tomau_uploads", "gauge", (), "Uploads being received.")
 UPLOAD_BYTES = Series(
-    "tomau_upload_bytes_inflight", "gauge", (), "Bytes of uploads in memory, being received or of photos inside."
+    "tomau_upload_bytes_inflight",
+    "gauge",
+    (),
+    "Bytes of uploads in memory, both of those being received and of photos that have a slot.",
 )
-UNREAD = Series("tomau_unread_bytes", "gauge", (), "Bytes of answers in memory that clients have not read yet.")
+UNREAD = Series("tomau_unread_bytes", "gauge", (), "Bytes of responses in memory that clients have not read yet.")
 CONNECTIONS = Series("tomau_connections", "gauge", (), "Open connections.")
 MEMORY_LIMIT = Series(
-    "tomau_memory_limit_bytes", "gauge", (), "Memory that the process may have: its container's, else the machine's."
+    "tomau_memory_limit_bytes",
+    "gauge",
+    (),
+    "Memory limit of the process: the container's limit or the machine's memory.",
 )
 MODEL = Series(
     "tomau_model_info",
     "gauge",
     ("name", "version", "sha256", "color_space", "device", "default"),
-    "Models served: 1 each.",
+    "The value is 1 for each model that is served.",
 )
-BUILD = Series("tomau_build_info", "gauge", ("version", "python", "onnxruntime"), "What runs: 1.")
+BUILD = Series(
+    "tomau_build_info",
+    "gauge",
+    ("version", "python", "onnxruntime"),
+    "The value is 1. The labels are the running versions.",
+)
 
 ALL = (
     REQUESTS,
@@ -129,7 +148,7 @@ ALL = (
     RELOADS_OVERDUE,
     READY,
     INSIDE,
-    PLACES,
+    PHOTO_LIMIT,
     WAITING,
     WAIT_SECONDS,
     QUEUE_DEPTH,
@@ -144,7 +163,7 @@ ALL = (
 
 
 def table() -> str:
-    """Every metric of the service's own, as a Markdown table."""
+    """Return all metrics of the service as a Markdown table."""
     lines = ["| metric | kind | labels | meaning |", "| --- | --- | --- | --- |"]
     for series in ALL:
         labels = ", ".join(f"`{label}`" for label in series.labels)
@@ -152,27 +171,38 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-class ServiceState(Protocol):
-    """What merely is: the part of the routes' state that the figures are read from."""
+class Reloads(Protocol):
+    """The part of the reloader that the gauges are read from."""
 
-    colorizer: "Colorizer"
-    reloader: "Reloader"
+    @property
+    def overdue(self) -> int:
+        """The number of reloads that run for longer than they should."""
+
+
+class ServiceState(Protocol):
+    """The part of the service's state that the gauges are read from."""
+
+    colorizer: Colorizer
     uploads: Slots
     batch_uploads: Slots
     upload_bytes: Slots
     unread: Slots
     connections: Slots
-    workers: "WorkerPool"
+    workers: WorkerPool
+
+    @property
+    def reloader(self) -> Reloads:
+        """The owner of the reloads."""
 
     def not_ready_reason(self) -> str | None:
-        """Why the service is not ready, if it is not."""
+        """Return why the service is not ready, or None if it is ready."""
 
 
 class Metrics:
-    """The counters and histograms of one app, in a registry of its own. Safe to use from many threads at once."""
+    """The metrics of one app, in a registry of their own. Safe to use from many threads concurrently."""
 
     def __init__(self, routes: Iterable[str] = ()) -> None:
-        """routes: the paths that a request may be counted under; all others are one."""
+        """Create all series. routes: the paths to count requests by; all other paths count as `other`."""
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._routes = frozenset(routes)
@@ -184,14 +214,14 @@ class Metrics:
         dropped, reloads = self._counter(DROPPED), self._counter(RELOADS)
         self._batch_size = self._histogram(BATCH_SIZE, SIZES)
         self._padding = self._counter(PADDING)
-        # Looking a child up by its labels takes longer than counting. And what is known to be possible is there from
-        # the start, with a zero: a rate can't see the first of what was not.
+        # Children are kept here, because looking one up by its labels takes longer than counting. Possible values exist
+        # from the start with a zero: else the first event would not appear in a rate.
         self._ends: dict[tuple[str, str, int | None, str], tuple[Counter, Histogram]] = {}
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._pixels_in, self._pixels_out = pixels.labels("in"), pixels.labels("out")
         self._bytes_in, self._bytes_out = bytes_.labels("in"), bytes_.labels("out")
         self._dropped = {reason: dropped.labels(reason) for reason in REASONS}
-        # The alerts set what fails beside these, also before the first is answered.
+        # Alerts compare failures with this series, also before the first photo is returned.
         self._photos.labels("")
         self._reloads = {True: reloads.labels("success"), False: reloads.labels("failure")}
         ProcessCollector(registry=self.registry)
@@ -203,15 +233,15 @@ class Metrics:
         return Histogram(series.name, series.meaning, series.labels, registry=self.registry, buckets=buckets)
 
     def route_of(self, scope: Mapping[str, Any]) -> str:
-        """The route of a request, from its ASGI scope; `other` where it has none."""
+        """Return the route of a request from its ASGI scope, or `other` if it has none."""
         found = getattr(scope.get("route"), "path", None)
         if isinstance(found, str):
             return found
-        # Refused before it was routed, or a part of something mounted.
+        # The request was refused before routing, or it belongs to a mounted app.
         return next((path for path in (scope["path"], scope.get("root_path")) if path in self._routes), OTHER)
 
     def request(self, route: str, method: str, status: int | None, code: str, seconds: float) -> None:
-        """Counts a request that ended. `code` is that of its problem, if any; no status: it was never answered."""
+        """Count a request that ended. code: of its problem, or empty. status: None if there was no response."""
         key = route, method if method in METHODS else OTHER, status, code
         end = self._ends.get(key)
         if end is None:
@@ -222,68 +252,68 @@ class Metrics:
         self.drop(code)
 
     def refuse(self, problem: Problem) -> None:
-        """Counts what was refused before it was a whole request."""
+        """Count a request that was refused before it was complete."""
         self._requests.labels(NONE, NONE, problem.status, problem.code).inc()
         self.drop(problem.code)
 
     def drop(self, code: str) -> None:
-        """Counts a request, or a photo of many, as dropped, if the code of its problem says so."""
+        """Count a request, or a photo of a batch, as dropped if its problem code is one of REASONS."""
         if code in self._dropped:
             self._dropped[code].inc()
 
     def stage(self, stage: str, seconds: float) -> None:
-        """Counts one stage of a photo that was coloured."""
+        """Count one stage of a photo that was coloured."""
         self._stages[stage].observe(seconds)
 
-    def photo(self, answer: "ColoredImage", uploaded: int) -> None:
-        """Counts a photo, of so many bytes as it came, and its stages; of one that was kept, only that it was."""
-        self._photos.labels((answer.model or "").partition("/")[0]).inc()
-        if answer.model is None:
+    def photo(self, image: ColoredImage, uploaded: int) -> None:
+        """Count a photo and its stages. A photo that was kept counts without its stages. uploaded: its size, bytes."""
+        self._photos.labels((image.model or "").partition("/")[0]).inc()
+        if image.model is None:
             return
-        self._pixels_in.inc(answer.pixels_in)
-        self._pixels_out.inc(answer.pixels_out)
+        self._pixels_in.inc(image.pixels_in)
+        self._pixels_out.inc(image.pixels_out)
         self._bytes_in.inc(uploaded)
-        self._bytes_out.inc(len(answer.data))
-        for stage, seconds in answer.seconds.items():
+        self._bytes_out.inc(len(image.data))
+        for stage, seconds in image.seconds.items():
             self.stage(stage, seconds)
 
     def batch(self, photos: int, padded_size: int) -> None:
-        """Counts a run of a model with so many photos in so many places."""
+        """Count a run of a model. padded_size: the batch size including padding."""
         self._batch_size.observe(photos)
         self._padding.inc(padded_size - photos)
 
     def reload(self, *, success: bool) -> None:
-        """Counts a reload."""
+        """Count a reload."""
         self._reloads[success].inc()
 
-    def observe(self, state: "ServiceState") -> None:
-        """Has what merely is read from there."""
-        self.registry.register(_Watch(state))
+    def observe(self, state: ServiceState) -> None:
+        """Read the gauges from this state at each scrape."""
+        self.registry.register(_StateCollector(state))
 
-    def page(self, accept: str) -> tuple[bytes, str]:
-        """Everything, as text of the kind that an Accept header asks for, else plain text, and its media type."""
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics in the text format that an Accept header requests, and its media type."""
         try:
             encode, media_type = choose_encoder(accept)
             return encode(self.registry), media_type
-        except (TypeError, ValueError):  # what the library makes of a version that is none, as `text/plain;version=x`
+        except (TypeError, ValueError):  # The library raises these for an invalid version in the header.
             encode, media_type = choose_encoder("")
             return encode(self.registry), media_type
 
 
-class _Watch(Collector):
-    """Reads what the service's parts know about themselves."""
+class _StateCollector(Collector):
+    """Reads the gauges from the state of the service."""
 
-    def __init__(self, state: "ServiceState") -> None:
+    def __init__(self, state: ServiceState) -> None:
         self._state = state
         self._build = {"version": version("tomau"), "python": python_version(), "onnxruntime": ort.__version__}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """The gauges, as they are now."""
+        """Yield the gauges with their current values."""
         state = self._state
         workers = state.workers
         yield _gauge(READY, state.not_ready_reason() is None)
         yield _gauge(INSIDE, workers.slots.in_use)
-        yield _gauge(PLACES, workers.slots.limit)
+        yield _gauge(PHOTO_LIMIT, workers.slots.limit)
         yield _gauge(WAITING, workers.waiting)
         yield _gauge(WAIT_SECONDS, workers.longest_wait())
         yield _gauge(UPLOADS, state.uploads.in_use + state.batch_uploads.in_use)

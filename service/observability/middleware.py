@@ -1,4 +1,4 @@
-"""Request ids, the log, Server-Timing, and the answer when something breaks."""
+"""The middleware that gives each request an id, logs, counts and traces it, and turns errors into responses."""
 
 import asyncio
 import json
@@ -20,33 +20,30 @@ from service.runtime.request_context import request_id, trace_id
 
 log = logging.getLogger(__name__)
 
-
 ID_HEADER = b"x-request-id"
 TRACE_HEADER = b"traceparent"
-# Where a request's exchange is in its scope.
+# The key of a request's exchange in its ASGI scope.
 EXCHANGE = "tomau.exchange"
-# And the problem that the protocol answered in its place.
+# The key of the problem that the connection has responded with, without the app.
 REFUSED = "tomau.refused"
 VALID_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-
-
-# Asked every few seconds by machines: where all is well, no line of the log's.
+# Probes request these every few seconds. Their successes are not logged.
 PROBES = frozenset({"/livez", "/readyz", "/metrics"})
 
-# What a client that is refused may still send before it is cut off.
+# A refused client may still send this much, for this long, before its connection is closed.
 DRAIN_BYTES = 64 << 20
 DRAIN_S = 10.0
-# And when the service stops.
+# The same time when the service stops.
 LAST_DRAIN_S = 1.0
 
 
 def server_timing(seconds: Mapping[str, float]) -> str:
-    """The value of a Server-Timing header, in milliseconds."""
+    """Return the value of a Server-Timing header. Its unit is milliseconds."""
     return ", ".join(f"{stage};dur={1000 * duration:.1f}" for stage, duration in seconds.items())
 
 
 def record_stages(scope: Scope, seconds: Mapping[str, float], begun: Mapping[str, float]) -> None:
-    """Has the stages of the request's photo logged and traced. `begun` are times of `time.monotonic`."""
+    """Add the stages of the request's photo to its log line and trace. begun: times of `time.monotonic`."""
     exchange: _Exchange = scope[EXCHANGE]
     exchange.seconds, exchange.begun = seconds, begun
 
@@ -61,7 +58,7 @@ def _id_of(scope: Scope) -> str:
 
 
 class Telemetry:
-    """The outermost layer: gives each request its id, logs and counts it, and turns every exception into an answer."""
+    """Gives each request its id, logs, counts and traces it, and turns every exception into a response."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self.app = app
@@ -69,7 +66,7 @@ class Telemetry:
         self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
+        """Run the app for one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -84,11 +81,11 @@ class Telemetry:
         except Problem as problem:
             await exchange.refuse(problem)
         except asyncio.CancelledError:
-            _end_of_cancellation()
+            _stop_cancellation()
             await exchange.cut_off()
         except MemoryError:
-            log.exception("not enough memory")
-            await exchange.refuse(OutOfMemory("the service has no memory left for the request"))
+            log.exception("not enough memory for a request")
+            await exchange.refuse(OutOfMemory("there is not enough memory for the request"))
         except Exception:
             log.exception("unexpected fault")
             await exchange.refuse(InternalError("an unexpected fault; the service's log has it under the request's id"))
@@ -98,15 +95,15 @@ class Telemetry:
             trace_id.reset(tokens[1])
 
 
-def _end_of_cancellation() -> None:
-    """Only the end of the service cancels a request, whose task has nothing to do any more but to say so."""
+def _stop_cancellation() -> None:
+    """Let the task of a request send its last response. Only the end of the service cancels a request."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()
 
 
 class _Exchange:
-    """One request and its answer: what has come, what has gone out."""
+    """One request and its response: the messages received and sent so far."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, span: RequestSpan | None) -> None:
         self.id = _id_of(scope)
@@ -121,7 +118,7 @@ class _Exchange:
         self._body_is_whole = not headers & {b"content-length", b"transfer-encoding"}
         self._status: int | None = None
         self._code = ""
-        # Of a refusal for the service's state, as one code has many causes; a fault has its own lines.
+        # The detail of a refusal with 503 or 504, as one code has many causes. An internal error has its own log lines.
         self._detail = ""
         self._sent = 0
         self._is_complete = False
@@ -144,14 +141,14 @@ class _Exchange:
         await self._send(message)
 
     async def cut_off(self) -> None:
-        """Tells the client that the service stops. An answer that has begun breaks off: what came is not all."""
-        problem = Draining("the service stopped before the answer was ready")
+        """Respond that the service is stopping. A response that has begun stays incomplete."""
+        problem = Draining("the service stopped before the response was ready")
         if self._status is None:
             await self.refuse(problem, drain_s=LAST_DRAIN_S)
         self._code = self._code or problem.code
 
     async def refuse(self, problem: Problem, *, drain_s: float = DRAIN_S) -> None:
-        """Answers with a problem. A client that still sends may go on for a while: cut off, it would never read it."""
+        """Respond with a problem. Read on while the client still sends, else it would not read the response."""
         self._code = problem.code
         if problem.status > HTTPStatus.INTERNAL_SERVER_ERROR:
             self._detail = problem.detail
@@ -159,7 +156,7 @@ class _Exchange:
             self._status = self._status or problem.status
             return
         if self._status is not None:
-            raise RuntimeError("the answer broke off after it had begun") from problem
+            raise RuntimeError("the response failed after it had begun") from problem
         body = json.dumps(problem.body(self.id)).encode()
         headers = {"content-type": "application/problem+json", "content-length": str(len(body)), **problem.headers()}
         still_sends = not self._body_is_whole
@@ -169,27 +166,28 @@ class _Exchange:
         await self.send({"type": "http.response.start", "status": problem.status, "headers": raw})
         await self.send({"type": "http.response.body", "body": body, "more_body": still_sends})
         if still_sends:
-            await self._swallow(drain_s)
+            await self._drain(drain_s)
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _swallow(self, seconds: float) -> None:
+    async def _drain(self, seconds: float) -> None:
         left = DRAIN_BYTES
         try:
             async with asyncio.timeout(seconds):
                 while left > 0 and not self._body_is_whole:
                     left -= len((await self.receive()).get("body", b""))
         except TimeoutError:
-            log.info("a refused client still sends: its connection is closed")
+            log.info("a refused client still sends, and its connection is closed")
 
     def end(self, metrics: Metrics) -> None:
-        """Counts, logs and traces the request."""
+        """Count, log and trace the request."""
         refused: Problem | None = self._scope.get(REFUSED)
         if refused is not None:
             self._status, self._code = refused.status, refused.code
         seconds = time.monotonic() - self._started
         method, route = self._scope["method"], metrics.route_of(self._scope)
         metrics.request(route, method, self._status, self._code, seconds)
-        path = self._scope["raw_path"].decode("ascii", "replace")  # still percent-encoded: one line stays one line
+        # The raw path is still percent-encoded, so that it has no line breaks.
+        path = self._scope["raw_path"].decode("ascii", "replace")
         access = {
             "method": method,
             "path": path,
@@ -203,8 +201,8 @@ class _Exchange:
         line = "%s %s %s %.1f ms %d bytes%s"
         if self._detail:
             access["detail"] = self._detail
-        why = f": {self._detail}" if self._detail else ""
+        reason = f": {self._detail}" if self._detail else ""
         level = logging.DEBUG if route in PROBES and self._status == HTTPStatus.OK else logging.INFO
-        log.log(level, line, method, path, self._status, 1000 * seconds, self._sent, why, extra={"access": access})
+        log.log(level, line, method, path, self._status, 1000 * seconds, self._sent, reason, extra={"access": access})
         if self._span is not None:
             self._span.end(self._started, self.begun, self.seconds, access | {"request_id": self.id})

@@ -1,6 +1,6 @@
-"""W3C trace context, and spans of requests and their stages for an OpenTelemetry collector.
+"""W3C trace context, and the spans of requests and their stages for an OpenTelemetry collector.
 
-The collector's library is an extra, and loaded only where a collector is set.
+The OpenTelemetry library is an optional dependency. It is imported only if a collector is configured.
 """
 
 import re
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span
     from opentelemetry.trace import Tracer as Spans
 
-# https://www.w3.org/TR/trace-context/: lower case, no id of zeros, no version ff; later versions may say more.
+# https://www.w3.org/TR/trace-context/: lower case, no id of zeros, no version ff. Later versions may add fields.
 TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-# How long one export may take, and all that are left when the service stops.
+# The timeout of one export, and of all remaining exports when the service stops.
 EXPORT_S = 5.0
 NANO = 1_000_000_000
 
@@ -28,7 +28,7 @@ class TracingError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """The caller's trace and span, as hexadecimal digits, and the trace's flags."""
+    """The caller's trace and span ids, as hexadecimal digits, and the flags of the trace."""
 
     trace_id: str
     span_id: str
@@ -36,7 +36,7 @@ class Parent:
 
 
 def parse_traceparent(values: Sequence[str]) -> Parent | None:
-    """What a request's `traceparent` headers say; None unless there is just one and it is valid."""
+    """Parse the `traceparent` headers of a request. Return None unless there is exactly one and it is valid."""
     found = TRACEPARENT.fullmatch(values[0]) if len(values) == 1 else None
     if found is None or (found[1] == "00" and found[5] is not None):
         return None
@@ -44,10 +44,13 @@ def parse_traceparent(values: Sequence[str]) -> Parent | None:
 
 
 class Tracer:
-    """Makes spans, and sends them to a collector from a thread of its own."""
+    """Creates spans, and sends them to a collector from a separate thread."""
 
     def __init__(self, endpoint: str) -> None:
-        """endpoint: the collector's address for OTLP over HTTP, without the path. Raises TracingError."""
+        """Connect to a collector. Raise TracingError if the OpenTelemetry library is missing.
+
+        endpoint: the collector's address for OTLP over HTTP, without the path.
+        """
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -55,29 +58,29 @@ class Tracer:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             raise TracingError(
-                f"TOMAU_OTLP_ENDPOINT is set, but what it needs is not installed (pip install 'tomau[otel]'): {error}"
+                f"TOMAU_OTLP_ENDPOINT is set, but OpenTelemetry is not installed (pip install 'tomau[otel]'): {error}"
             ) from error
         exporter = OTLPSpanExporter(f"{endpoint.removesuffix('/')}/v1/traces", timeout=EXPORT_S)
         ours = Resource({"service.name": "tomau", "service.version": version("tomau")})
-        # Not made the global one: FastAPI would add spans of its own.
+        # This provider is not the global one, because FastAPI would then add its own spans.
         self._provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._spans = self._provider.get_tracer("tomau")
 
     def start(self, parent: Parent | None) -> "RequestSpan":
-        """The span of a request that begins now."""
+        """Start the span of a request."""
         return RequestSpan(self._spans, parent)
 
     def stop(self) -> None:
-        """Sends what is left, as far as there is time."""
-        # A collector that does not answer may take longer, for each of its batches.
+        """Send the remaining spans, for at most EXPORT_S."""
+        # With a collector that does not respond, each batch of spans may take as long as the timeout.
         last = threading.Thread(target=self._provider.shutdown, name="spans", daemon=True)
         last.start()
         last.join(EXPORT_S)
 
 
 class RequestSpan:
-    """The span of one request, and, once it has ended, those of its stages."""
+    """The span of one request. Its end also creates the spans of its stages."""
 
     def __init__(self, spans: "Spans", parent: Parent | None) -> None:
         from opentelemetry import trace
@@ -95,9 +98,12 @@ class RequestSpan:
     def end(
         self, started: float, begun: Mapping[str, float], seconds: Mapping[str, float], access: Mapping[str, Any]
     ) -> None:
-        """started, begun: when the request and its stages began, in seconds of one clock.
+        """End the span, and create the spans of the stages.
 
-        A photo waits for a thread and then for an executor, so its queue is no span of its own, but an attribute.
+        started, begun: the times at which the request and its stages began, in seconds of one clock. seconds: the
+        duration of each stage. access: the values of the request's log line.
+
+        The stage `queue` is an attribute and not a span, because a photo waits twice: for a thread and an executor.
         """
         from opentelemetry import trace
 

@@ -1,8 +1,6 @@
-"""The way of one photo, whoever calls: decode, split, predict, merge, encode."""
+"""The pipeline of one photo: decode, split, predict, merge, encode."""
 
-import logging
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +9,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from service.errors import ClientGone, ColorPhoto, DeadlineExceeded, OutOfMemory
+from service.errors import ColorPhoto
 from service.formats import decoding_cost, registry
 from service.formats.decoding_limits import Limits
 from service.formats.registry import FORMATS, MEDIA_TYPES, Format, Source
@@ -22,22 +20,18 @@ from service.inference.registry import Model, ModelRegistry
 from service.metadata import transfer
 from service.metadata.transfer import Metadata
 from service.pipeline.options import Options
+from service.pipeline.stages import STAGES, StageTimer
 from service.runtime.core_scheduler import CoreScheduler
 from service.settings import Settings
-
-log = logging.getLogger(__name__)
-
-# Of a photo's way, as `Answer.seconds` has them.
-STAGES = ("decode", "queue", "infer", "merge", "encode")
 
 
 @dataclass(frozen=True, slots=True)
 class ColoredImage:
-    """A coloured photo, and how it came about. `seconds` goes by stage: decode, queue, infer, merge, encode.
+    """The output for one photo, and how it was made.
 
-    model, device: None for a photo that was in colour and kept so. tone: what the upload was, where that was asked for.
-    `begun` are the times of `time.monotonic` when the stages began, without the queue; pixels are those of the photo as
-    it came, and as it is answered.
+    model, device: None for a photo in colour that is kept. seconds: the duration of each of STAGES. tone: the tone of
+    the upload, if the options request a check. begun: the time of `time.monotonic` at which each stage but `queue`
+    began. pixels_in, pixels_out: the sizes of the upload and of the output, pixels.
     """
 
     data: bytes
@@ -53,56 +47,28 @@ class ColoredImage:
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """What came, what it says beside its pixels, and what is wanted of it."""
+    """The bytes of a photo, their kind, their metadata, and the options of the request."""
 
     data: bytes
     source: Source
-    said: Metadata
+    metadata: Metadata
     options: Options
 
 
-class _Way:
-    """Times the stages of one photo, and ends it between two of them when nobody waits for it any more."""
-
-    def __init__(self, deadline: float | None, cancelled: threading.Event | None) -> None:
-        self.deadline = deadline
-        self.cancelled = cancelled
-        self.seconds: dict[str, float] = {}
-        self.begun: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        if self.cancelled is not None and self.cancelled.is_set():
-            raise ClientGone(f"the request was cancelled before its photo's {name}")
-        started = time.monotonic()
-        if self.deadline is not None and started >= self.deadline:
-            raise DeadlineExceeded(f"time was up before the photo's {name}")
-        self.begun.setdefault(name, started)
-        try:
-            yield
-        except (MemoryError, cv2.error) as error:
-            if isinstance(error, cv2.error) and error.code != cv2.Error.StsNoMem:
-                raise
-            log.warning("no memory for a photo's %s: %s", name, error)
-            detail = f"there is no memory left for the photo's {name}"
-            raise OutOfMemory(detail) from error
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - started
-
-
 class Colorizer:
-    """Colours photos; synchronous, and safe to call from many threads at once."""
+    """Colours photos. Its methods block, and are safe to call from many threads concurrently."""
 
     def __init__(self, models: ModelRegistry, settings: Settings) -> None:
-        # Photos run beside one another, one core each.
+        # Photos run concurrently, on one core each.
         cv2.setNumThreads(1)
         self.models = models
         self._limits = Limits(
             settings.max_pixels, settings.max_side, max(settings.deadline_s, decoding_cost.MIN_DEADLINE_S)
         )
-        # More threads than cores wait for a GPU; their decoding and encoding must not crowd one another.
+        # With a GPU there are more threads than cores. Their decoding and encoding must not compete for the cores.
         self._cores = CoreScheduler(settings.cores)
         self._lock = threading.Lock()
-        self._inside = 0  # photos that are being coloured
+        self._inside = 0  # Photos in progress.
 
     def colorize(
         self,
@@ -113,16 +79,17 @@ class Colorizer:
         deadline: float | None = None,
         cancelled: threading.Event | None = None,
     ) -> ColoredImage:
-        """Colours one encoded photo.
+        """Colour one encoded photo.
 
-        model: by default the one of the options. deadline: a time of `time.monotonic`. Raises what
-        `decoding.decode` does, UnknownModel, InvalidOption, Overloaded, DeadlineExceeded, and ClientGone once
-        `cancelled` is set.
+        model: by default the one that the options name. deadline: a time of `time.monotonic`.
+
+        Raises what `decoding.decode` raises, UnknownModel, InvalidOption, ColorPhoto, Overloaded, DeadlineExceeded and
+        OutOfMemory. Raises ClientGone once `cancelled` is set.
         """
-        way = _Way(deadline, cancelled)
+        timer = StageTimer(deadline, cancelled)
         model = model or self.models.get(options.model)
         with self._counted():
-            return self._answer(data, options, model, way)
+            return self._run(data, options, model, timer)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -134,88 +101,97 @@ class Colorizer:
             with self._lock:
                 self._inside -= 1
 
-    def _answer(self, data: bytes, options: Options, model: Model, way: _Way) -> ColoredImage:
-        with self._cores.acquire_to_start(), way.stage("decode"):
+    def _run(self, data: bytes, options: Options, model: Model, timer: StageTimer) -> ColoredImage:
+        with self._cores.acquire_to_start(), timer.stage("decode"):
             source = identification.source_of(data)
             upload = _Upload(data, source, transfer.read(data, source), options)
             look = options.if_color is not None
-            photo = decoding.decode(data, source, self._limits, icc=upload.said.icc, look=look)
+            photo = decoding.decode(data, source, self._limits, icc=upload.metadata.icc, look=look)
         if photo.tone == "color" and options.if_color == "reject":
             raise ColorPhoto("the photo is in colour already", field="if_color")
         if photo.tone == "color" and options.if_color == "keep":
             with self._cores.acquire_to_continue():
-                return self._kept(upload, photo, way)
-        return self._coloured(upload, photo, model, way)
+                return self._keep(upload, photo, timer)
+        return self._color(upload, photo, model, timer)
 
-    def _coloured(self, upload: _Upload, photo: Photo, model: Model, way: _Way) -> ColoredImage:
+    def _color(self, upload: _Upload, photo: Photo, model: Model, timer: StageTimer) -> ColoredImage:
         options = upload.options
         space = model.contract.color_space
-        with self._cores.acquire_to_continue(), way.stage("decode"):
+        with self._cores.acquire_to_continue(), timer.stage("decode"):
             pixels_in = photo.luma.size
             upright = photo.size
             format_ = _format(upload, photo)
             photo = resizing.fit(photo, format_, options.max_side)
             registry.check_size(*photo.size, format_)
             lightness = color.split(photo.luma, space, model.contract.input_size)
-        chroma = self._predict(model, lightness, way) * options.strength
+        chroma = self._predict(model, lightness, timer) * options.strength
         with self._cores.acquire_to_continue():
-            with way.stage("merge"):
+            with timer.stage("merge"):
                 merged = _merge(photo, chroma, space, format_, options.merge)
-            with way.stage("encode"):
-                said = _for_answer(upload, upright, photo.size, model)
-                coloured = _encode(merged, format_, options.quality or encoding.default_quality(photo), said)
+            with timer.stage("encode"):
+                metadata = _output_metadata(upload, upright, photo.size, model)
+                encoded = _encode(merged, format_, options.quality or encoding.default_quality(photo), metadata)
         contract = model.contract
         name = f"{contract.name}/{contract.version}"
         return ColoredImage(
-            coloured,
+            encoded,
             MEDIA_TYPES[format_],
-            name,
-            model.device,
-            way.seconds,
-            photo.tone,
-            way.begun,
-            pixels_in,
-            photo.luma.size,
+            model=name,
+            device=model.device,
+            seconds=timer.seconds,
+            tone=photo.tone,
+            begun=timer.begun,
+            pixels_in=pixels_in,
+            pixels_out=photo.luma.size,
         )
 
-    def _kept(self, upload: _Upload, photo: Photo, way: _Way) -> ColoredImage:
-        """The upload itself, or as an uncoloured answer where its options ask for a change."""
+    def _keep(self, upload: _Upload, photo: Photo, timer: StageTimer) -> ColoredImage:
+        """Return the upload unchanged, or encoded again without colouring if its options request a change."""
         options, source = upload.options, upload.source
-        seconds = dict.fromkeys(STAGES, 0.0)
-        if not _asks_for_change(options, source, photo):
-            seconds |= way.seconds
-            size = photo.luma.size
-            return ColoredImage(
-                upload.data, MEDIA_TYPES[source], None, None, seconds, photo.tone, way.begun, size, size
-            )
-        with way.stage("decode"):
-            pixels = decoding.decode_pixels(upload.data, source, self._limits, icc=upload.said.icc)
+        if not _changes(options, source, photo):
+            return _uncolored(upload.data, source, photo, pixels_out=photo.luma.size, timer=timer)
+        with timer.stage("decode"):
+            pixels = decoding.decode_pixels(upload.data, source, self._limits, icc=upload.metadata.icc)
             format_ = _format(upload, photo)
             pixels = resizing.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape
             registry.check_size(height, width, format_)
-        with way.stage("encode"):
-            said = _for_answer(upload, photo.size, (height, width), None)
-            encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), said)
-        seconds |= way.seconds
-        sizes = photo.luma.size, height * width
-        return ColoredImage(encoded, MEDIA_TYPES[format_], None, None, seconds, photo.tone, way.begun, *sizes)
+        with timer.stage("encode"):
+            metadata = _output_metadata(upload, photo.size, (height, width), None)
+            encoded = _encode(pixels, format_, options.quality or encoding.default_quality(photo), metadata)
+        return _uncolored(encoded, format_, photo, pixels_out=height * width, timer=timer)
 
     def warm_up(self) -> None:
-        """Colours a small made-up photo with every fresh model: libraries set themselves up at their first use."""
+        """Colour a small synthetic photo with every new model, because libraries initialise at their first use."""
         ramp = np.tile(np.arange(64, dtype=np.uint8) * 4, (64, 1))
         for format_ in FORMATS:
             photo = encoding.encode_pixels(Pixels(np.dstack([ramp] * 3), None), format_, encoding.QUALITY)
             for model in self.models.fresh:
                 self.colorize(photo, Options(model=model.contract.name))
 
-    def _predict(self, model: Model, lightness: Floats, way: _Way) -> Floats:
-        with way.stage("infer"):
-            alone = self._inside == 1
-            prediction = model.batcher.predict(lightness, deadline=way.deadline, cancelled=way.cancelled, alone=alone)
-        way.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
-        way.begun["infer"] += prediction.queued
+    def _predict(self, model: Model, lightness: Floats, timer: StageTimer) -> Floats:
+        with timer.stage("infer"):
+            prediction = model.batcher.predict(
+                lightness, deadline=timer.deadline, cancelled=timer.cancelled, alone=self._inside == 1
+            )
+        timer.seconds |= {"queue": prediction.queued, "infer": prediction.ran}
+        timer.begun["infer"] += prediction.queued
         return prediction.chroma
+
+
+def _uncolored(data: bytes, format_: Source, photo: Photo, *, pixels_out: int, timer: StageTimer) -> ColoredImage:
+    """Return the output for a photo in colour that is kept. Stages that did not run took 0 s."""
+    return ColoredImage(
+        data,
+        MEDIA_TYPES[format_],
+        model=None,
+        device=None,
+        seconds=dict.fromkeys(STAGES, 0.0) | timer.seconds,
+        tone=photo.tone,
+        begun=timer.begun,
+        pixels_in=photo.luma.size,
+        pixels_out=pixels_out,
+    )
 
 
 def _merge(
@@ -231,23 +207,23 @@ def _merge(
     return Pixels(color.rgb_of_planes(luma, *color.merge_planes(luma, chroma, space)), photo.alpha)
 
 
-def _encode(merged: Planes | Pixels, format_: Format, quality: int, said: Metadata) -> bytes:
+def _encode(merged: Planes | Pixels, format_: Format, quality: int, metadata: Metadata) -> bytes:
     if isinstance(merged, Planes):
         encoded = encoding.encode_planes(merged, quality)
     else:
-        encoded = encoding.encode_pixels(merged, format_, quality, avif_options=transfer.avif_options(said))
-    return transfer.write(encoded, format_, said)
+        encoded = encoding.encode_pixels(merged, format_, quality, avif_options=transfer.avif_options(metadata))
+    return transfer.write(encoded, format_, metadata)
 
 
 def _format(upload: _Upload, photo: Photo) -> Format:
-    """The answer's."""
+    """Return the format of the output."""
     options = upload.options
     pixels = min(photo.luma.size, (options.max_side or max(photo.size)) ** 2)
     default = registry.default_format(upload.source, has_alpha=photo.alpha is not None, pixels=pixels)
     return options.format or default
 
 
-def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:
+def _changes(options: Options, source: Source, photo: Photo) -> bool:
     return (
         options.format not in (None, source)
         or options.quality is not None
@@ -256,12 +232,12 @@ def _asks_for_change(options: Options, source: Source, photo: Photo) -> bool:
     )
 
 
-def _for_answer(upload: _Upload, upright: tuple[int, int], size: tuple[int, int], model: Model | None) -> Metadata:
-    """Return what the upload said beside its pixels, as it is true of the answer.
+def _output_metadata(upload: _Upload, upright: tuple[int, int], size: tuple[int, int], model: Model | None) -> Metadata:
+    """Return the metadata of the upload, corrected for the output.
 
-    upright, size: height and width of the upright photo and of the answer, pixels.
+    upright, size: height and width of the upright photo and of the output, pixels. model: None if it is not coloured.
     """
-    kept = upload.said if upload.options.metadata == "keep" else transfer.strip(upload.said)
+    kept = upload.metadata if upload.options.metadata == "keep" else transfer.strip(upload.metadata)
     name, version = (None, None) if model is None else (model.contract.name, model.contract.version)
     (full_height, full_width), (height, width) = upright, size
     return transfer.for_output(

@@ -268,7 +268,7 @@ def metrics(request: Request) -> Response:
     """Counters, histograms and gauges, in the text format of Prometheus or as OpenMetrics."""
     # Not async, so that FastAPI calls it in a thread: formatting the metrics takes milliseconds.
     state: State = request.app.state.tomau
-    text, media_type = state.metrics.page(request.headers.get("accept", ""))
+    text, media_type = state.metrics.render(request.headers.get("accept", ""))
     return Response(text, headers={"Content-Type": media_type})
 
 

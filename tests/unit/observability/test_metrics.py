@@ -21,7 +21,7 @@ METRICS = Metrics()
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    text, media_type = metrics.page("")
+    text, media_type = metrics.render("")
     assert media_type.startswith("text/plain; version=0.0.4")
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -117,7 +117,7 @@ def test_every_alert_has_its_chapter() -> None:
 def test_every_metric_that_is_listed_is_there_with_its_labels(state: State) -> None:
     state.metrics.request("/colorize", "POST", 200, "", 0.1)
     state.metrics._photos.labels("compact").inc()
-    families = {family.name: family for family in text_string_to_metric_families(state.metrics.page("")[0].decode())}
+    families = {family.name: family for family in text_string_to_metric_families(state.metrics.render("")[0].decode())}
     for series in ALL:
         family = families.pop(series.name.removesuffix("_total"))
         assert (family.type, family.documentation) == (series.kind, series.meaning)
@@ -226,7 +226,7 @@ def test_warming_up_is_not_counted(models: Path) -> None:
 
 
 def test_openmetrics_for_who_asks_for_it() -> None:
-    text, media_type = Metrics().page("application/openmetrics-text; version=1.0.0")
+    text, media_type = Metrics().render("application/openmetrics-text; version=1.0.0")
     assert media_type.startswith("application/openmetrics-text")
     assert text.endswith(b"# EOF\n")
 
@@ -242,6 +242,6 @@ ACCEPTS = st.tuples(TYPES, PARAMETERS, PARAMETERS).map(";".join)
 @example("text/plain;escaping=dots;version=1.0.0")
 @example("application/openmetrics-text; version=2.x")
 def test_whatever_is_accepted_gets_a_page(accept: str) -> None:
-    text, media_type = METRICS.page(accept)
+    text, media_type = METRICS.render(accept)
     assert text.startswith(b"# HELP tomau_"), "its names may be escaped, with more underscores"
     assert media_type.startswith(("text/plain", "application/openmetrics-text"))

@@ -1,4 +1,4 @@
-"""Spans, as a collector gets them."""
+"""Trace context, and the spans that a collector receives."""
 
 import asyncio
 import os
@@ -17,16 +17,44 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from service.observability import tracing
-from service.observability.tracing import Tracer
+from service.observability.tracing import Tracer, parse_traceparent
 from service.settings import Settings
 from service.web.app import create_app
 from tests.conftest import free_port
+from tests.unit.observability.conftest import SPAN, TRACE, TRACEPARENT
 
-TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ([TRACEPARENT], TRACE),
+        ([f"00-{TRACE}-{SPAN}-00"], TRACE),
+        ([f"cc-{TRACE}-{SPAN}-01"], TRACE),
+        ([f"cc-{TRACE}-{SPAN}-01-what-comes-later"], TRACE),
+        ([], None),
+        ([TRACEPARENT, TRACEPARENT], None),
+        ([""], None),
+        ([TRACEPARENT.upper()], None),
+        ([f" {TRACEPARENT}"], None),
+        ([f"{TRACEPARENT}\n"], None),
+        ([f"{TRACEPARENT}-more"], None),
+        ([f"cc-{TRACE}-{SPAN}-01.more"], None),
+        ([f"ff-{TRACE}-{SPAN}-01"], None),
+        ([f"00-{'0' * 32}-{SPAN}-01"], None),
+        ([f"00-{TRACE}-{'0' * 16}-01"], None),
+        ([f"00-{TRACE[:-1]}-{SPAN}-01"], None),
+        ([f"00-{TRACE}-{SPAN}-1"], None),
+        ([f"00-{TRACE[:-1]}g-{SPAN}-01"], None),
+        ([f"00-{TRACE}-{SPAN}"], None),
+    ],
+)
+def test_a_traceparent_is_taken_only_when_it_is_valid(values: list[str], found: str | None) -> None:
+    parent = parse_traceparent(values)
+    assert (parent and parent.trace_id) == found
 
 
 class Collector:
-    """An OpenTelemetry collector that keeps what it gets."""
+    """An OpenTelemetry collector that keeps the requests that it receives."""
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -129,7 +157,7 @@ def test_a_collector_that_is_gone_delays_the_end_for_a_moment_only(monkeypatch: 
 @pytest.mark.parametrize(
     ("endpoint", "reason"),
     [
-        ("http://127.0.0.1:4318", "TOMAU_OTLP_ENDPOINT is set, but what it needs is not installed (pip install"),
+        ("http://127.0.0.1:4318", "TOMAU_OTLP_ENDPOINT is set, but OpenTelemetry is not installed (pip install"),
         ("collector:4318", "TOMAU_OTLP_ENDPOINT: "),
     ],
 )

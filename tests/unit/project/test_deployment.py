@@ -224,7 +224,7 @@ def test_every_fault_of_the_service_is_in_an_alert() -> None:
         for reason in reasons.split("|")
     }
     # A stop is intended, and faults of clients need no alert.
-    assert {kind.code for kind in metrics.LOSSES if kind.status >= 500} - {"draining"} == watched
+    assert {kind.code for kind in metrics.DROPS if kind.status >= 500} - {"draining"} == watched
 
 
 def test_the_tests_of_alerts_expect_their_summaries() -> None:

@@ -84,6 +84,16 @@ def test_pages_name_paths_that_exist(page: Path) -> None:
     assert not missing
 
 
+def test_the_architecture_shows_the_layers_that_are_checked() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["importlinter"]["contracts"]
+    layers = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    diagrams = re.findall(r"```mermaid\n(.*?)```", page, re.DOTALL)[: len(layers)]
+    for diagram, checked in zip(diagrams, layers, strict=True):
+        names = {name for level in checked for name in re.findall(r"(\w+)(?: |$)", level)}
+        assert {name for name in names if not re.search(rf"\b{name}\b", diagram)} == set()
+
+
 def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", BLOCK.sub("", page.read_text("utf-8")), re.MULTILINE)

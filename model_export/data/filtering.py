@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from model_export import files
 from model_export.data import images, sources
-from model_export.data.images import JPEG
+from model_export.data.images import JPEG, MAX_PIXELS
 from model_export.data.sources import Entry, UnreadablePhotograph
 from model_export.recipe import Filtering, Recipe
 from model_export.threads import worker_pool
@@ -35,8 +35,6 @@ MIN_DECODED_SIDE = 128
 START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
 # After 0xFF, what has no length and no content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
 STANDALONE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
-# OpenCV decodes no more pixels, but counts those of the part of its size that a JPEG is decoded at.
-MAX_PIXELS = 2**30
 
 # Photographs are looked at in this size. Larger, the halved chroma planes of a JPEG would blur the edges of a toned
 # photograph, which looks like colour.
@@ -133,7 +131,7 @@ def _decode(entry: Entry) -> tuple[Bytes, int]:
             raise UnreadablePhotograph(f"{entry.name} has a broken header")
         if math.prod(size) > MAX_PIXELS:
             raise UnreadablePhotograph(f"{entry.name} is said to have {size[1]} x {size[0]} pixels")
-    picture = images.read(data, images.reduction(data, MIN_DECODED_SIDE))
+    picture = images.decode(data, images.reduction(data, MIN_DECODED_SIDE))
     if picture is None:
         raise UnreadablePhotograph(f"{entry.name} can't be decoded")
     return picture, min(size or picture.shape[:2])

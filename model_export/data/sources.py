@@ -86,7 +86,7 @@ class Entry(NamedTuple):
         least: pixels that its short side keeps, so that a large JPEG is decoded at a part of its size; whole if None.
         """
         data = self.encoded()
-        picture = images.read(data, 1 if least is None else images.reduction(data, least))
+        picture = images.decode(data, 1 if least is None else images.reduction(data, least))
         if picture is None:
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
         return picture

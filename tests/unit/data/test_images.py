@@ -1,4 +1,5 @@
 import io
+import struct
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,9 @@ from PIL import Image, ImageCms
 from model_export.data import batching, filtering, images, sources
 from model_export.evaluation.metrics import mean_chroma
 from model_export.recipe import Augment, Filtering
+from service.formats import containers
+from service.imaging import decoding, identification
+from service.metadata import reader
 from tests.conftest import encoded
 from tests.unit.data.test_batching import LAB, write_folder
 from tests.unit.imaging import test_icc_profiles
@@ -32,10 +36,66 @@ def in_space(rgb: np.ndarray, profile: bytes, format_: str) -> bytes:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_colours_are_those_of_the_profile(astronaut: np.ndarray, space: str, format_: str) -> None:
-    read = images.read(in_space(astronaut, SPACES[space], format_))
+    read = images.decode(in_space(astronaut, SPACES[space], format_))
     assert read is not None
     assert np.abs(read.astype(int) - astronaut).mean() < 3
     assert mean_chroma(read) == pytest.approx(mean_chroma(astronaut), rel=0.02)
+
+
+def with_gamma(png: bytes, gamma: int) -> bytes:
+    return containers.png_with(png, [(b"gAMA", struct.pack(">I", gamma))])
+
+
+@pytest.mark.parametrize("gamma", [100_000, 55_556, 22_727])
+def test_a_pngs_gamma_is_applied(astronaut: np.ndarray, gamma: int) -> None:
+    png = with_gamma(encoded(astronaut, "PNG"), gamma)
+    light = (astronaut / 255) ** (100_000 / gamma)
+    srgb = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    found = images.decode(png)
+    assert found is not None
+    assert np.abs(found - 255 * srgb).max() <= 1
+
+
+def in_cmyk(rgb: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).convert("CMYK").save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def kinds_of_files(rgb: np.ndarray) -> dict[str, bytes]:
+    adobe = SPACES["adobe"]
+    deep = rgb.astype(np.uint16) * np.uint16(257) - (rgb > 0).astype(np.uint16)
+    return {
+        "gamma.png": with_gamma(encoded(rgb, "PNG"), 100_000),
+        "profile.png": encoded(rgb, "PNG", icc_profile=adobe),
+        "gray.png": encoded(rgb[..., 1], "PNG"),
+        "gray_alpha.png": encoded(rgb[..., :2], "PNG"),
+        "deep.png": cv2.imencode(".png", deep[..., ::-1])[1].tobytes(),
+        "deep.tiff": cv2.imencode(".tiff", deep[..., ::-1])[1].tobytes(),
+        "profile.tiff": encoded(rgb, "TIFF", icc_profile=adobe),
+        "plain.bmp": encoded(rgb, "BMP"),
+        "lossy.webp": encoded(rgb, "WEBP", quality=80),
+        "profile.webp": encoded(rgb, "WEBP", icc_profile=adobe),
+        "plain.jpg": encoded(rgb, "JPEG", quality=80),
+        "profile.jpg": encoded(rgb, "JPEG", icc_profile=adobe),
+        "turned.jpg": encoded(rgb, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\6\0\0\0\0\0\0"),
+        "cmyk.jpg": in_cmyk(rgb),
+    }
+
+
+def test_pixels_are_those_of_the_service(astronaut: np.ndarray) -> None:
+    """Training and serving must see the same colours, whatever decodes the file."""
+    for name, data in kinds_of_files(astronaut[:, :300]).items():
+        source = identification.source_of(data)
+        pixels = decoding.decode_pixels(data, source, images.LIMITS, icc=reader.read(data, source).icc)
+        served = (pixels.rgb >> 8 if pixels.rgb.dtype == np.uint16 else pixels.rgb).astype(int)
+        if pixels.alpha is not None:
+            opacity = pixels.alpha[..., np.newaxis] / 255
+            served = np.rint(served * opacity + 255 * (1 - opacity)).astype(int)
+        found = images.decode(data)
+        assert found is not None, name
+        assert found.shape == served.shape, name
+        assert np.abs(found - served).max() <= 1, name
 
 
 def test_learning_sifting_and_measuring_see_the_same_colours(tmp_path: Path, astronaut: np.ndarray) -> None:
@@ -49,12 +109,12 @@ def test_a_file_without_a_profile_is_read_as_it_is(astronaut: np.ndarray) -> Non
     for format_ in ("JPEG", "PNG", "WEBP", "TIFF", "BMP"):
         content = encoded(astronaut, format_)
         plain = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-        np.testing.assert_array_equal(images.read(content), plain)
+        np.testing.assert_array_equal(images.decode(content), plain)
 
 
 def test_a_broken_profile_fails_no_photograph(astronaut: np.ndarray) -> None:
     content = encoded(astronaut, "PNG", icc_profile=b"no profile at all")
-    np.testing.assert_array_equal(images.read(content), astronaut)
+    np.testing.assert_array_equal(images.decode(content), astronaut)
 
 
 def with_alpha(rgb: np.ndarray, mode: str) -> Image.Image:
@@ -76,7 +136,7 @@ def with_alpha(rgb: np.ndarray, mode: str) -> Image.Image:
 def test_nothing_hidden_is_learnt(astronaut: np.ndarray, format_: str, mode: str, options: dict[str, object]) -> None:
     buffer = io.BytesIO()
     with_alpha(astronaut, mode).save(buffer, format_, **options)
-    read = images.read(buffer.getvalue())
+    read = images.decode(buffer.getvalue())
     assert read is not None
     assert read.shape == astronaut.shape
     half = astronaut.shape[1] // 2
@@ -88,14 +148,14 @@ def test_half_transparent_parts_of_deep_files_are_half_white() -> None:
     deep = np.zeros((8, 8, 4), np.uint16)
     deep[..., 2], deep[..., 3] = 0xFFFF, 0x8000
     _, content = cv2.imencode(".png", deep)
-    read = images.read(content.tobytes())
+    read = images.decode(content.tobytes())
     assert read is not None
     assert read[0, 0].tolist() == [255, 127, 127]
 
 
 def test_an_opaque_alpha_changes_nothing(astronaut: np.ndarray) -> None:
     opaque = np.dstack([astronaut, np.full(astronaut.shape[:2], 255, np.uint8)])
-    np.testing.assert_array_equal(images.read(encoded(opaque, "PNG")), astronaut)
+    np.testing.assert_array_equal(images.decode(encoded(opaque, "PNG")), astronaut)
 
 
 def test_a_large_jpeg_is_decoded_no_larger_than_it_takes(astronaut: np.ndarray) -> None:
@@ -106,7 +166,7 @@ def test_a_large_jpeg_is_decoded_no_larger_than_it_takes(astronaut: np.ndarray) 
     ]
     assert images.reduction(encoded(large, "PNG"), 10) == 1
     assert images.reduction(b"\xff\xd8 no", 10) == 1
-    small = images.read(jpeg, 4)
+    small = images.decode(jpeg, 4)
     assert small is not None
     assert small.shape == (300, 400, 3)
     whole = cv2.resize(large, (400, 300), interpolation=cv2.INTER_AREA)
@@ -119,13 +179,13 @@ def test_views_of_a_large_jpeg_are_those_of_the_whole(
     large = np.asarray(cv2.resize(astronaut, (1600, 1600), interpolation=cv2.INTER_CUBIC), np.uint8)
     entries = sources.find([write_folder(tmp_path, {"a.jpg": encoded(large, "JPEG", quality=95)})])
     factors: list[int] = []
-    read = images.read
+    decode = images.decode
 
     def spy(content: bytes, factor: int = 1) -> np.ndarray | None:
         factors.append(factor)
-        return read(content, factor)
+        return decode(content, factor)
 
-    monkeypatch.setattr(images, "read", spy)
+    monkeypatch.setattr(images, "decode", spy)
     seen, chroma = next(batching.Stream(entries, 4, LAB, Augment(degrade=0), 1).batches(96, 1))
     assert factors == [4] * 4, "a crop keeps three quarters: 256 pixels and more"
     monkeypatch.setattr(images, "reduction", lambda *_: 1)

@@ -1,3 +1,5 @@
+"""`POST /colorize/batch` over HTTP."""
+
 import asyncio
 import contextlib
 import http.client
@@ -28,7 +30,7 @@ Files = list[tuple[str, bytes]]
 
 @pytest.fixture(scope="module")
 def large(astronaut: np.ndarray) -> bytes:
-    """A photo of 2 megapixels: as WebP it takes some tenths of a second."""
+    """A photo of 2 megapixels, which takes some tenths of a second as WebP."""
     return encoded(np.tile(astronaut[..., 0], (3, 3)), "JPEG")
 
 
@@ -40,7 +42,7 @@ def post(client: httpx.Client, photos: Files, url: str = "/colorize/batch", **fo
 
 
 def opened(data: bytes) -> tuple[dict[str, bytes], list[dict[str, object]]]:
-    """A zip's images, and its report, which has to come last."""
+    """Return the images of a zip and its report, which must be the last entry."""
     read = zipfile.ZipFile(io.BytesIO(data))
     assert read.testzip() is None
     *names, last = read.namelist()
@@ -132,7 +134,7 @@ def test_names_are_kept_but_safe(server: Server, client: httpx.Client, gray: np.
         "photo.jpg",
     ]
     assert images.keys() == {photo["entry"] for photo in report}
-    assert "zwilling" not in server.log.read_text().lower(), "no name touches the log"
+    assert "zwilling" not in server.log.read_text().lower(), "file names are not logged"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_limits_of_bytes(serve: Serve, jpeg: bytes) -> None:
         assert (problem["field"], problem["limit"]) == ("file", 3 * size + 1)
         with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
             connection.sendall(head_of(4 * size + 200_000, "multipart/form-data; boundary=b"))
-            assert connection.recv(65536).startswith(b"HTTP/1.1 413"), "from Content-Length, before a byte has come"
+            assert connection.recv(65536).startswith(b"HTTP/1.1 413"), "from Content-Length, before a byte arrives"
         assert post(client, [("a.jpg", jpeg)] * 3).status_code == 200
 
 
@@ -199,7 +201,7 @@ def test_the_zip_is_sent_while_photos_are_coloured(serve: Serve, jpeg: bytes, la
 
 
 def test_single_photos_are_served_during_a_batch(serve: Serve, jpeg: bytes, large: bytes) -> None:
-    """Even where there are few places, and while a batch takes most of the bytes that uploads may have."""
+    """Even with few slots, and while a batch holds most of the bytes of all uploads."""
     photos = [("p.jpg", large)] * 8
     settings = {"workers": 2, "max_photos": 4, "max_wait_s": WAIT_S, "max_batch_bytes": 8 * len(large)}
     settings |= {"max_bytes": len(large), "max_upload_bytes": 10 * len(large)}
@@ -231,7 +233,7 @@ def test_batches_that_come_slowly_take_no_place_of_single_photos(serve: Serve, j
 
 
 def test_a_batch_is_never_refused_in_its_middle(serve: Serve, jpeg: bytes, large: bytes) -> None:
-    """Single photos take all the places, and some are refused; the batch waits."""
+    """Single photos take all slots, and some are refused. The batch waits."""
     with serve(workers=1, max_photos=2, max_wait_s=0.01) as server, ThreadPoolExecutor(9) as pool:
         url = f"{server.url}/colorize"
         batch = pool.submit(httpx.post, f"{url}/batch", files=[("file", ("p.jpg", jpeg))] * 8, timeout=120)
@@ -274,7 +276,7 @@ def test_a_photo_that_takes_too_long_is_its_own_problem(serve: Serve, large: byt
 
 
 def room_for_one_batch(photo: bytes, body: bytes) -> dict[str, int]:
-    """The settings that leave a batch of such photos, with this body, no room for a second one."""
+    """Return settings with room for one batch of such photos with this body, but not for a second one."""
     size = len(photo)
     return {"max_bytes": size, "max_batch_bytes": len(body), "max_upload_bytes": size + len(body) + 400_000}
 
@@ -291,8 +293,8 @@ def test_a_client_that_hangs_up_frees_its_places_and_bytes(serve: Serve, jpeg: b
             assert came.startswith(b"HTTP/1.1 200")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         assert is_soon(server, "POST /colorize/batch")
-        assert total(scrape(server), "tomau_photos_total") < 30, "it ends at once"
-        # What a thread does can't be stopped: the only place is free a moment later.
+        assert total(scrape(server), "tomau_photos_total") < 30, "the work ends early"
+        # A running thread can't be stopped, so the only slot is free a moment later.
         until(lambda: httpx.post(f"{server.url}/colorize", files={"file": jpeg}).status_code == 200, pause=0.1)
         small = httpx.post(
             f"{server.url}/colorize/batch",
@@ -312,7 +314,7 @@ def test_a_client_that_stops_reading_is_let_go(serve: Serve, jpeg: bytes, large:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
             connection.connect(("127.0.0.1", server.port))
             connection.sendall(head_of(len(body), kind, "?format=png") + body)
-            assert is_soon(server, "stopped reading"), "the zip is larger than what lies on its way"
+            assert is_soon(server, "stopped reading"), "the zip is larger than the buffers of the connection"
             figures = httpx.get(f"{server.url}/metrics").text
             assert (
                 'requests_total{code="client_gone",method="POST",route="/colorize/batch",status="200"} 1.0' in figures
@@ -365,11 +367,11 @@ def test_the_largest_photo_finds_room_beside_the_largest_batches(serve: Serve) -
             batch.sendall(head_of(len(body) + 1, kind) + body)
         until(lambda: total(scrape(server), "tomau_upload_bytes_inflight") >= len(body))
         held = [0.0, 1.0]
-        while len(set(held[-10:])) > 1:  # until no more of them comes
+        while len(set(held[-10:])) > 1:  # Until no more bytes arrive.
             held.append(total(scrape(server), "tomau_upload_bytes_inflight"))
             time.sleep(0.1)
         alone = httpx.post(url, content=bytes(size), headers={"content-type": "image/jpeg"}, timeout=30)
-        assert alone.json()["code"] == "unsupported_type", "which was seen in its bytes"
+        assert alone.json()["code"] == "unsupported_type", "so its bytes were received"
         too_large = httpx.post(f"{url}/batch", files=[("file", photo) for photo in photos * 2], timeout=30)
         assert too_large.status_code == 413
         assert too_large.json()["limit"] < 3 * size

@@ -1,3 +1,5 @@
+"""The command `tomau`, run as a process."""
+
 import hashlib
 import os
 import subprocess

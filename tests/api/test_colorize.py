@@ -1,3 +1,5 @@
+"""`POST /colorize` and the other routes over HTTP."""
+
 import gzip
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +42,7 @@ def test_options_in_the_form_and_in_the_query(client: httpx.Client, jpeg: bytes)
     assert by_form.headers["content-type"] == "image/png"
     assert by_form.content == by_query.content
     both = post(client, jpeg, "/colorize?model=compact", model="warm")
-    assert both.headers["x-tomau-model"] == "compact/1", "the query wins"
+    assert both.headers["x-tomau-model"] == "compact/1", "the query overrides the form"
 
 
 @pytest.mark.parametrize(("option", "value", "status"), [("model", "{}", 404), ("quality", "101", 422)])
@@ -141,7 +143,7 @@ def test_a_photo_in_colour(client: httpx.Client, astronaut: np.ndarray, jpeg: by
     recolored = post(client, photo, if_color="recolor")
     assert (recolored.headers["x-tomau-input"], recolored.headers["x-tomau-model"]) == ("color", "compact/1")
     assert post(client, jpeg, if_color="keep").headers["x-tomau-input"] == "gray"
-    assert "x-tomau-input" not in post(client, photo).headers, "nobody looked"
+    assert "x-tomau-input" not in post(client, photo).headers, "the photo was not checked"
 
 
 @pytest.mark.parametrize(

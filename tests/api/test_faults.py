@@ -1,4 +1,4 @@
-"""What breaks inside the service, and what its clients see: a defined answer, in time, and a service that lives."""
+"""Faults inside the service. Clients get a defined response in time, and the service goes on or restarts."""
 
 import contextlib
 import resource
@@ -36,12 +36,12 @@ from tests.conftest import (
 from tests.waiting import WAIT_S, until
 
 MIB = 1 << 20
-# Long enough for a photo of a busy machine, which is no sign of a stuck worker.
+# Long enough for one photo on a busy machine, which does not mean that a worker is stuck.
 STUCK_S = 5.0
 
 
 def photo(level: int, side: int = 40) -> bytes:
-    """An even one."""
+    """Return a photo of one level of gray."""
     return encoded(np.full((side, side), level, np.uint8), "PNG")
 
 
@@ -51,7 +51,7 @@ def post(server: Server, data: bytes, query: str = "") -> httpx.Response:
 
 
 def is_served(server: Server, data: bytes) -> bool:
-    """Whether the photo is coloured. On a busy machine one may meet a short deadline."""
+    """Return whether the photo is coloured. On a busy machine it may exceed a short deadline."""
     answer = post(server, data)
     assert answer.status_code in (200, 504)
     return answer.status_code == 200
@@ -84,7 +84,7 @@ def test_a_model_that_fails_is_a_fault_of_its_photo_alone(moody_server: Server, 
         answers = list(pool.map(lambda one: post(moody_server, photo(one)), [level, 100] * 8))
     for answer in answers[::2]:
         problem = is_problem(answer, 500, "internal_error")
-        assert logged not in str(problem), "what is inside is not told"
+        assert logged not in str(problem), "internal details are not sent to the client"
         request_id = answer.headers["x-request-id"]
         assert f"[{request_id}] unexpected fault" in moody_server.log.read_text()
     assert logged in moody_server.log.read_text()
@@ -92,7 +92,7 @@ def test_a_model_that_fails_is_a_fault_of_its_photo_alone(moody_server: Server, 
 
 
 def red_until_its_end(server: Server) -> httpx.Response:
-    """What /readyz said last but 200, while photos met their deadline, before the process ended by itself."""
+    """Send photos that exceed the deadline until the process exits. Return the last response of /readyz but 200."""
     red = None
     with contextlib.suppress(httpx.TransportError):
         while server.process.poll() is None:
@@ -104,14 +104,14 @@ def red_until_its_end(server: Server) -> httpx.Response:
 
 
 def test_a_model_that_hangs(serve: Serve, moody: Path) -> None:
-    """Its clients get an answer, the others their photo while a worker is left; then the process ends."""
+    """Its clients get 504, and other photos are coloured while a worker is left. Then the process exits."""
     with serve(models=moody, workers=2, deadline_s=0.5, stuck_s=STUCK_S) as server:
         started = time.monotonic()
         is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
         assert time.monotonic() - started > 0.4
         for level in (0, 50, 100):
             until(partial(is_served, server, photo(level)))
-        # It would be ended within this time, were one of two taken for all.
+        # The process would exit within this time if one stuck worker of two were enough.
         until(lambda: time.monotonic() - started > STUCK_S + 2 * WATCH_S)
         until(partial(is_ready, server))
         is_problem(post(server, photo(HANGS)), 504, "deadline_exceeded")
@@ -122,7 +122,7 @@ def test_a_model_that_hangs(serve: Serve, moody: Path) -> None:
 
 
 def test_a_model_that_hangs_among_more_workers_than_executors(serve: Serve, moody: Path) -> None:
-    """As on a GPU: who waits for an executor leaves at the deadline, and only those that have one are stuck."""
+    """As on a GPU: threads that wait for an executor leave at the deadline; only those that have one are stuck."""
     cores = Settings().cores
     limits = {"workers": cores + 4, "deadline_s": 0.5, "stuck_s": STUCK_S}
     with serve(models=moody, **limits) as server, ThreadPoolExecutor(cores) as pool:
@@ -164,7 +164,7 @@ def test_ctrl_c_ends_it_without_a_fuss(serve: Serve) -> None:
 )
 def test_it_needs_to_write_nothing(serve: Serve, moody: Path, shell: str) -> None:
     with serve(models=moody, shell=shell) as server:
-        assert Path(f"/proc/{server.process.pid}/fd/2").stat().st_rdev, "a device, so no socket and no photo"
+        assert Path(f"/proc/{server.process.pid}/fd/2").stat().st_rdev, "a device, not a socket"
         assert post(server, photo(100)).status_code == 200
         is_problem(post(server, photo(RAISES)), 500, "internal_error")
         is_problem(post(server, b"no picture"), 415, "unsupported_type")
@@ -175,7 +175,7 @@ def test_it_needs_to_write_nothing(serve: Serve, moody: Path, shell: str) -> Non
 
 @contextlib.contextmanager
 def limited(server: Server, kind: int, limit: int) -> Iterator[None]:
-    """The running process under a limit."""
+    """Limit a resource of the running process."""
     before = resource.prlimit(server.process.pid, kind)
     resource.prlimit(server.process.pid, kind, (limit, before[1]))
     try:
@@ -197,7 +197,7 @@ def test_a_photo_that_memory_is_too_short_for(server: Server) -> None:
             answer = post(server, large, "?format=png")
             is_problem(answer, 503, "out_of_memory")
             assert int(answer.headers["retry-after"]) > 0
-            assert post(server, photo(100), "?format=png").status_code == 200, "a small one fits"
+            assert post(server, photo(100), "?format=png").status_code == 200, "a small photo fits"
         assert httpx.get(f"{server.url}/readyz").status_code == 200
     assert post(server, large, "?format=jpeg").status_code == 200
 
@@ -217,10 +217,12 @@ def test_without_file_descriptors_nobody_waits_and_it_recovers(server: Server, j
             connections = [stack.enter_context(socket.create_connection(address, WAIT_S)) for _ in range(30)]
             # An idle connection is closed after TOMAU_HEAD_S, which is longer.
             closed, _, _ = select.select(connections, [], [], Settings().head_s / 2)
-            assert closed, "closed at once, and not left to wait"
+            assert closed, "closed immediately, not left to wait"
             with contextlib.suppress(ConnectionError):
                 assert closed[0].recv(1) == b""
-            assert client.post("/colorize", files={"file": jpeg}).status_code == 200, "who is inside is served"
+            assert client.post("/colorize", files={"file": jpeg}).status_code == 200, (
+                "a connected client is served"
+            )
         until(lambda: recovers(server, jpeg), pause=0.05)
 
 

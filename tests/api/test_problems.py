@@ -1,3 +1,5 @@
+"""The problems that wrong requests get over HTTP."""
+
 import json
 import socket
 import struct
@@ -102,7 +104,7 @@ def test_paths_and_methods(client: httpx.Client) -> None:
 
 
 def exchange(server: Server, request: bytes, *more: bytes) -> bytes:
-    """Sends all of it, come what may, and reads the answer until the connection is closed."""
+    """Send all of it, and read the response until the connection is closed."""
     with socket.create_connection(("127.0.0.1", server.port), 15) as connection:
         connection.settimeout(15)
         for piece in (request, *more):
@@ -145,7 +147,7 @@ def test_headers_have_to_come_in_time(serve: Serve) -> None:
             answer = answer_to(half)
             assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
             assert json.loads(answer.split(b"\r\n\r\n")[1])["limit"] == 2
-            assert answer_to(idle) == b"", "who sends nothing is told nothing"
+            assert answer_to(idle) == b"", "an idle connection is closed without a response"
         with socket.create_connection(address, 10) as again:
             again.sendall(whole)
             first = b""
@@ -153,7 +155,7 @@ def test_headers_have_to_come_in_time(serve: Serve) -> None:
                 first += again.recv(65536)
             assert first.startswith(b"HTTP/1.1 200")
             again.sendall(whole[:20])
-            assert answer_to(again).startswith(b"HTTP/1.1 408"), "the second request of a connection, too"
+            assert answer_to(again).startswith(b"HTTP/1.1 408"), "also for the second request of a connection"
         with socket.create_connection(address, 10) as slow, socket.create_connection(address, 10) as late:
             slow.sendall(whole[:20])
             time.sleep(0.1)
@@ -162,7 +164,7 @@ def test_headers_have_to_come_in_time(serve: Serve) -> None:
             late.sendall(b"POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 4\r\n\r\n")
             time.sleep(2.5)
             late.sendall(b"body")
-            assert late.recv(65536).startswith(b"HTTP/1.1 415"), "the body has its own limit"
+            assert late.recv(65536).startswith(b"HTTP/1.1 415"), "the body has a limit of its own"
 
 
 def test_what_is_not_http(server: Server) -> None:
@@ -202,7 +204,7 @@ def test_a_photo_too_many_is_refused_at_once_and_told_when_to_come_back(serve: S
         assert answer.headers["retry-after"] == "1"
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         slow.close()
-        until(lambda: post().status_code == 200)  # The place of a client that hung up is free again.
+        until(lambda: post().status_code == 200)  # The slot of a disconnected client is free again.
 
 
 def test_a_deadline(serve: Serve, astronaut: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""What the pages say is what the code does."""
+"""Checks that the pages agree with the code."""
 
 import re
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_the_readme_names_every_code_and_its_status() -> None:
 
 def test_every_problem_has_its_own_code() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Problem)]
-    assert {*errors.kinds(), ClientGone, Problem} == set(kinds), "no kind of problem is left out"
+    assert {*errors.kinds(), ClientGone, Problem} == set(kinds), "no kind of problem is missing"
     codes = [kind.code for kind in kinds if kind is not Problem]
     assert len(codes) == len(set(codes))
 

@@ -1,3 +1,5 @@
+"""The zip of a batch upload, and the response that streams it."""
+
 import asyncio
 import io
 import json
@@ -40,7 +42,7 @@ def photos(*data: bytes, name: str = "p{}.jpg") -> list[UploadedPhoto]:
 
 
 def opened(data: bytes) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """A zip's images, and its report, which has to come last."""
+    """Return the images of a zip and its report, which must be the last entry."""
     read = zipfile.ZipFile(io.BytesIO(data))
     assert read.testzip() is None
     *names, last = read.namelist()
@@ -152,7 +154,7 @@ def test_who_reads_slowly_holds_the_work_back() -> None:
 
 
 class Client:
-    """The other end of a response: reads what is sent, and hangs up or stops reading when it is told to."""
+    """A client that reads a response, and disconnects or stops reading when an event says so."""
 
     def __init__(self) -> None:
         self.start: dict[str, Any] = {}
@@ -238,14 +240,14 @@ def test_a_client_that_hangs_up_ends_the_work_and_frees_everything() -> None:
             task = asyncio.create_task(response(album)({}, client.receive, client.send))
             await eventually(lambda: begun.count(b"other") == 2 and bool(client.body))
             assert pool.slots.in_use == 2
-            assert held.in_use == 45, "the bytes of the one that is done"
+            assert held.in_use == 45, "the bytes of the photo that is done are released"
             client.hangs_up.set()
             await asyncio.wait_for(task, WAIT_S)
-        assert await asyncio.to_thread(told.wait, 5), "what runs is told"
+        assert await asyncio.to_thread(told.wait, 5), "the running call is cancelled"
         await eventually(lambda: not pool.slots.in_use)
         assert held.in_use == 0
         assert not client.is_complete
-        assert sorted(begun) == [b"first", b"other", b"other"], "what had not begun is dropped"
+        assert sorted(begun) == [b"first", b"other", b"other"], "photos that were not started are dropped"
         pool.stop()
 
     play(scene)

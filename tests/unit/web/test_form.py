@@ -159,7 +159,7 @@ LONE = [
 
 @pytest.mark.parametrize("sent", LONE)
 def test_no_name_is_more_than_can_be_encoded(sent: bytes) -> None:
-    """Else the report, and with it the whole zip, would break off."""
+    """Otherwise writing the report would fail, and the zip would end without it."""
     photos = take_batch([form(named(sent), named("filename=b.jpg"))]).photos
     assert len(photos) == 2
     report = json.dumps([photo.name for photo in photos], ensure_ascii=False).encode()
@@ -176,7 +176,7 @@ def test_both_halves_of_a_pair_are_a_character() -> None:
 def test_python_does_not_come_to_know_the_encodings_that_clients_invent() -> None:
     import encodings
 
-    known = encodings._cache  # type: ignore[attr-defined]
+    known = vars(encodings)["_cache"]
     take_batch([form(named(b"filename*=utf-8''a.jpg"))])
     before = len(known)
     for number in range(5):
@@ -252,7 +252,7 @@ def test_an_encoding_of_a_part_is_named() -> None:
 
 SHORT = ["1000", "0001000", "0" * 5000 + "5", "0", ""]
 LONG = ["1001", "0001001", "0" * 5000 + "1001", "9" * 5000, "9" * 30]
-# The protocol refuses them.
+# The protocol refuses these.
 NO_NUMBERS = ["-1", "+5000", "5_000", "\u0665\u0660\u0660\u0660", "\u00b2", " 5000"]
 
 

@@ -1,3 +1,5 @@
+"""Receiving uploads: forms and bare bodies, limits of bytes, rates and times."""
+
 import asyncio
 import re
 import time
@@ -53,7 +55,7 @@ def form(*parts: bytes) -> bytes:
 
 
 def channel(chunks: Iterable[bytes], *, hangs: bool = False, ends: bool = True):
-    """An ASGI receive channel."""
+    """Return an ASGI receive channel."""
     left = list(chunks)
 
     async def receive_one() -> dict[str, object]:
@@ -129,7 +131,7 @@ FRAGMENTS = [
 @pytest.mark.parametrize("receiver", [receive, receive_batch])
 @settings(max_examples=500, deadline=None)
 def test_no_body_is_a_fault(receiver: Callable[..., Awaitable[object]], pieces: list[bytes], size: int) -> None:
-    """Whatever comes is an upload or a problem."""
+    """Every body gives an upload or a problem."""
     content = b"".join(pieces)
     try:
         take(FORM, [content[i : i + size] for i in range(0, len(content), size)] or [b""], receive=receiver)
@@ -192,7 +194,7 @@ def test_a_body_that_comes_too_slowly() -> None:
 
 @pytest.mark.parametrize(("trickle", "came"), [(60, "901"), (0.1, r"90\d")], ids=["silence", "a trickle"])
 def test_a_burst_buys_no_time(trickle: float, came: str) -> None:
-    """Else megabytes that come at once would be held for hours."""
+    """Otherwise megabytes that arrive quickly would be held for hours."""
     chunks = [b"x" * 900] + [b"x"] * 50
 
     async def receive_slowly() -> dict[str, object]:
@@ -208,7 +210,7 @@ def test_a_burst_buys_no_time(trickle: float, came: str) -> None:
     started = time.monotonic()
     with pytest.raises(UploadTooSlow, match=f"after {came} bytes"):
         asyncio.run(main())
-    assert time.monotonic() - started < 30, "it does not wait for what comes in a minute"
+    assert time.monotonic() - started < 30, "it does not wait for the chunk that arrives after a minute"
 
 
 def test_a_steady_upload_may_take_longer_than_the_grace() -> None:
@@ -321,7 +323,7 @@ def test_a_photo_of_a_batch_that_is_too_large_is_thrown_away(size: int) -> None:
     assert isinstance(b.problem, TooManyBytes)
     assert (b.problem.field, b.problem.limit) == ("file", 1000)
     assert held.in_use == 0
-    assert most < 1500 or size == 5000, "its first bytes are let go before its last have come"
+    assert most < 1500 or size == 5000, "its first bytes are released before its last bytes arrive"
 
 
 OVERHEAD = FORM_OVERHEAD + 3 * PHOTO_OVERHEAD
@@ -380,7 +382,7 @@ def test_a_batch_is_a_form(content_type: str) -> None:
 
 
 def test_a_batch_may_have_what_a_photo_leaves() -> None:
-    """As many bytes as a batch may have by default, and few where there is hardly room for one photo."""
+    """By default, a batch may have all its bytes; with hardly room for one photo, none."""
     assert _batch_limits(Settings()).bytes == Settings().max_batch_bytes
     least = Settings(max_bytes=1000, max_upload_bytes=1000 + FORM_OVERHEAD)
     with pytest.raises(TooManyBytes) as caught:

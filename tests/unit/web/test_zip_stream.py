@@ -1,3 +1,5 @@
+"""Safe names for the entries of a zip, and the zip as a stream."""
+
 import gc
 import io
 import shutil
@@ -114,7 +116,7 @@ def test_an_archive_is_whole() -> None:
 
 
 def test_an_entry_can_be_unpacked_before_the_archive_ends() -> None:
-    """Its sizes are in its header: with them after the data, a reader of a stream can't know where it ends."""
+    """The sizes are in the header. If they followed the data, a client could not know where the data ends."""
     made = Archive()
     for name, data in (("a", b"first"), ("b", b"the second")):
         piece = made.add(name, data)
@@ -132,7 +134,7 @@ def test_unzip_finds_no_fault(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("entries", [0, 1])
 def test_an_archive_that_is_given_up_says_nothing(entries: int) -> None:
-    """A ZipFile closes itself when it is collected, before or after what it writes to. A complaint fails the test."""
+    """Garbage collection closes a ZipFile before or after the file that it writes. A warning fails the test."""
     given_up = Archive()
     for _ in range(entries):
         given_up.add("a", b"data")

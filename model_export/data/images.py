@@ -106,7 +106,7 @@ def _decode_by_opencv(data: bytes, divisor: int) -> Bytes | None:
 
 def _decode_by_service(data: bytes, source: Source) -> Bytes | None:
     try:
-        pixels = decoding.decode_pixels(data, source, LIMITS, icc=_profile(data, source))
+        pixels = decoding.decode_pixels(identification.identify(data, LIMITS), icc=_profile(data, source))
     except (Problem, MemoryError):
         return None
     rgb = _eight_bits(pixels.rgb)

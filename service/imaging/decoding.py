@@ -10,11 +10,12 @@ from PIL import Image
 
 from service.errors import UnreadableImage
 from service.formats import containers, jpeg_structure, png_structure, tiff_tags
-from service.formats.decoding_limits import Limits, library_call
+from service.formats.decoding_limits import library_call
 from service.formats.registry import Source
-from service.imaging import icc_profiles, identification
+from service.imaging import icc_profiles
 from service.imaging.color import Bytes, L, Levels, Words, like, luma_of_rgb, white
 from service.imaging.decoders import bmp, jpeg, tiff
+from service.imaging.identification import IdentifiedFile, JpegFile
 from service.imaging.photo import Photo, Pixels, Tone
 from service.imaging.tone import tone_of_rgb
 from service.metadata.exif import is_excessive
@@ -117,25 +118,24 @@ class _Raster:
     quality: int | None = None
 
 
-def decode(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None, look: bool = False) -> Photo:
-    """A file as an upright Photo.
+def decode(file: IdentifiedFile, *, icc: bytes | None = None, look: bool = False) -> Photo:
+    """Return a file as an upright Photo.
 
-    icc: its colour profile; luma is what a gray of the file is in sRGB. look: whether the photo's tone is wanted, which
-    for a JPEG in colour takes a quarter of the time again. Raises UnsupportedType, TooManyPixels, TooManyScans, or
-    UnreadableImage for a damaged file.
+    icc: its colour profile. Luma is that of the sRGB picture. look: whether to find the photo's tone, which takes a
+    quarter more time for a JPEG in colour. Raises UnreadableImage for a damaged file, UnsupportedType and TooManyScans.
     """
-    photo = _jpeg_photo(data, limits, icc, look) if source == "jpeg" else None
-    if photo is not None:
-        return photo
-    raster = _raster(data, source, limits, icc)
+    structure = file.structure
+    if isinstance(structure, JpegFile) and _is_luma_enough(structure.header.space, icc):
+        return _jpeg_photo(file, structure, icc, look)
+    raster = _raster(file, icc)
     tone = _tone(raster.picture) if look else None
     luma = raster.picture if raster.picture.ndim == 2 else luma_of_rgb(raster.picture)
     return Photo(_upright(luma, raster.orientation), _upright_alpha(raster), raster.quality, tone)
 
 
-def decode_pixels(data: bytes, source: Source, limits: Limits, *, icc: bytes | None = None) -> Pixels:
-    """A file as it is in sRGB, upright, for an answer that keeps its colours. Raises as `decode` does."""
-    raster = _raster(data, source, limits, icc)
+def decode_pixels(file: IdentifiedFile, *, icc: bytes | None = None) -> Pixels:
+    """Return a file in sRGB, upright, for a response that keeps its colours. Raises as `decode` does."""
+    raster = _raster(file, icc)
     picture = raster.picture
     rgb = like(picture, np.dstack([picture] * 3)) if picture.ndim == 2 else picture
     return Pixels(_upright(rgb, raster.orientation), _upright_alpha(raster))
@@ -145,83 +145,79 @@ def _upright_alpha(raster: _Raster) -> Levels | None:
     return None if raster.alpha is None else _upright(raster.alpha, raster.orientation)
 
 
-def _jpeg_photo(data: bytes, limits: Limits, icc: bytes | None, look: bool) -> Photo | None:
-    """Decode a JPEG by its Y plane; None for CMYK and RGB files, which have none, or whose Y plane means nothing."""
-    image = identification.opened(data, "jpeg", limits)
-    space = jpeg_structure.header(data).space
-    if space not in ("gray", "YCbCr") or (space == "YCbCr" and icc_profiles.means_colors_only(icc)):
-        return None
-    decoder = jpeg.Decoder(data)
+def _is_luma_enough(space: jpeg_structure.Space, icc: bytes | None) -> bool:
+    """Return whether the Y plane of a JPEG is its luma. CMYK and RGB have no Y plane, and some profiles redefine it."""
+    return space == "gray" or (space == "YCbCr" and not icc_profiles.means_colors_only(icc))
+
+
+def _jpeg_photo(file: IdentifiedFile, structure: JpegFile, icc: bytes | None, look: bool) -> Photo:
+    """Decode the Y plane of a JPEG alone."""
+    is_gray = structure.header.space == "gray"
+    decoder = jpeg.Decoder(file.data)
     luma = decoder.pixels("GRAY")[..., 0]
-    _check_shape(luma, image.size)
-    curve = icc_profiles.curve_of(icc, channels=1 if space == "gray" else 3)
+    _check_shape(luma, file.size)
+    curve = icc_profiles.curve_of(icc, channels=1 if is_gray else 3)
     luma = luma if curve is None else icc_profiles.apply_curve(luma, curve)
     tone: Tone | None = None
     if look:
-        tone = "gray" if space == "gray" else tone_of_rgb(decoder.small(LOOK_SIDE))
-    return Photo(_upright(luma, _orientation(image)), None, _jpeg_quality(image), tone)
+        tone = "gray" if is_gray else tone_of_rgb(decoder.small(LOOK_SIDE))
+    return Photo(_upright(luma, _orientation(structure.image)), None, _jpeg_quality(structure.image), tone)
 
 
-def _raster(data: bytes, source: Source, limits: Limits, icc: bytes | None) -> _Raster:
-    """The pixels of any file, in sRGB."""
-    match source:
-        case "jpeg":
-            return _jpeg(data, limits, icc)
-        case "tiff":
-            return _tiff(data, limits, icc)
-        case "avif" | "heic":
-            photo = identification.opened_heif(data, source, limits)
-            if isinstance(photo, BaseImage):
-                picture, alpha = _heic(photo)
-                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-            return _pillow(photo, data, source, icc)
-        case "bmp":
-            if fields := bmp.bit_fields(data, limits):
-                picture, alpha = bmp.unpacked(data, fields)
-                return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
-            data = bmp.with_usual_palette(data)
-        case "png":
-            data = png_structure.plain(data)
-        case "webp":
-            data = containers.webp_still(data)
-    return _pillow(identification.opened(data, source, limits), data, source, icc)
+def _raster(file: IdentifiedFile, icc: bytes | None) -> _Raster:
+    """Return the pixels of any file, in sRGB."""
+    picture: Levels
+    alpha: Levels | None
+    match file.structure:
+        case JpegFile() as structure:
+            return _jpeg(file, structure, icc)
+        case tiff.TiffFile() as structure:
+            return _tiff(structure, icc)
+        case bmp.BitFields() as structure:
+            picture, alpha = bmp.unpacked(file.data, structure)
+            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+        case BaseImage() as structure:
+            picture, alpha = _heic(structure)
+            return _Raster(_managed(picture, icc), alpha, AS_IT_IS)
+        case structure:
+            return _pillow(file, structure, icc)
 
 
-def _tiff(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
-    decoded = tiff.decode(data, limits)
+def _tiff(structure: tiff.TiffFile, icc: bytes | None) -> _Raster:
+    decoded = tiff.decode(structure)
     stored = decoded.picture
     if stored.shape[2:] != (4,):
         return _Raster(_managed(stored, icc), decoded.alpha, decoded.orientation)
     return _Raster(_of_ink(np.asarray(stored, np.uint8), icc), decoded.alpha, decoded.orientation)
 
 
-def _pillow(image: Image.Image, data: bytes, source: Source, icc: bytes | None) -> _Raster:
-    """The pixels of a file that Pillow opened."""
+def _pillow(file: IdentifiedFile, image: Image.Image, icc: bytes | None) -> _Raster:
+    """Return the pixels of a file that Pillow opened."""
     picture: Levels
+    data, source = file.data, file.source
     if image.mode == "CMYK":
         picture, alpha = _of_ink(_stored(image, source, "CMYK"), icc), None
     else:
-        is_deep = source == "png" and data[24] == 16
-        stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, data, source)
+        is_deep = source == "png" and data[png_structure.DEPTH] == 16
+        stored, alpha = _deep_png(image, data) if is_deep else _shallow(image, source)
         picture = _managed(stored, icc, _gamma(image, data) if source == "png" else None)
-    _check_shape(picture, image.size)
+    _check_shape(picture, file.size)
     return _Raster(picture, alpha, _orientation(image))
 
 
-def _jpeg(data: bytes, limits: Limits, icc: bytes | None) -> _Raster:
-    """The pixels of a JPEG."""
-    image = identification.opened(data, "jpeg", limits)
-    space = jpeg_structure.header(data).space
-    decoder = jpeg.Decoder(data)
+def _jpeg(file: IdentifiedFile, structure: JpegFile, icc: bytes | None) -> _Raster:
+    """Return the pixels of a JPEG."""
+    decoder = jpeg.Decoder(file.data)
     picture: Levels
-    if space == "CMYK":
-        picture = _of_ink(255 - decoder.pixels("CMYK"), icc)
-    elif space == "gray":
-        picture = _managed(decoder.pixels("GRAY")[..., 0], icc)
-    else:
-        picture = _managed(decoder.pixels("RGB"), icc)
-    _check_shape(picture, image.size)
-    return _Raster(picture, None, _orientation(image), _jpeg_quality(image))
+    match structure.header.space:
+        case "CMYK":
+            picture = _of_ink(255 - decoder.pixels("CMYK"), icc)
+        case "gray":
+            picture = _managed(decoder.pixels("GRAY")[..., 0], icc)
+        case _:
+            picture = _managed(decoder.pixels("RGB"), icc)
+    _check_shape(picture, file.size)
+    return _Raster(picture, None, _orientation(structure.image), _jpeg_quality(structure.image))
 
 
 def _check_shape(picture: Levels, size: tuple[int, int]) -> None:
@@ -297,7 +293,6 @@ def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     with library_call("heic"):
         # A copy: what pi-heif shows of its own memory is gone with it.
         pixels: Levels = np.array(image)
-    _check_shape(pixels, image.size)
     if pixels.ndim == 2:
         return pixels, None
     alpha = np.ascontiguousarray(pixels[..., -1]) if pixels.shape[2] in (2, 4) else None
@@ -305,10 +300,7 @@ def _heic(image: BaseImage) -> tuple[Levels, Levels | None]:
     return np.ascontiguousarray(picture), alpha
 
 
-def _shallow(image: Image.Image, data: bytes, source: Source) -> tuple[Levels, Levels | None]:
-    if source == "png" and data[24] in (2, 4) and image.mode == "L" and "transparency" in image.info:
-        # Pillow enlarges the pixels to 8 bits, and not the one that is clear.
-        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
+def _shallow(image: Image.Image, source: Source) -> tuple[Levels, Levels | None]:
     with library_call(source):
         has_alpha = image.mode == "La" or image.has_transparency_data
     if has_alpha:

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from dataclasses import dataclass, replace
 
 from pi_heif.heif import BaseImage
 from PIL import Image, PngImagePlugin
@@ -15,11 +16,13 @@ from service.formats import (
     heif_reader,
     heif_still,
     jpeg_structure,
+    png_structure,
 )
 from service.formats.containers import MAX_SEGMENTS, START_OF_SCAN, jpeg_bodies, jpeg_segments, jpeg_without_segments
 from service.formats.decoding_limits import ANIMATED, MAX_SCANNED_PIXELS, Limits, check_size, library_call
 from service.formats.registry import Source
 from service.imaging import icc_profiles
+from service.imaging.decoders import bmp, tiff
 from service.metadata.exif import is_excessive
 
 # Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.
@@ -45,6 +48,29 @@ OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7)
 BRANDS: dict[bytes, Source] = dict.fromkeys((b"avif", b"avis"), "avif")
 BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "heic")
 SUPPORTED = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, BMP or GIF"
+
+
+@dataclass(frozen=True, slots=True)
+class JpegFile:
+    """The header of a JPEG: as parsed here, and as opened by Pillow, which gives EXIF and quantization tables."""
+
+    header: jpeg_structure.Header
+    image: Image.Image
+
+
+@dataclass(frozen=True, slots=True)
+class IdentifiedFile:
+    """An upload that passed every check that needs no pixels.
+
+    data: the bytes that pixels are decoded from; not always the upload's, since needless parts are left out. size:
+    stored width and height, pixels, before the orientation is applied. structure: what the format's decoder needs.
+    Pillow and pi-heif keep the pixels that they decode in it, so release the file once its pixels are taken.
+    """
+
+    data: bytes
+    source: Source
+    size: tuple[int, int]
+    structure: JpegFile | tiff.TiffFile | bmp.BitFields | Image.Image | BaseImage
 
 
 def source_of(data: bytes) -> Source:
@@ -82,27 +108,56 @@ def _of_brands(data: bytes) -> Source | None:
     return next(iter(found), None)
 
 
-def opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """A file that Pillow reads, its header read and checked. No pixel is decoded yet, and of a JPEG none can be.
+def identify(data: bytes, limits: Limits) -> IdentifiedFile:
+    """Return an upload whose header is read and checked. No pixel is decoded yet.
 
-    Raises UnreadableImage, UnsupportedType, TooManyPixels, TooManyBytes and TooManyScans.
+    Raises EmptyUpload, UnsupportedType, UnreadableImage, TooManyPixels, TooManyBytes and TooManyScans.
     """
-    scans = 0
-    if source == "jpeg":
-        scans = _count_scans(data)
-    if source in ("jpeg", "png", "webp", "bmp", "gif"):
-        _check_stated(data, source, limits, scans)
-    if source == "jpeg":
-        # Pillow reads the header alone, in plain form, and stumbles over none of its oddities.
-        data = _without_excessive_exif(jpeg_structure.header(data).without_pixels())
-    elif source == "gif":
-        # Pillow would go through all of its blocks, and keep all of its comments.
+    source = source_of(data)
+    match source:
+        case "jpeg":
+            return _identify_jpeg(data, limits)
+        case "avif" | "heic":
+            return _identify_heif(data, source, limits)
+        case "tiff":
+            page = tiff.read(data, limits)
+            return IdentifiedFile(data, source, page.size, page)
+        case "bmp":
+            if fields := bmp.bit_fields(data, limits):
+                return IdentifiedFile(data, source, (fields.width, fields.height), fields)
+            data = bmp.with_usual_palette(data)
+        case "png":
+            data = png_structure.plain(data)
+        case "webp":
+            data = containers.webp_still(data)
+    _check_declared(data, source, _declared(data, source), limits)
+    if source == "gif":
+        # Pillow would read all blocks, and keep all comments.
         data = containers.gif_still(data)
-    return _opened(data, source, limits)
+    image = _open(data, source, limits)
+    if source == "png" and data[png_structure.DEPTH] in (2, 4) and image.mode == "L" and "transparency" in image.info:
+        # Pillow scales the pixels to 8 bits, but not the transparent level.
+        image.info["transparency"] *= 255 // (2 ** data[png_structure.DEPTH] - 1)
+    return IdentifiedFile(data, source, image.size, image)
 
 
-def opened_heif(data: bytes, source: Source, limits: Limits) -> Image.Image | BaseImage:
-    """An AVIF, opened by Pillow, or a HEIC, opened by pi-heif. Raises as `opened` does."""
+def _identify_jpeg(data: bytes, limits: Limits) -> IdentifiedFile:
+    scans = _count_scans(data)
+    declared = _declared(data, "jpeg")
+    header: jpeg_structure.Header | None = None
+    if not declared.height:
+        # The frame header may leave the height to a DNL segment after the first scan.
+        header = jpeg_structure.header(data)
+        declared = replace(declared, height=header.frame.height)
+    _check_declared(data, "jpeg", declared, limits, scans)
+    header = header or jpeg_structure.header(data)
+    # Pillow reads a header alone, in plain form, so that no oddity of the file can stop it.
+    image = _open(_without_excessive_exif(header.without_pixels()), "jpeg", limits)
+    return IdentifiedFile(data, "jpeg", image.size, JpegFile(header, image))
+
+
+def _identify_heif(data: bytes, source: Source, limits: Limits) -> IdentifiedFile:
+    """Return an AVIF, opened by Pillow, or a HEIC, opened by pi-heif."""
     try:
         photo = heif_still.extract_still(data, limits)
     except heif_boxes.Excessive as error:
@@ -110,16 +165,17 @@ def opened_heif(data: bytes, source: Source, limits: Limits) -> Image.Image | Ba
     except heif_boxes.Damaged as error:
         raise UnreadableImage(f"the {source.upper()} file is damaged or cut short: {error}", field="file") from error
     if photo.codec == "av01":
-        return _opened(photo.data, "avif", limits)
+        image = _open(photo.data, "avif", limits)
+        return IdentifiedFile(photo.data, source, image.size, image)
     with library_call(source):
         picture = heif_reader.decode(photo.data)
     width, height = picture.size
     check_size(width, height, limits)
-    return picture
+    return IdentifiedFile(photo.data, source, (width, height), picture)
 
 
-def _opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
-    """A file whose size was checked already. Pillow's own guard, which has no part in that, stands behind it."""
+def _open(data: bytes, source: Source, limits: Limits) -> Image.Image:
+    """Return a file opened by Pillow. Its declared size was checked before; Pillow's own limit is a second guard."""
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_pixels)
     with library_call(source):
         try:
@@ -129,29 +185,34 @@ def _opened(data: bytes, source: Source, limits: Limits) -> Image.Image:
                 f"the file has more than {limits.max_pixels:,} pixels", field="file", limit=limits.max_pixels
             ) from error
     check_size(*image.size, limits)
-    # A GIF, of which there is only the first frame here, must not be asked: Pillow would look for more of them.
+    # Not for a GIF, which was cut to its first frame: Pillow would search for more of them.
     if image.format in ("PNG", "WEBP", "AVIF") and getattr(image, "is_animated", False):
         raise UnsupportedType(ANIMATED, field="file")
     return image
 
 
-def _check_stated(data: bytes, source: declared_size.SizedFormat, limits: Limits, scans: int) -> None:
-    """Check what the header states before any library sees the file."""
+def _declared(data: bytes, source: declared_size.SizedFormat) -> declared_size.DeclaredSize:
+    """Return the size and frames that a header declares, before any library sees the file. Raises UnreadableImage."""
     try:
-        stated = declared_size.read(data, source)
+        return declared_size.read(data, source)
     except containers.TooManyBlocks as error:
         raise UnreadableImage(f"the {source.upper()} can't be read: {error}", field="file") from error
-    # The frame header of a JPEG may leave the height to a segment behind the first scan.
-    height = stated.height or (jpeg_structure.header(data).frame.height if source == "jpeg" else 0)
-    check_size(stated.width, height, limits)
-    if stated.frames > 1:
+
+
+def _check_declared(
+    data: bytes, source: declared_size.SizedFormat, declared: declared_size.DeclaredSize, limits: Limits, scans: int = 0
+) -> None:
+    """Check the size and frames that a header declares, and the estimated cost of decoding. scans: of a JPEG."""
+    width, height = declared.width, declared.height
+    check_size(width, height, limits)
+    if declared.frames > 1:
         raise UnsupportedType(ANIMATED, field="file")
-    pixels = stated.width * height
+    pixels = width * height
     if scans * pixels > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // pixels
         raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
-    if len(data) < declared_size.min_bytes(data, source, stated.width, height):
-        detail = f"the {source.upper()} file is cut short: it has too few bytes for {stated.width} x {height} pixels"
+    if len(data) < declared_size.min_bytes(data, source, width, height):
+        detail = f"the {source.upper()} file is cut short: it has too few bytes for {width} x {height} pixels"
         raise UnreadableImage(detail, field="file")
     kind: decoding_cost.Kind = _jpeg_kind(data) if source == "jpeg" else source
     decoding_cost.check(kind, len(data), max(scans, 1) * pixels, limits)

@@ -47,9 +47,8 @@ class ColoredImage:
 
 @dataclass(frozen=True, slots=True)
 class _Upload:
-    """The bytes of a photo, their kind, their metadata, and the options of the request."""
+    """The format of a photo, its metadata, and the options of the request."""
 
-    data: bytes
     source: Source
     metadata: Metadata
     options: Options
@@ -83,8 +82,8 @@ class Colorizer:
 
         model: by default the one that the options name. deadline: a time of `time.monotonic`.
 
-        Raises what `decoding.decode` raises, UnknownModel, InvalidOption, ColorPhoto, Overloaded, DeadlineExceeded and
-        OutOfMemory. Raises ClientGone once `cancelled` is set.
+        Raises what `identification.identify` and `decoding.decode` raise, UnknownModel, InvalidOption, ColorPhoto,
+        Overloaded, DeadlineExceeded and OutOfMemory. Raises ClientGone once `cancelled` is set.
         """
         timer = StageTimer(deadline, cancelled)
         model = model or self.models.get(options.model)
@@ -103,15 +102,21 @@ class Colorizer:
 
     def _run(self, data: bytes, options: Options, model: Model, timer: StageTimer) -> ColoredImage:
         with self._cores.acquire_to_start(), timer.stage("decode"):
-            source = identification.source_of(data)
-            upload = _Upload(data, source, transfer.read(data, source), options)
-            look = options.if_color is not None
-            photo = decoding.decode(data, source, self._limits, icc=upload.metadata.icc, look=look)
+            file = identification.identify(data, self._limits)
+            upload = _Upload(file.source, transfer.read(data, file.source), options)
+            photo = decoding.decode(file, icc=upload.metadata.icc, look=options.if_color is not None)
         if photo.tone == "color" and options.if_color == "reject":
             raise ColorPhoto("the photo is in colour already", field="if_color")
         if photo.tone == "color" and options.if_color == "keep":
             with self._cores.acquire_to_continue():
-                return self._keep(upload, photo, timer)
+                if not _changes(options, upload.source, photo):
+                    return _uncolored(data, upload.source, photo, pixels_out=photo.luma.size, timer=timer)
+                with timer.stage("decode"):
+                    pixels = decoding.decode_pixels(file, icc=upload.metadata.icc)
+                # The library that opened the file keeps its pixels in memory.
+                del file
+                return self._encode_uncolored(upload, photo, pixels, timer)
+        del file
         return self._color(upload, photo, model, timer)
 
     def _color(self, upload: _Upload, photo: Photo, model: Model, timer: StageTimer) -> ColoredImage:
@@ -145,13 +150,10 @@ class Colorizer:
             pixels_out=photo.luma.size,
         )
 
-    def _keep(self, upload: _Upload, photo: Photo, timer: StageTimer) -> ColoredImage:
-        """Return the upload unchanged, or encoded again without colouring if its options request a change."""
-        options, source = upload.options, upload.source
-        if not _changes(options, source, photo):
-            return _uncolored(upload.data, source, photo, pixels_out=photo.luma.size, timer=timer)
+    def _encode_uncolored(self, upload: _Upload, photo: Photo, pixels: Pixels, timer: StageTimer) -> ColoredImage:
+        """Return the upload encoded again with its own colours, because its options request a change."""
+        options = upload.options
         with timer.stage("decode"):
-            pixels = decoding.decode_pixels(upload.data, source, self._limits, icc=upload.metadata.icc)
             format_ = _format(upload, photo)
             pixels = resizing.fit_pixels(pixels, format_, options.max_side)
             height, width, _ = pixels.rgb.shape

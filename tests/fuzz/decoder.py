@@ -29,11 +29,11 @@ CRC_IS_RIGHT = 0.75
 def one_file(data: bytes) -> None:
     """The way of a file through everything that reads it, and of what was read into an answer."""
     try:
-        source = identification.source_of(data)
-        said = transfer.read(data, source)
+        file = identification.identify(data, LIMITS)
+        said = transfer.read(data, file.source)
         look = bool(len(data) % 2)
-        photo = decoding.decode(data, source, LIMITS, icc=said.icc, look=look)
-        pixels = decoding.decode_pixels(data, source, LIMITS, icc=said.icc)
+        photo = decoding.decode(file, icc=said.icc, look=look)
+        pixels = decoding.decode_pixels(file, icc=said.icc)
     except Problem as problem:
         if not 400 <= problem.status < 500:
             raise
@@ -45,7 +45,7 @@ def one_file(data: bytes) -> None:
     height, width = photo.size
     kept = transfer.for_output(said, width=width, height=height, model="fuzz", version="1", upright=upright)
     answer = encoding.encode_pixels(pixels, format_, 80, avif_options=transfer.avif_options(kept))
-    decoding.decode(transfer.write(answer, format_, kept), format_, LIMITS)
+    decoding.decode(identification.identify(transfer.write(answer, format_, kept), LIMITS))
 
 
 def change(data: bytes, largest: int, seed: int) -> bytes:

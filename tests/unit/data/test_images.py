@@ -86,8 +86,8 @@ def kinds_of_files(rgb: np.ndarray) -> dict[str, bytes]:
 def test_pixels_are_those_of_the_service(astronaut: np.ndarray) -> None:
     """Training and serving must see the same colours, whatever decodes the file."""
     for name, data in kinds_of_files(astronaut[:, :300]).items():
-        source = identification.source_of(data)
-        pixels = decoding.decode_pixels(data, source, images.LIMITS, icc=reader.read(data, source).icc)
+        file = identification.identify(data, images.LIMITS)
+        pixels = decoding.decode_pixels(file, icc=reader.read(data, file.source).icc)
         served = (pixels.rgb >> 8 if pixels.rgb.dtype == np.uint16 else pixels.rgb).astype(int)
         if pixels.alpha is not None:
             opacity = pixels.alpha[..., np.newaxis] / 255

@@ -68,7 +68,7 @@ def test_too_few_bytes_take_no_memory(format_: str, options: dict[str, object]) 
     tracemalloc.start()
     try:
         with pytest.raises(UnreadableImage, match="cut short"):
-            decoding.decode(data, identification.source_of(data), LIMITS)
+            decoding.decode(identification.identify(data, LIMITS))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -91,6 +91,6 @@ def test_too_few_bytes_take_no_memory(format_: str, options: dict[str, object]) 
 )
 def test_the_most_even_pictures_have_bytes_enough(mode: str, format_: str, options: dict[str, object]) -> None:
     data = saved(Image.new(mode, (3000, 3000)), format_, **options)
-    photo = decoding.decode(data, identification.source_of(data), LIMITS)
+    photo = decoding.decode(identification.identify(data, LIMITS))
     assert photo.size == (3000, 3000)
     assert photo.luma.max() == photo.luma.min()

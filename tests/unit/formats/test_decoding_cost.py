@@ -38,24 +38,22 @@ def test_the_limit_that_is_named_is_the_one_that_counts() -> None:
 
 def test_a_shorter_deadline_allows_less() -> None:
     data = encoded(NOISE, "PNG")
-    decoding.decode(data, "png", LIMITS)
+    decoding.decode(identification.identify(data, LIMITS))
     with pytest.raises(TooManyBytes, match="decoding may take"):
-        decoding.decode(data, "png", Limits(DEFAULTS.max_pixels, DEFAULTS.max_side, 1e-4))
+        decoding.decode(identification.identify(data, Limits(DEFAULTS.max_pixels, DEFAULTS.max_side, 1e-4)))
     with pytest.raises(TooManyPixels, match="decoding may take"):
-        decoding.decode(data, "png", Limits(DEFAULTS.max_pixels, DEFAULTS.max_side, 1e-6))
+        decoding.decode(identification.identify(data, Limits(DEFAULTS.max_pixels, DEFAULTS.max_side, 1e-6)))
 
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "WEBP", "GIF"])
 def test_pillow_has_a_guard_of_its_own(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even a file whose size our own reader would overlook is not decoded."""
     data = encoded(NOISE if format_ != "WEBP" else np.dstack([NOISE] * 3), format_)
-    source = identification.source_of(data)
     monkeypatch.setattr(declared_size, "read", lambda *_: declared_size.DeclaredSize())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(TooManyPixels, match="more than 1,000"):
-        identification.opened(data, source, Limits(1000, 65_500))
-    with identification.opened(data, source, Limits(5000, 65_500)) as image:
-        assert image.size == (64, 64)
+        identification.identify(data, Limits(1000, 65_500))
+    assert identification.identify(data, Limits(5000, 65_500)).size == (64, 64)
 
 
 def stated(data: bytes) -> tuple[int, int]:

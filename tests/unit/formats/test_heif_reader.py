@@ -14,7 +14,7 @@ from service.errors import Problem
 from service.formats import heif_reader, heif_still
 from service.formats.decoding_limits import Limits
 from service.formats.registry import Format
-from service.imaging import decoding
+from service.imaging import decoding, identification
 from service.metadata import exif, transfer
 from service.metadata.transfer import Metadata
 from tests.unit.metadata.test_tiff import encoded_avif, loaded, opened, pixels, written
@@ -192,6 +192,6 @@ def test_no_mutation_makes_it_raise(data: bytes, changes: list[tuple[int, bytes]
     for target in ("jpeg", "tiff"):
         opened(written(SMALL, target, found))
     try:
-        assert decoding.decode(data, "heic", LIMITS).luma.size
+        assert decoding.decode(identification.identify(data, LIMITS)).luma.size
     except Problem:
         return

@@ -21,7 +21,7 @@ EDGES = {"hvc1": [(2 * SIDE, 3 * SIDE), (2 * SIDE - 1, 3 * SIDE - 31)], "av01": 
 
 
 def decode(data: bytes, limits: Limits = LIMITS) -> Photo:
-    return decoding.decode(data, identification.source_of(data), limits)
+    return decoding.decode(identification.identify(data, limits))
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> None:
@@ -200,6 +200,6 @@ def test_pillow_sees_no_exif_but_the_turn() -> None:
     picture = coded(rgb(0), "av01")
     turned = replace(picture, properties=[*picture.properties, (b"irot", b"\3")])
     items = {1: turned, 2: Item(b"Exif", bytes(4) + b"II*\0broken", references={b"cdsc": [1]})}
-    opened = identification.opened_heif(heif(items, brands=BRANDS["av01"]), "avif", LIMITS)
+    opened = identification.identify(heif(items, brands=BRANDS["av01"]), LIMITS).structure
     assert isinstance(opened, Image.Image)
     assert dict(opened.getexif()) == {0x112: 6}

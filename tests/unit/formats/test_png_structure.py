@@ -48,7 +48,7 @@ FILES = {
 
 def decode(data: bytes) -> Photo:
     icc = transfer.read(data, "png").icc
-    return decoding.decode(data, identification.source_of(data), LIMITS, icc=icc)
+    return decoding.decode(identification.identify(data, LIMITS), icc=icc)
 
 
 def before_pixels(data: bytes, added: bytes) -> bytes:

@@ -42,9 +42,9 @@ MOST_TIME = 20
 
 def taken(data: bytes) -> Photo:
     """As the colorizer takes a photo."""
-    source = identification.source_of(data)
-    said = transfer.read(data, source)
-    return decoding.decode(data, source, LIMITS, icc=said.icc, look=True)
+    file = identification.identify(data, LIMITS)
+    said = transfer.read(data, file.source)
+    return decoding.decode(file, icc=said.icc, look=True)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -16,7 +16,7 @@ LIMITS = decoding_limits.Limits(max_pixels=100_000_000, max_side=65_500)
 
 
 def decode(data: bytes, limits: decoding_limits.Limits = LIMITS, **options: object) -> Photo:
-    return decoding.decode(data, identification.source_of(data), limits, **options)  # type: ignore[arg-type]
+    return decoding.decode(identification.identify(data, limits), **options)  # type: ignore[arg-type]
 
 
 def png_header(width: int, height: int, depth: int = 8) -> bytes:

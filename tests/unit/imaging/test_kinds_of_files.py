@@ -39,7 +39,7 @@ def deep(picture: np.ndarray) -> np.ndarray:
 
 
 def decode(data: bytes, **options: object) -> Photo:
-    return decoding.decode(data, identification.source_of(data), LIMITS, **options)  # type: ignore[arg-type]
+    return decoding.decode(identification.identify(data, LIMITS), **options)  # type: ignore[arg-type]
 
 
 def tiff(pixels: np.ndarray, **options: object) -> bytes:
@@ -460,7 +460,7 @@ def test_a_picture_in_every_format_is_what_it_was(
     assert fitted.rgb.dtype == (np.uint16 if bits == 16 and format_ in ("png", "tiff") else np.uint8)
     # What says that a fourth channel is alpha is written with the metadata.
     data = transfer.write(encoding.encode_pixels(fitted, format_, 95), format_, transfer.Metadata())
-    found = decoding.decode_pixels(data, format_, LIMITS)
+    found = decoding.decode_pixels(identification.identify(data, LIMITS))
     assert found.rgb.dtype == fitted.rgb.dtype
     if format_ in ("png", "tiff"):
         np.testing.assert_array_equal(found.rgb, rgb)

@@ -54,7 +54,7 @@ def test_swapped_primaries_are_put_back(order: tuple[int, int, int]) -> None:
     rgb = smooth()
     profile = matrix(SRGB[:, list(order)], gamma(563 / 256))
     data = encoded(rgb[..., list(order)], "JPEG", icc_profile=profile, quality=100, subsampling=0)
-    luma = decoding.decode(data, "jpeg", LIMITS, icc=transfer.read(data, "jpeg").icc).luma
+    luma = decoding.decode(identification.identify(data, LIMITS), icc=transfer.read(data, "jpeg").icc).luma
     assert np.abs(luma.astype(int) - color.luma_of_rgb(rgb)).mean() < 3
 
 
@@ -83,6 +83,6 @@ def test_a_profile_without_which_the_pixels_mean_nothing(format_: str) -> None:
         data = encoded(255 - rgb, format_.split()[0], **options)
     icc = transfer.read(data, identification.source_of(data)).icc
     assert icc == NEGATIVE_ICC
-    luma = decoding.decode(data, identification.source_of(data), LIMITS, icc=icc).luma
+    luma = decoding.decode(identification.identify(data, LIMITS), icc=icc).luma
     off = luma / (257 if format_ == "deep PNG" else 1) - color.luma_of_rgb(rgb)
     assert np.abs(off).mean() < 2.5

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from service.formats.registry import Format
-from service.imaging import decoding, resizing
+from service.imaging import decoding, identification, resizing
 from service.imaging.photo import Photo, Pixels
 from tests.conftest import encoded
 from tests.unit.imaging.test_decoding import LIMITS, decode
@@ -21,7 +21,9 @@ def test_a_jpeg_has_no_alpha_so_the_photo_is_laid_on_white() -> None:
     flat = resizing.fit(photo, "jpeg", None)
     assert flat.alpha is None
     assert flat.luma.tolist() == [[255, 0, 177]]
-    rgb = resizing.fit_pixels(decoding.decode_pixels(encoded(pixels, "PNG"), "png", LIMITS), "jpeg", None).rgb
+    rgb = resizing.fit_pixels(
+        decoding.decode_pixels(identification.identify(encoded(pixels, "PNG"), LIMITS)), "jpeg", None
+    ).rgb
     assert rgb.tolist() == [[[255] * 3, [0] * 3, [177] * 3]]
 
 

@@ -16,7 +16,7 @@ LIMITS = decoding_limits.Limits(max_pixels=100_000_000, max_side=65_500)
 
 
 def decode(data: bytes) -> Photo:
-    return decoding.decode(data, identification.source_of(data), LIMITS)
+    return decoding.decode(identification.identify(data, LIMITS))
 
 
 def smooth() -> np.ndarray:

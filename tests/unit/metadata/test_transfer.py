@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from service.formats import containers, decoding_limits, tiff_writer
 from service.formats.geometry import Transform
 from service.formats.registry import Format
-from service.imaging import decoding, encoding
+from service.imaging import decoding, encoding, identification
 from service.imaging.photo import Pixels
 from service.metadata import exif, reader, transfer, xmp
 from service.metadata.transfer import Comment, Density, Metadata
@@ -236,7 +236,7 @@ def test_pixels_are_not_touched(pixels: np.ndarray, format_: Format, with_alpha:
     before, after = opened(plain), opened(data)
     assert before.mode == after.mode
     np.testing.assert_array_equal(np.asarray(before), np.asarray(after))
-    assert decoding.decode(data, format_, decoding_limits.Limits(10_000, 10_000)).size == (33, 47)
+    assert decoding.decode(identification.identify(data, decoding_limits.Limits(10_000, 10_000))).size == (33, 47)
     if format_ == "png":
         assert crcs_are_right(data)
     if format_ == "webp":

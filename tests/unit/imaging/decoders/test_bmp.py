@@ -18,7 +18,7 @@ LUMA = color.luma_of_rgb(COLOR).astype(int)
 
 
 def decode(data: bytes) -> Photo:
-    return decoding.decode(data, identification.source_of(data), LIMITS)
+    return decoding.decode(identification.identify(data, LIMITS))
 
 
 def bmp(rows: np.ndarray, bits: int, **options: object) -> bytes:

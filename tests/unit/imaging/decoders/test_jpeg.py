@@ -32,7 +32,7 @@ ARITHMETIC = base64.b85decode(
 
 def decode(data: bytes, **options: object) -> Photo:
     icc = transfer.read(data, "jpeg").icc
-    return decoding.decode(data, identification.source_of(data), LIMITS, icc=icc, **options)  # type: ignore[arg-type]
+    return decoding.decode(identification.identify(data, LIMITS), icc=icc, **options)  # type: ignore[arg-type]
 
 
 def picture() -> np.ndarray:
@@ -138,8 +138,8 @@ def test_what_is_odd_beside_the_scans_does_no_harm(name: str, change: str) -> No
     found, expected = decode(changed, look=True), decode(FILES[name], look=True)
     np.testing.assert_array_equal(found.luma, expected.luma)
     assert found.tone == expected.tone
-    pixels = decoding.decode_pixels(changed, "jpeg", LIMITS).rgb
-    np.testing.assert_array_equal(pixels, decoding.decode_pixels(FILES[name], "jpeg", LIMITS).rgb)
+    pixels = decoding.decode_pixels(identification.identify(changed, LIMITS)).rgb
+    np.testing.assert_array_equal(pixels, decoding.decode_pixels(identification.identify(FILES[name], LIMITS)).rgb)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name != "rgb"])
@@ -289,7 +289,7 @@ def test_the_tone_and_colours_of_any_sampling_factors() -> None:
     factors: Factors = ((4, 2), (1, 1), (1, 1))
     data = jpeg_of(planes_of(ycbcr(), factors), factors, SIZE)
     assert decode(data, look=True).tone == "color"
-    rgb = decoding.decode_pixels(data, "jpeg", LIMITS).rgb
+    rgb = decoding.decode_pixels(identification.identify(data, LIMITS)).rgb
     assert np.abs(rgb.astype(int) - picture()).mean() < 25
 
 

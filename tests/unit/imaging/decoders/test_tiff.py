@@ -23,11 +23,11 @@ SIDES = (37, 53)
 
 
 def photo(data: bytes) -> Photo:
-    return decoding.decode(data, identification.source_of(data), LIMITS)
+    return decoding.decode(identification.identify(data, LIMITS))
 
 
 def pixels(data: bytes) -> Pixels:
-    return decoding.decode_pixels(data, identification.source_of(data), LIMITS)
+    return decoding.decode_pixels(identification.identify(data, LIMITS))
 
 
 def noise(channels: int, bits: int = 8, seed: int = 0) -> np.ndarray:
@@ -617,7 +617,7 @@ def test_no_mutation_is_a_fault_of_ours() -> None:
             place = int(random.integers(start, len(data) - 2))
             data[place : place + 2] = int(random.choice(numbers)).to_bytes(2, "little")
         with contextlib.suppress(UnreadableImage, UnsupportedType, TooManyPixels, TooManyScans):
-            decoding.decode(bytes(data), "tiff", decoding_limits.Limits(4_000_000, 65_500))
+            decoding.decode(identification.identify(bytes(data), decoding_limits.Limits(4_000_000, 65_500)))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "YCbCr", "CMYK"])
@@ -645,12 +645,10 @@ def test_a_jpeg_in_a_tiff_that_is_cut_short_is_damage(mode: str, tiles: tuple[in
         if tiles
         else {tiff_tags.ROWS_PER_STRIP: (4, [128])}
     )
-    assert tiff_decoder.decode(tiffs.assembled(jpegs, tags, {}, is_tiled=bool(tiles)), LIMITS).picture.shape[:2] == (
-        128,
-        128,
-    )
+    whole = tiff_decoder.read(tiffs.assembled(jpegs, tags, {}, is_tiled=bool(tiles)), LIMITS)
+    assert tiff_decoder.decode(whole).picture.shape[:2] == (128, 128)
     for share in (0.3, 0.6, 0.95):
         for end in (b"", b"\xff\xd9"):
             cut = [*jpegs[:-1], jpegs[-1][: int(share * len(jpegs[-1]))].removesuffix(b"\xff") + end]
             with pytest.raises(UnreadableImage):
-                tiff_decoder.decode(tiffs.assembled(cut, tags, {}, is_tiled=bool(tiles)), LIMITS)
+                tiff_decoder.decode(tiff_decoder.read(tiffs.assembled(cut, tags, {}, is_tiled=bool(tiles)), LIMITS))

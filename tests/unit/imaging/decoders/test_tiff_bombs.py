@@ -258,8 +258,9 @@ for line in sys.stdin:
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, started = peak(), time.process_time()
     try:
-        said = transfer.read(data, "tiff")
-        decoding.decode(data, identification.source_of(data), limits, icc=said.icc, look=True)
+        file = identification.identify(data, limits)
+        said = transfer.read(data, file.source)
+        decoding.decode(file, icc=said.icc, look=True)
         outcome = "ok"
     except Problem as problem:
         outcome = problem.code

@@ -109,7 +109,7 @@ def test_what_is_set_in_vain_is_told_at_start(serve: Serve) -> None:
 @pytest.mark.parametrize(
     ("files", "settings", "reason"),
     [
-        ({}, {}, "no model 'compact'"),
+        ({}, {}, "the default model 'compact' is missing"),
         ({"compact.onnx": b"not a model"}, {}, "compact.onnx"),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1), metadata={})}, {}, "tomau.contract"),
         ({"compact.onnx": tint_model(contract(name="compact"), (1, 1))}, {"DEFAULT_MODEL": "other"}, "'other'"),

@@ -98,7 +98,7 @@ def gone(folder: Path) -> None:
         (truncated, "compact.onnx"),
         (without_contract, "other.onnx: "),
         (of_another_hash, "SHA-256"),
-        (gone, "no model 'compact'"),
+        (gone, "the default model 'compact' is missing"),
     ],
 )
 def test_a_bad_file_changes_nothing(

@@ -177,7 +177,7 @@ async def colorize_batch(request: Request) -> Response:
         # Resolved once, so that all photos have the same model even if the models are reloaded meanwhile.
         model = state.colorizer.models.get(options.model)
         color = partial(_color_in_batch, state=state, options=options, model=model)
-        batch = BatchZip(upload.photos, color, state.batch_slots, receiving.shrink, state.metrics.drop)
+        batch = BatchZip(upload.photos, color, state.batch_slots, done=receiving.shrink, failed=state.metrics.drop)
         return BatchResponse(batch, held.pop_all())
 
 

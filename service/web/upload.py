@@ -45,7 +45,8 @@ class BatchUpload:
 
 
 def _photo_limits(settings: Settings, overhead: int = 0) -> Limits:
-    return Limits(1, settings.max_bytes, settings.max_bytes, overhead, is_batch=False)
+    most = settings.max_bytes
+    return Limits(photos=1, photo_bytes=most, bytes=most, overhead=overhead, is_batch=False)
 
 
 def _batch_limits(settings: Settings) -> Limits:
@@ -54,7 +55,7 @@ def _batch_limits(settings: Settings) -> Limits:
     overhead = FORM_OVERHEAD + PHOTO_OVERHEAD * photos
     room = settings.max_upload_bytes - settings.max_form_bytes - overhead
     most = max(0, min(settings.max_batch_bytes, room))
-    return Limits(photos, settings.max_bytes, most, overhead, is_batch=True)
+    return Limits(photos=photos, photo_bytes=settings.max_bytes, bytes=most, overhead=overhead, is_batch=True)
 
 
 def warn_about_cap(settings: Settings) -> None:

@@ -220,9 +220,7 @@ def test_without_file_descriptors_nobody_waits_and_it_recovers(server: Server, j
             assert closed, "closed immediately, not left to wait"
             with contextlib.suppress(ConnectionError):
                 assert closed[0].recv(1) == b""
-            assert client.post("/colorize", files={"file": jpeg}).status_code == 200, (
-                "a connected client is served"
-            )
+            assert client.post("/colorize", files={"file": jpeg}).status_code == 200, "a connected client is served"
         until(lambda: recovers(server, jpeg), pause=0.05)
 
 

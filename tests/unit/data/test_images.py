@@ -43,7 +43,7 @@ def test_colours_are_those_of_the_profile(astronaut: np.ndarray, space: str, for
 
 
 def with_gamma(png: bytes, gamma: int) -> bytes:
-    return containers.png_with(png, [(b"gAMA", struct.pack(">I", gamma))])
+    return containers.png_with_chunks(png, [(b"gAMA", struct.pack(">I", gamma))])
 
 
 @pytest.mark.parametrize("gamma", [100_000, 55_556, 22_727])

@@ -1,4 +1,4 @@
-"""A coloured photo to bytes: what each format has room for, the default format and quality, and the encoders."""
+"""Encode a coloured photo to a file's bytes, with a default quality."""
 
 import io
 from collections.abc import Mapping
@@ -13,28 +13,28 @@ from service.imaging.color import Bytes
 from service.imaging.photo import Photo, Pixels, Planes
 
 QUALITY = 92
-LEAST_QUALITY = 85
-# From 0 to 10. At 8, noise takes three times as long as at 9.
+MIN_QUALITY = 85
+# 0 to 10, where 10 is the fastest. At 8, an image of noise takes three times as long as at 9.
 AVIF_SPEED = 9
 TIFF_LZW = 5
 
 
 def default_quality(photo: Photo) -> int:
-    """The source's own quality, at least 85, so that luma comes back as it was; 92 where it has none."""
-    return QUALITY if photo.quality is None else max(LEAST_QUALITY, photo.quality)
+    """Return the quality of the uploaded JPEG, but at least 85, so that luma is preserved; 92 for other formats."""
+    return QUALITY if photo.quality is None else max(MIN_QUALITY, photo.quality)
 
 
 def encode_planes(planes: Planes, quality: int) -> bytes:
-    """A JPEG, 4:2:0, whose luma plane goes in as it is."""
-    luma = _even(planes.luma)
+    """Return a JPEG, 4:2:0, of planes that are stored without a colour conversion. quality: 1..100."""
+    luma = _with_even_sides(planes.luma)
     return bytes(simplejpeg.encode_jpeg_yuv_planes(luma, planes.cb, planes.cr, quality))
 
 
-def _even(plane: Bytes) -> Bytes:
-    """The same plane, as a part of one with even sides.
+def _with_even_sides(plane: Bytes) -> Bytes:
+    """Return the same plane, as a view of one with even sides.
 
-    TurboJPEG reads a 4:2:0 luma plane up to the next even row and column: past the end of an odd one, whatever lies
-    in memory there would go into the file.
+    TurboJPEG reads a 4:2:0 luma plane up to the next even row and column. Past the end of an odd plane, it would read
+    foreign memory and write that into the file.
     """
     height, width = plane.shape
     if height % 2 == 0 and width % 2 == 0:
@@ -45,9 +45,10 @@ def _even(plane: Bytes) -> Bytes:
 def encode_pixels(
     pixels: Pixels, format_: Format, quality: int, *, avif_options: Mapping[str, bytes] | None = None
 ) -> bytes:
-    """Any format. A JPEG has no room for alpha, and only PNG and TIFF have some for 16 bits: `fit_pixels` them first.
+    """Return the pixels as a file of the format. Call `fit_pixels` first, as most formats lack alpha or 16 bits.
 
-    avif_options: AVIF's encoder takes the metadata; into the others it is written later.
+    quality: 1..100, for lossy formats. avif_options: metadata for the AVIF encoder. Other formats get it later.
+    Raises RuntimeError if OpenCV can't encode the pixels.
     """
     if format_ == "jpeg":
         return bytes(simplejpeg.encode_jpeg(pixels.rgb, quality, "RGB", "420"))
@@ -66,6 +67,6 @@ def encode_pixels(
 def _avif(pixels: Pixels, quality: int, blocks: Mapping[str, bytes]) -> bytes:
     picture = Image.fromarray(pixels.rgb if pixels.alpha is None else np.dstack([pixels.rgb, pixels.alpha]))
     stream = io.BytesIO()
-    # One thread: photos run beside one another.
+    # One thread, because photos are encoded concurrently.
     picture.save(stream, "AVIF", quality=quality, speed=AVIF_SPEED, max_threads=1, **blocks)
     return stream.getvalue()

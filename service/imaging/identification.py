@@ -1,4 +1,4 @@
-"""What a file is, from its first bytes and its structure: everything that is refused before any pixel is decoded."""
+"""Identify an upload by its first bytes and its structure, and check all that can be refused without its pixels."""
 
 import io
 import warnings
@@ -25,26 +25,26 @@ from service.imaging import icc_profiles
 from service.imaging.decoders import bmp, tiff
 from service.metadata.exif import is_excessive
 
-# Pillow warns of more pixels than are expected. Here they are never right: the size was checked before.
+# Pillow warns of large pictures. Here this is an error, because the size was checked before.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 BOMBS = (Image.DecompressionBombWarning, Image.DecompressionBombError)
-# A profile, too, is a text to Pillow: those for inks have up to three megabytes.
+# Pillow counts a profile as text, and CMYK profiles have up to 3 MB.
 PngImagePlugin.MAX_TEXT_CHUNK = icc_profiles.MAX_PROFILE
 
-# Pillow warns of each odd value of EXIF, and each text would be written to standard error and kept for ever.
+# Pillow warns of each odd value of EXIF. Python would write each text to standard error, and keep it for ever.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 APP1, EXIF = 0xE1, b"Exif\0\0"
 MAX_SCANS = 100
-# Between a JPEG's segments, where nothing should be: Pillow goes over it byte by byte.
+# Bytes between a JPEG's segments, where none belong. Pillow skips them one by one.
 MAX_GAPS = 64 * 1024
-# Pillow joins them in quadratic time.
+# Pillow joins EXIF segments in quadratic time.
 MAX_EXIF_SEGMENTS = 16
-# Frames that libjpeg decodes: baseline, extended, progressive, and the last two with arithmetic coding.
+# Frame markers that libjpeg decodes: baseline, extended, progressive, and the last two with arithmetic coding.
 FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 PROGRESSIVE, ARITHMETIC = 0xC2, (0xC9, 0xCA)
 OTHER_FRAMES = (0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7)
-# ISO 23008-12 and AV1's: a file is of every brand that it lists.
+# Brands of ISO 23008-12 and of AVIF. A file may list several.
 BRANDS: dict[bytes, Source] = dict.fromkeys((b"avif", b"avis"), "avif")
 BRANDS |= dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "heic")
 SUPPORTED = "JPEG, PNG, WebP, TIFF, AVIF, HEIC, BMP or GIF"
@@ -74,7 +74,7 @@ class IdentifiedFile:
 
 
 def source_of(data: bytes) -> Source:
-    """The format of a file. Raises EmptyUpload, and UnsupportedType for anything but a picture that can be decoded."""
+    """Return the format of a file by its first bytes. Raises EmptyUpload, and UnsupportedType for other formats."""
     signatures: tuple[tuple[bytes, Source], ...] = (
         (b"\xff\xd8\xff", "jpeg"),
         (b"\x89PNG\r\n\x1a\n", "png"),
@@ -91,15 +91,15 @@ def source_of(data: bytes) -> Source:
             return source
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
-    if data[4:8] == b"ftyp" and (kind := _of_brands(data)):
+    if data[4:8] == b"ftyp" and (kind := _source_of_brands(data)):
         return kind
     if not data:
-        raise EmptyUpload("there is nothing in it", field="file")
+        raise EmptyUpload("the file is empty; send a photo", field="file")
     raise UnsupportedType(f"the file is not a {SUPPORTED} image", field="file")
 
 
-def _of_brands(data: bytes) -> Source | None:
-    """By its main brand, or by the first known one that it is compatible with: `mif1` alone may be either."""
+def _source_of_brands(data: bytes) -> Source | None:
+    """Return the format by the major brand or the first known compatible one, AVIF first: `mif1` fits both formats."""
     size = min(int.from_bytes(data[:4]), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, size, 4))]
     found = {BRANDS[brand] for brand in brands if brand in BRANDS}
@@ -123,9 +123,9 @@ def identify(data: bytes, limits: Limits) -> IdentifiedFile:
             page = tiff.read(data, limits)
             return IdentifiedFile(data, source, page.size, page)
         case "bmp":
-            if fields := bmp.bit_fields(data, limits):
+            if fields := bmp.read_bit_fields(data, limits):
                 return IdentifiedFile(data, source, (fields.width, fields.height), fields)
-            data = bmp.with_usual_palette(data)
+            data = bmp.with_valid_palette(data)
         case "png":
             data = png_structure.plain(data)
         case "webp":
@@ -142,6 +142,7 @@ def identify(data: bytes, limits: Limits) -> IdentifiedFile:
 
 
 def _identify_jpeg(data: bytes, limits: Limits) -> IdentifiedFile:
+    """Return a JPEG whose header was parsed, then opened by Pillow."""
     scans = _count_scans(data)
     declared = _declared(data, "jpeg")
     header: jpeg_structure.Header | None = None
@@ -210,7 +211,7 @@ def _check_declared(
     pixels = width * height
     if scans * pixels > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // pixels
-        raise TooManyScans(f"a JPEG of this size may have {most} scans, not {scans}", field="file", limit=most)
+        raise TooManyScans(f"the JPEG has {scans} scans; a JPEG of its size may have {most}", field="file", limit=most)
     if len(data) < declared_size.min_bytes(data, source, width, height):
         detail = f"the {source.upper()} file is cut short: it has too few bytes for {width} x {height} pixels"
         raise UnreadableImage(detail, field="file")
@@ -219,7 +220,7 @@ def _check_declared(
 
 
 def _jpeg_kind(data: bytes) -> decoding_cost.Kind:
-    """How a JPEG is coded, by its first frame."""
+    """Return how a JPEG is coded, by its first frame."""
     marker = declared_size.jpeg_frame(data)
     if marker in ARITHMETIC:
         return "arithmetic"
@@ -227,14 +228,17 @@ def _jpeg_kind(data: bytes) -> decoding_cost.Kind:
 
 
 def _without_excessive_exif(data: bytes) -> bytes:
-    """Return the JPEG as Pillow may see it, which reads all values of EXIF at once, of several segments together."""
+    """Return the JPEG without EXIF if that is excessive, because Pillow would read all its values."""
     bodies = (body for _, body in jpeg_bodies(data, (APP1,)) if body.startswith(EXIF))
     block = b"".join(body[len(EXIF) :] for body in bodies)
     return jpeg_without_segments(data, APP1, EXIF) if is_excessive(block) else data
 
 
 def _count_scans(data: bytes) -> int:
-    """How many scans a JPEG has. Refuses what libjpeg can't decode, and segments that would keep a decoder busy."""
+    """Return the number of scans of a JPEG.
+
+    Raises UnsupportedType for what libjpeg can't decode, and UnreadableImage or TooManyScans for excessive structures.
+    """
     exif_segments = scans = gaps = 0
     end = 2
     components = b""
@@ -244,24 +248,25 @@ def _count_scans(data: bytes) -> int:
             end = start + int.from_bytes(data[start : start + 2])
         if marker in FRAMES and not scans:
             components = data[start + 8 : start + 8 + 3 * data[start + 7] : 3] if len(data) > start + 7 else b""
-        # Behind an image without an end marker there may be anything, a video for example.
+        # After an image without an end marker there may be other data, such as a video, that resembles scans.
         scans += marker == START_OF_SCAN and _is_scan(data, start, components)
         exif_segments += data[start + 2 : start + 8] == EXIF
         if scans > MAX_SCANS:
             raise TooManyScans(f"the JPEG has more than {MAX_SCANS} scans", field="file", limit=MAX_SCANS)
         if number > MAX_SEGMENTS or exif_segments > MAX_EXIF_SEGMENTS:
-            raise UnreadableImage("the JPEG has too many segments", field="file", limit=MAX_SEGMENTS)
+            raise UnreadableImage("the JPEG has too many segments; save it again", field="file", limit=MAX_SEGMENTS)
         if marker in FRAMES and not scans and data[start + 2 : start + 3] not in (b"\x08", b""):
-            raise UnsupportedType(f"the JPEG has {data[start + 2]} bits a channel; 8 are supported", field="file")
+            raise UnsupportedType(f"the JPEG has {data[start + 2]} bits a channel; save it with 8 bits", field="file")
         if marker in OTHER_FRAMES and not scans:
-            raise UnsupportedType("the JPEG is lossless or hierarchical, which no browser reads either", field="file")
+            raise UnsupportedType("the JPEG is lossless or hierarchical; save it as a baseline JPEG", field="file")
         if gaps > MAX_GAPS:
-            raise UnreadableImage("the JPEG has too much between its segments", field="file", limit=MAX_GAPS)
+            detail = "the JPEG has too much data between its segments; save it again"
+            raise UnreadableImage(detail, field="file", limit=MAX_GAPS)
     return scans
 
 
 def _is_scan(data: bytes, start: int, components: bytes) -> bool:
-    """Return whether the header of a scan makes sense for a frame of these components, given by their identifiers."""
+    """Return whether a scan header is valid for a frame with these component identifiers."""
     count = data[start + 2] if len(data) > start + 2 else 0
     ids = data[start + 3 : start + 3 + 2 * count : 2]
     return 1 <= count <= 4 and int.from_bytes(data[start : start + 2]) == 6 + 2 * count and set(ids) <= set(components)

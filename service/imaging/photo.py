@@ -1,4 +1,4 @@
-"""What a photo is inside the service."""
+"""The forms of a photo inside the service: luma with alpha, Y Cb Cr planes, and RGB."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,9 +10,10 @@ Tone = Literal["gray", "toned", "color"]
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """An uploaded photo, upright: its luma in sRGB, uint8 or uint16 [H, W], alpha likewise if it has any.
+    """An uploaded photo, upright.
 
-    `quality` is that of its JPEG, 1..100, None for other sources. `tone` is None when nobody asked for it.
+    luma: of the sRGB picture, uint8 or uint16 [H, W]. alpha: [H, W] of the same type, None for an opaque photo.
+    quality: estimated quality of the JPEG, 1..100, None for other formats. tone: None if it was not requested.
     """
 
     luma: Levels
@@ -29,7 +30,7 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Planes:
-    """A coloured photo as a JPEG stores it: luma, uint8 [H, W], Cb and Cr of half the size, rounded up."""
+    """A coloured photo as a 4:2:0 JPEG stores it: luma, uint8 [H, W], Cb and Cr of half of each side, rounded up."""
 
     luma: Bytes
     cb: Bytes
@@ -38,7 +39,7 @@ class Planes:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """A picture as RGB, uint8 or uint16 [H, W, 3], with its alpha, [H, W] likewise, if it has any."""
+    """A picture as RGB, uint8 or uint16 [H, W, 3], with its alpha, [H, W] of the same type, or None if opaque."""
 
     rgb: Levels
     alpha: Levels | None

@@ -104,7 +104,7 @@ class Colorizer:
         with self._cores.acquire_to_start(), timer.stage("decode"):
             file = identification.identify(data, self._limits)
             upload = _Upload(file.source, transfer.read(data, file.source), options)
-            photo = decoding.decode(file, icc=upload.metadata.icc, look=options.if_color is not None)
+            photo = decoding.decode(file, icc=upload.metadata.icc, detect_tone=options.if_color is not None)
         if photo.tone == "color" and options.if_color == "reject":
             raise ColorPhoto("the photo is in colour already", field="if_color")
         if photo.tone == "color" and options.if_color == "keep":

@@ -31,8 +31,8 @@ def one_file(data: bytes) -> None:
     try:
         file = identification.identify(data, LIMITS)
         said = transfer.read(data, file.source)
-        look = bool(len(data) % 2)
-        photo = decoding.decode(file, icc=said.icc, look=look)
+        detect_tone = bool(len(data) % 2)
+        photo = decoding.decode(file, icc=said.icc, detect_tone=detect_tone)
         pixels = decoding.decode_pixels(file, icc=said.icc)
     except Problem as problem:
         if not 400 <= problem.status < 500:

@@ -25,7 +25,7 @@ REFUSED = {1: "run-length compression", 2: "run-length compression", 4: "a JPEG 
 REFUSED_OS2 = REFUSED | {3: "fax compression", 4: "run-length compression"}
 DEPTHS = (1, 4, 8, 16, 24, 32)
 # What masks of zeros stand for, by the bits of a pixel; other numbers of bits have no masks.
-USUAL_MASKS = {16: (0x7C00, 0x3E0, 0x1F), 24: (0xFF0000, 0xFF00, 0xFF), 32: (0xFF0000, 0xFF00, 0xFF)}
+DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F), 24: (0xFF0000, 0xFF00, 0xFF), 32: (0xFF0000, 0xFF00, 0xFF)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class BitFields:
     start: int
 
 
-def bit_fields(data: bytes, limits: Limits) -> BitFields | None:
+def read_bit_fields(data: bytes, limits: Limits) -> BitFields | None:
     """Return the header of a BMP with bit fields, None for any other BMP that is read.
 
     Raises UnsupportedType, UnreadableImage and TooManyPixels.
@@ -73,15 +73,15 @@ def _check_kind(size: int, bits: int, compression: int) -> None:
         raise UnsupportedType(f"a BMP with {refused} can't be read", field="file")
     if compression not in (0, BIT_FIELDS, ALPHA_BIT_FIELDS):
         raise UnsupportedType(f"a BMP with compression of type {compression} can't be read", field="file")
-    if bits not in (USUAL_MASKS if compression else DEPTHS):
+    if bits not in (DEFAULT_MASKS if compression else DEPTHS):
         kind = "bit fields and " if compression else ""
         raise UnsupportedType(f"a BMP with {kind}{bits} bits a pixel can't be read", field="file")
 
 
-def with_usual_palette(data: bytes) -> bytes:
+def with_valid_palette(data: bytes) -> bytes:
     """Return the BMP with no more colours than its pixels can name, as Pillow refuses larger palettes.
 
-    data: a BMP for which `bit_fields` gave None.
+    data: a BMP for which `read_bit_fields` gave None.
     """
     size, bits = struct.unpack_from("<I", data, FILE_HEADER)[0], int.from_bytes(data[28:30], "little")
     if size == CORE or bits > 8 or struct.unpack_from("<I", data, COLORS_AT)[0] <= 1 << bits:
@@ -95,7 +95,7 @@ def _masks(data: bytes, bits: int, *, has_alpha: bool) -> tuple[int, ...]:
         raise UnreadableImage("the BMP file is cut short in its header", field="file")
     masks = struct.unpack_from("<IIII" if has_alpha else "<III", data, FILE_HEADER + INFO)
     if not any(masks):
-        return USUAL_MASKS[bits]
+        return DEFAULT_MASKS[bits]
     for mask in masks:
         lowest = mask & -mask
         if mask and (mask // lowest + 1) & (mask // lowest):
@@ -103,7 +103,7 @@ def _masks(data: bytes, bits: int, *, has_alpha: bool) -> tuple[int, ...]:
     return masks if masks[3:] != (0,) else masks[:3]
 
 
-def unpacked(data: bytes, fields: BitFields) -> tuple[Bytes, Bytes | None]:
+def unpack(data: bytes, fields: BitFields) -> tuple[Bytes, Bytes | None]:
     """Return RGB, uint8 [H, W, 3], and alpha, uint8 [H, W], if there is any. Raises UnreadableImage."""
     stride = (fields.width * fields.bits + 31) // 32 * 4
     used = fields.width * fields.bits // 8

@@ -27,8 +27,8 @@ from service.imaging.decoders.tiff_page import tiff_page
 from service.imaging.decoders.tiff_samples import FAXES, JPEG, NONE, Kind, Picture, picture_of
 
 # Bytes of samples that are worked on at once, and of rows that are copied out of Pillow's memory at once.
-BAND = 16 << 20
-COPIED = 4 << 20
+BAND_BYTES = 16 << 20
+COPY_BYTES = 4 << 20
 # Bits of the options: two dimensions, uncompressed parts, fill bits.
 FAX_OPTIONS = 0b111
 
@@ -89,7 +89,7 @@ def _bands(page: tiff_reader.Page, chunks: Chunks) -> Iterator[tuple[int, Levels
     picture = chunks.picture
     decompressor = _Decompressor(page, chunks)
     row_bytes = chunks.width * chunks.across * picture.channels * (2 if picture.bits > 8 else 1)
-    step = max(1, BAND // (row_bytes * chunks.height))
+    step = max(1, BAND_BYTES // (row_bytes * chunks.height))
     for first in range(0, chunks.down, step):
         count = min(step, chunks.down - first)
         top = first * chunks.height
@@ -98,7 +98,7 @@ def _bands(page: tiff_reader.Page, chunks: Chunks) -> Iterator[tuple[int, Levels
         yield top, samples[: picture.height - top, : picture.width]
 
 
-class _Rows(TiffImagePlugin.TiffImageFile):
+class _RowsImage(TiffImagePlugin.TiffImageFile):
     """A file written here, opened without Pillow's limit of pixels, since a pixel of a photo has several bytes."""
 
     def load_prepare(self) -> None:
@@ -126,7 +126,7 @@ class _Decompressor:
             return self._jpegs(contents, rows, mixed)
         lines = -(-rows // chunks.unit)
         if picture.compression == NONE:
-            stored = _joined(contents, chunks, lines)
+            stored = _join_chunks(contents, chunks, lines)
         elif picture.compression in FAXES:
             stored = self._fax(contents, width, rows)
         else:
@@ -157,15 +157,15 @@ class _Decompressor:
         rows = len(stored)
         width = samples.shape[1] // mixed
         samples = samples[:, : width * mixed].reshape(rows, width, mixed)
-        return _summed(samples, chunks.across) if picture.has_predictor else samples
+        return _undo_predictor(samples, chunks.across) if picture.has_predictor else samples
 
     def _pillow(self, contents: list[bytes], width: int, height: int, chunk_width: int, chunk_height: int) -> Bytes:
         """Return what libtiff makes of a picture of these chunks, [height, width] or [height, width, channels]."""
         file = self._file(contents, width, height, chunk_width, chunk_height)
         with library_call("tiff"):
-            image = _Rows(io.BytesIO(file))
+            image = _RowsImage(io.BytesIO(file))
             image.load()
-        return _copied(image)
+        return _array_of(image)
 
     def _fax(self, contents: list[bytes], width: int, height: int) -> Bytes:
         """Return the rows of a fax, packed, [height, bytes of a row]. Raises UnreadableImage."""
@@ -187,7 +187,7 @@ class _Decompressor:
             sides |= {tiff_tags.TILE_WIDTH: chunk_width, tiff_tags.TILE_LENGTH: chunk_height}
         else:
             sides |= {tiff_tags.ROWS_PER_STRIP: min(chunk_height, height)}
-        return _tiff_of(contents, self._fields | {tag: _long(value) for tag, value in sides.items()})
+        return _build_tiff(contents, self._fields | {tag: _long(value) for tag, value in sides.items()})
 
 
 def _codec_fields(page: tiff_reader.Page, picture: Picture) -> dict[int, tiff_reader.Field]:
@@ -211,7 +211,7 @@ def _long(value: int) -> tiff_reader.Field:
     return tiff_reader.Field(0, tiff_tags.LONG, struct.pack("<I", value))
 
 
-def _tiff_of(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> bytes:
+def _build_tiff(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> bytes:
     """Return a little-endian TIFF of these fields, by tag, and chunks."""
     sizes = np.array([len(content) for content in contents], np.uint32)
     starts = 8 + np.cumsum(sizes, dtype=np.uint32) - sizes
@@ -238,19 +238,19 @@ def _tiff_of(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> byt
     return b"".join([*pieces, pack_directory(entries, "<")])
 
 
-def _copied(image: Image.Image) -> Bytes:
+def _array_of(image: Image.Image) -> Bytes:
     """Return Pillow's pixels as an array. NumPy alone would take them to bytes first, and twice, whole."""
     width, height = image.size
     bands = len(image.getbands())
     pixels = np.empty((height, width, bands) if bands > 1 else (height, width), np.uint8)
-    step = max(1, COPIED // (width * bands))
+    step = max(1, COPY_BYTES // (width * bands))
     for top in range(0, height, step):
         bottom = min(top + step, height)
         pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
     return pixels
 
 
-def _joined(contents: list[bytes], chunks: Chunks, lines: int) -> Bytes:
+def _join_chunks(contents: list[bytes], chunks: Chunks, lines: int) -> Bytes:
     """Return uncompressed chunks as rows of bytes."""
     stored = np.frombuffer(b"".join(contents) if len(contents) > 1 else contents[0], np.uint8)
     if not chunks.is_tiled:
@@ -271,12 +271,12 @@ def _unpacked(stored: Bytes, bits: int) -> Levels:
     return samples
 
 
-def _summed(samples: Levels, across: int) -> Levels:
+def _undo_predictor(samples: Levels, across: int) -> Levels:
     """Return the sums of differences from left neighbours; each of the `across` chunks of a row begins anew."""
     rows, width, channels = samples.shape
     pieces = samples.reshape(rows, across, width // across, channels)
     sums = np.empty_like(pieces)
-    step = max(1, COPIED // max(1, samples[:1].nbytes))
+    step = max(1, COPY_BYTES // max(1, samples[:1].nbytes))
     for top in range(0, rows, step):
         np.cumsum(pieces[top : top + step], axis=2, dtype=samples.dtype, out=sums[top : top + step])
     return sums.reshape(samples.shape)

@@ -25,12 +25,12 @@ MAX_JPEGS = 20_000
 MAX_BYTES_PER_PIXEL = 8
 MAX_PADDING = 16 << 20
 # Pixels of a side. A tile is decoded as a whole, however little of it is inside the picture.
-MOST_BEYOND = 4096
+MAX_OVERHANG = 4096
 # No more is read of a chunk: noise grows when it is compressed, by a fax' code to 4.5 times its size.
-MAX_GROWTH = 8
+MAX_STORED_GROWTH = 8
 MAX_OVERHEAD = 64 << 10
 # How many times its size a chunk grows at most when it is decompressed: as it is, PackBits, LZW, Deflate twice.
-MOST_GROWN = {NONE: 1, PACKBITS: 64, 5: 1400, 8: 1032, 32946: 1032}
+MAX_EXPANSION = {NONE: 1, PACKBITS: 64, 5: 1400, 8: 1032, 32946: 1032}
 # Frames of a JPEG that libjpeg decodes quickly: baseline, extended and progressive. The others are not for TIFF.
 FRAMES = (0xC0, 0xC1, 0xC2)
 OTHER_FRAMES = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
@@ -138,7 +138,7 @@ def chunks_of(page: tiff_reader.Page, picture: Picture, limits: Limits) -> Chunk
     if not is_tiled:
         last = picture.height - height * (down - 1)
         decoded[:, -1] = row_bytes * -(-last // subsampling[1])
-    starts, sizes = _places(page, picture, decoded)
+    starts, sizes = _locate_chunks(page, picture, decoded)
     return Chunks(page.data, picture, is_tiled, width, height, across, down, subsampling, row_bytes, starts, sizes)
 
 
@@ -148,7 +148,7 @@ def _sides(page: tiff_reader.Page, picture: Picture, is_tiled: bool) -> tuple[in
         width, height = page.number(tiff_tags.TILE_WIDTH, 0), page.number(tiff_tags.TILE_LENGTH, 0)
         if not (width and height):
             raise UnreadableImage("the TIFF's tiles have no size", field="file")
-        if width > picture.width + MOST_BEYOND or height > picture.height + MOST_BEYOND:
+        if width > picture.width + MAX_OVERHANG or height > picture.height + MAX_OVERHANG:
             raise UnsupportedType(
                 f"the TIFF's tiles, of {width} x {height} pixels, are much larger than its picture", field="file"
             )
@@ -181,7 +181,7 @@ def _row_bytes(picture: Picture, width: int, subsampling: tuple[int, int], is_ti
     return -(-bits // 8)
 
 
-def _places(
+def _locate_chunks(
     page: tiff_reader.Page, picture: Picture, decoded: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return where each chunk begins, and how many of its bytes are read.
@@ -190,16 +190,16 @@ def _places(
     """
     end = len(page.data)
     # libtiff, too, takes the tags of strips for those of tiles.
-    starts = _of_planes(page, picture, (tiff_tags.TILE_OFFSETS, tiff_tags.STRIP_OFFSETS), decoded)
+    starts = _values_of_planes(page, picture, (tiff_tags.TILE_OFFSETS, tiff_tags.STRIP_OFFSETS), decoded)
     is_told = page.count(tiff_tags.TILE_BYTE_COUNTS) or page.count(tiff_tags.STRIP_BYTE_COUNTS)
     told = (
-        _of_planes(page, picture, (tiff_tags.TILE_BYTE_COUNTS, tiff_tags.STRIP_BYTE_COUNTS), decoded)
+        _values_of_planes(page, picture, (tiff_tags.TILE_BYTE_COUNTS, tiff_tags.STRIP_BYTE_COUNTS), decoded)
         if is_told
         else np.zeros_like(decoded)
     )
     if np.any((starts == 0) & (told == 0)):
         raise UnsupportedType("the TIFF leaves strips or tiles out (sparse), and so has no pixels there", field="file")
-    sizes = np.where(told > 0, told, _guessed(picture, starts, decoded, end))
+    sizes = np.where(told > 0, told, _estimate_sizes(picture, starts, decoded, end))
     if picture.compression == NONE and decoded.shape[1] == 1:
         # Of a single strip some writers tell more than there is.
         sizes = np.minimum(sizes, decoded)
@@ -209,14 +209,14 @@ def _places(
             field="file",
             limit=end,
         )
-    is_short = bool(np.any(sizes * MOST_GROWN.get(picture.compression, decoded.max() + 1) < decoded))
+    is_short = bool(np.any(sizes * MAX_EXPANSION.get(picture.compression, decoded.max() + 1) < decoded))
     if is_short or np.any(starts + sizes > end):
         raise UnreadableImage("the TIFF is damaged or cut short: strips or tiles are not all there", field="file")
-    most = decoded if picture.compression == NONE else MAX_GROWTH * decoded + MAX_OVERHEAD
+    most = decoded if picture.compression == NONE else MAX_STORED_GROWTH * decoded + MAX_OVERHEAD
     return starts.ravel(), np.minimum(sizes, most).ravel()
 
 
-def _of_planes(
+def _values_of_planes(
     page: tiff_reader.Page, picture: Picture, tags: tuple[int, int], decoded: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the values that the first of two tags that is there has for the chunks that are looked at."""
@@ -231,7 +231,9 @@ def _of_planes(
     return np.minimum(values.reshape(planes, -1)[picture.planes], len(page.data) + 1)
 
 
-def _guessed(picture: Picture, starts: NDArray[np.int64], decoded: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+def _estimate_sizes(
+    picture: Picture, starts: NDArray[np.int64], decoded: NDArray[np.int64], end: int
+) -> NDArray[np.int64]:
     """Return the sizes of chunks for which the file tells none: up to where the next one begins, or the file ends."""
     if picture.compression == NONE:
         return decoded

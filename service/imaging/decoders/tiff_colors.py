@@ -6,7 +6,7 @@ import numpy as np
 
 from service.errors import UnreadableImage
 from service.formats import tiff_reader, tiff_tags
-from service.imaging.color import Bytes, Levels, white
+from service.imaging.color import Bytes, Levels, max_level
 from service.imaging.decoders.tiff_samples import JPEG, Kind, Picture
 
 # TIFF 6.0's defaults for a file that gives neither: the coefficients of ITU-R BT.601, and the full range of a JPEG.
@@ -37,13 +37,13 @@ class Colors:
             alpha = None if alpha is None else self._scale[alpha]
             colors = colors if self._palette is not None else self._scale[colors]
         if self._palette is None and alpha is not None and picture.is_premultiplied:
-            colors = _divided(colors, alpha)
+            colors = _unpremultiply(colors, alpha)
         if picture.kind == Kind.WHITE_IS_ZERO:
-            colors = white(colors) - colors
-        if self._palette is not None or picture.kind == Kind.INKS:
+            colors = max_level(colors) - colors
+        if self._palette is not None or picture.kind == Kind.CMYK:
             # Of these, answers have 8 bits.
-            colors = _upper(colors) if self._palette is None else self._palette[colors]
-            alpha = None if alpha is None else _upper(alpha)
+            colors = _high_bytes(colors) if self._palette is None else self._palette[colors]
+            alpha = None if alpha is None else _high_bytes(alpha)
         return [colors] if alpha is None else [colors, alpha]
 
 
@@ -57,7 +57,7 @@ def _scale_of(bits: int) -> Levels | None:
     return scale
 
 
-def _upper(levels: Levels) -> Bytes:
+def _high_bytes(levels: Levels) -> Bytes:
     return (levels >> 8).astype(np.uint8) if levels.dtype == np.uint16 else np.asarray(levels, np.uint8)
 
 
@@ -71,10 +71,10 @@ def _palette(page: tiff_reader.Page, bits: int) -> Bytes:
     return np.ascontiguousarray(np.minimum(values, 255).astype(np.uint8).reshape(3, -1).T)
 
 
-def _divided(colors: Levels, alpha: Levels) -> Levels:
+def _unpremultiply(colors: Levels, alpha: Levels) -> Levels:
     """Return colours that were multiplied with alpha as they were; where alpha is 0, as they are."""
     over = alpha.astype(np.uint32) if colors.ndim == 2 else alpha.astype(np.uint32)[..., np.newaxis]
-    largest = white(colors)
+    largest = max_level(colors)
     divided = (colors.astype(np.uint32) * largest + over // 2) // np.maximum(over, 1)
     return np.where(over == 0, colors, np.minimum(divided, largest)).astype(colors.dtype)
 

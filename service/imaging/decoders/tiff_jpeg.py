@@ -12,7 +12,7 @@ from service.imaging.decoders.jpeg import Decoder, Kind
 
 MAX_TABLES = 64 << 10
 # How many pixels a JPEG may reach beyond its strip or tile: encoders fill it up to whole blocks.
-MOST_BEYOND = 64
+MAX_OVERHANG = 64
 KINDS: dict[int, Kind] = {1: "GRAY", 3: "RGB", 4: "CMYK"}
 
 
@@ -35,7 +35,7 @@ def pixels(content: bytes, tables: bytes, channels: int, width: int, height: int
     frame = plain.header.frame
     if len(frame.components) != channels:
         raise _damaged(f"has {len(frame.components)} channels in place of {channels}")
-    if not (width <= frame.width <= width + MOST_BEYOND and height <= frame.height <= height + MOST_BEYOND):
+    if not (width <= frame.width <= width + MAX_OVERHANG and height <= frame.height <= height + MAX_OVERHANG):
         raise _damaged(f"has {frame.width} x {frame.height} pixels in place of {width} x {height}")
     transform = None if channels == 1 else int(is_ycbcr)
     file = replace(plain, header=replace(plain.header, has_jfif=False, transform=transform)).file()

@@ -10,7 +10,7 @@ from service.formats import tiff_reader, tiff_tags
 PLANES, REVERSED, CMYK_INKS = 2, 2, 1
 NO_PREDICTOR, HORIZONTAL = 1, 2
 PREMULTIPLIED, ALPHA = 1, 2
-MOST_BITS = 16
+MAX_BITS = 16
 # libtiff, too, takes differences of no others.
 PREDICTABLE_BITS = (8, 16)
 # More than any camera or scanner makes, and each channel takes time.
@@ -26,7 +26,7 @@ class Kind(IntEnum):
     BLACK_IS_ZERO = 1
     RGB = 2
     PALETTE = 3
-    INKS = 5
+    CMYK = 5
     YCBCR = 6
 
 
@@ -36,7 +36,7 @@ COLORS = {
     Kind.PALETTE: 1,
     Kind.RGB: 3,
     Kind.YCBCR: 3,
-    Kind.INKS: 4,
+    Kind.CMYK: 4,
 }
 OTHER_KINDS = {
     4: "a transparency mask",
@@ -116,7 +116,7 @@ def picture_of(page: tiff_reader.Page) -> Picture:
     Raises UnsupportedType, and UnreadableImage for a page that contradicts itself.
     """
     told = _kind(page)
-    for objection in _objections(page, told):
+    for objection in _unsupported(page, told):
         raise UnsupportedType(f"the TIFF {objection}", field="file")
     kind, channels, compression = Kind(told or 0), _channels(page), page.number(tiff_tags.COMPRESSION, NONE)
     if channels < COLORS[kind]:
@@ -162,7 +162,7 @@ def _kind(page: tiff_reader.Page) -> int | None:
             return None
 
 
-def _objections(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
+def _unsupported(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
     """Yield what can't be decoded right, as the end of a sentence that begins with the TIFF."""
     channels, compression = _channels(page), page.number(tiff_tags.COMPRESSION, NONE)
     bits = page.numbers(tiff_tags.BITS_PER_SAMPLE) or [1]
@@ -175,14 +175,14 @@ def _objections(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
     strange = [FORMATS[value] for value in page.numbers(tiff_tags.SAMPLE_FORMAT) if value in FORMATS]
     if strange:
         yield f"holds {strange[0]} values"
-    if len(set(bits)) > 1 or not 1 <= bits[0] <= MOST_BITS:
-        yield f"has {'/'.join(map(str, bits[:5]))} bits a channel; 1 to {MOST_BITS}, the same for all, are supported"
+    if len(set(bits)) > 1 or not 1 <= bits[0] <= MAX_BITS:
+        yield f"has {'/'.join(map(str, bits[:5]))} bits a channel; 1 to {MAX_BITS}, the same for all, are supported"
     if not 1 <= channels <= MAX_CHANNELS:
         yield f"has {channels} channels; 1 to {MAX_CHANNELS} are supported"
-    yield from _combinations(page, kind, channels, bits[0], compression)
+    yield from _unsupported_combinations(page, kind, channels, bits[0], compression)
 
 
-def _combinations(
+def _unsupported_combinations(
     page: tiff_reader.Page, kind: int | None, channels: int, bits: int, compression: int
 ) -> Iterator[str]:
     """Yield which tags, each of a known value, can't be decoded right together."""
@@ -190,7 +190,7 @@ def _combinations(
     mixed = channels if not _is_planar(page) else 1
     if kind == Kind.YCBCR and (channels > COLORS[Kind.YCBCR] or _is_planar(page) or bits != 8):
         yield f"has YCbCr colours in {bits} bits, with more channels, or one channel after another"
-    if kind == Kind.INKS and page.number(tiff_tags.INK_SET, CMYK_INKS) != CMYK_INKS:
+    if kind == Kind.CMYK and page.number(tiff_tags.INK_SET, CMYK_INKS) != CMYK_INKS:
         yield "has inks other than CMYK"
     if compression == JPEG and (bits != 8 or mixed not in (1, 3, 4)):
         yield f"has {mixed} channels of {bits} bits compressed as JPEG ({JPEG})"

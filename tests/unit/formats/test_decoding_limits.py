@@ -69,8 +69,8 @@ FILES = {
     "deep png": encoded(PICTURE[..., 0].astype(np.uint16) * 257, "PNG"),
 }
 OURS = [
-    (decoding, "_upright", FILES),
-    (decoding, "_managed", {"png", "webp", "gif", "bmp", "tiff", "deep png"}),
+    (decoding, "_apply_orientation", FILES),
+    (decoding, "_to_srgb", {"png", "webp", "gif", "bmp", "tiff", "deep png"}),
     (decoding, "_tone", {"png", "webp", "gif", "bmp", "tiff", "deep png"}),
     (decoding, "_jpeg_quality", {"jpeg", "gray jpeg"}),
     (decoding, "tone_of_rgb", {"jpeg", "png"}),
@@ -78,12 +78,12 @@ OURS = [
     (decoding, "_check_shape", FILES.keys() - {"tiff"}),
     (tiff, "chunks_of", {"tiff"}),
     (tiff, "picture_of", {"tiff"}),
-    (decoding, "_deep_png", {"deep png"}),
+    (decoding, "_split_deep_png", {"deep png"}),
     (icc_profiles, "curve_of", {"jpeg", "gray jpeg"}),
     (jpeg_structure, "header", {"jpeg", "gray jpeg"}),
     (jpeg.Decoder, "pixels", {"jpeg", "gray jpeg"}),
     (png_structure, "plain", {"png", "deep png"}),
-    (bmp, "bit_fields", {"bmp"}),
+    (bmp, "read_bit_fields", {"bmp"}),
 ]
 FAULTS = (AttributeError, TypeError, ValueError, KeyError, IndexError, AssertionError, ZeroDivisionError, OSError)
 
@@ -109,7 +109,7 @@ def test_a_fault_of_our_own_is_nobody_elses(
                 colorizer.colorize(FILES[file], Options(if_color="recolor"))
 
 
-@pytest.mark.parametrize("name", ["_upright"])
+@pytest.mark.parametrize("name", ["_apply_orientation"])
 def test_a_fault_of_our_own_is_a_500_with_its_traceback_in_the_log(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:

@@ -44,7 +44,7 @@ def taken(data: bytes) -> Photo:
     """As the colorizer takes a photo."""
     file = identification.identify(data, LIMITS)
     said = transfer.read(data, file.source)
-    return decoding.decode(file, icc=said.icc, look=True)
+    return decoding.decode(file, icc=said.icc, detect_tone=True)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:

@@ -71,7 +71,7 @@ def test_no_chroma_is_gray(plane: np.ndarray, space: ColorSpace) -> None:
 def test_planes_are_the_color_difference_of_the_pixels(level: int, grid: np.ndarray, space: ColorSpace) -> None:
     """Colour is kept inside the gamut for every luma of a slice: far outside of it, up to 22 levels are lost (seen)."""
     plane = np.full((5, 7), level, np.uint8)
-    one = np.clip(grid[:, :1, :1], -color.REACH[space], color.REACH[space])
+    one = np.clip(grid[:, :1, :1], -color.CHROMA_RANGE[space], color.CHROMA_RANGE[space])
     cb, cr = color.merge_planes(plane, one, space)
     red, green, blue = np.moveaxis(color.merge_rgb(plane, one, space).astype(float), -1, 0)
     own = 0.299 * red + 0.587 * green + 0.114 * blue
@@ -96,7 +96,7 @@ def test_of_colours_that_photographs_have_the_planes_are_the_difference(space: C
 
 def test_every_luma_has_a_slice_near_it() -> None:
     assert (np.diff(color.SLICE_OF_LUMA.astype(int)) >= 0).all()
-    ends = [255 * end[color.SLICE_OF_LUMA] for end in (color.LEAST_OF_SLICE, color.GREATEST_OF_SLICE)]
+    ends = [255 * end[color.SLICE_OF_LUMA] for end in (color.MIN_LUMA_OF_SLICE, color.MAX_LUMA_OF_SLICE)]
     width = ends[1] - ends[0]
     assert (ends[0] - 0.01 <= np.arange(256)).all()
     assert (np.arange(256) <= ends[1] + 0.01).all()
@@ -241,7 +241,7 @@ def test_strips_of_large_photos_are_enlarged_as_whole_planes_are(
     whole = np.stack(color.enlarge(grid, *shape))
     monkeypatch.setattr(color, "WHOLE_PIXELS", 0)
     monkeypatch.setattr(color, "STRIP_PIXELS", 1000)
-    strips = list(color.enlarged(grid, *shape))
+    strips = list(color.enlarge_in_strips(grid, *shape))
     assert [rows.start for rows, _, _ in strips[1:]] == [rows.stop for rows, _, _ in strips[:-1]]
     found = np.concatenate([np.stack([x, y]) for _, x, y in strips], axis=1)
     assert found.dtype == np.float32

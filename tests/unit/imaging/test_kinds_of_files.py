@@ -117,7 +117,7 @@ def test_a_tiff_whose_zero_is_white(picture: np.ndarray, deep: np.ndarray, order
     for rgb in (picture, deep):
         gray = color.luma_of_rgb(rgb)
         data = tiff(gray, photometric="miniswhite", byteorder=order)
-        check(decode(data), color.white(gray) - gray)
+        check(decode(data), color.max_level(gray) - gray)
 
 
 @pytest.mark.parametrize("bits", [8, 16])
@@ -353,7 +353,7 @@ def test_alpha_and_gray_of_avif_and_heic(picture: np.ndarray, source: str) -> No
     photo = decode(made(np.dstack([picture, gray])))
     assert photo.alpha is not None
     assert np.abs(photo.alpha.astype(int) - gray).mean() < 1.5
-    plain = decode(made(gray), look=True)
+    plain = decode(made(gray), detect_tone=True)
     assert (plain.tone, plain.alpha) == ("gray", None)
     assert np.abs(plain.luma.astype(int) - gray).mean() < 1.5
 
@@ -476,10 +476,10 @@ def test_sixteen_bits_become_eight_by_rounding() -> None:
 
 @pytest.mark.parametrize("subsampling", [0, 2])
 def test_the_tone_of_a_jpeg(astronaut: np.ndarray, subsampling: int) -> None:
-    assert decode(encoded(astronaut, "JPEG", subsampling=subsampling), look=True).tone == "color"
+    assert decode(encoded(astronaut, "JPEG", subsampling=subsampling), detect_tone=True).tone == "color"
     gray = cv2.cvtColor(astronaut, cv2.COLOR_RGB2GRAY)
-    assert decode(encoded(np.dstack([gray] * 3), "JPEG", subsampling=subsampling), look=True).tone == "gray"
+    assert decode(encoded(np.dstack([gray] * 3), "JPEG", subsampling=subsampling), detect_tone=True).tone == "gray"
     sepia = np.clip(gray[..., np.newaxis] * np.array([1.1, 0.98, 0.76]), 0, 255).astype(np.uint8)
-    assert decode(encoded(sepia, "JPEG", subsampling=subsampling), look=True).tone == "toned"
-    assert decode(encoded(gray, "JPEG"), look=True).tone == "gray"
+    assert decode(encoded(sepia, "JPEG", subsampling=subsampling), detect_tone=True).tone == "toned"
+    assert decode(encoded(gray, "JPEG"), detect_tone=True).tone == "gray"
     assert decode(encoded(astronaut, "JPEG")).tone is None

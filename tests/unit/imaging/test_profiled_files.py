@@ -38,7 +38,7 @@ NEGATIVE_ICC = with_table(b"RGB ", table(3, 17, negative))
 
 def test_a_table_whose_grays_are_no_grays_is_applied_to_colours() -> None:
     rgb = np.random.default_rng(3).integers(0, 256, (40, 50, 3), np.uint8)
-    assert icc_profiles.means_colors_only(NEGATIVE_ICC)
+    assert icc_profiles.needs_conversion(NEGATIVE_ICC)
     conversion = icc_profiles.conversion_of(NEGATIVE_ICC, channels=3)
     assert conversion is not None
     assert np.abs(conversion.apply(255 - rgb).astype(int) - rgb).mean() < 2.5
@@ -46,7 +46,7 @@ def test_a_table_whose_grays_are_no_grays_is_applied_to_colours() -> None:
 
 def test_other_profiles_leave_grays_gray() -> None:
     for profile in (None, b"", ADOBE_ICC, SCANNER_ICC, MODERN_SCANNER_ICC, gray(gamma(1.8)), PRESS_ICC):
-        assert not icc_profiles.means_colors_only(profile)
+        assert not icc_profiles.needs_conversion(profile)
 
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (2, 0, 1), (1, 0, 2), (0, 2, 1)])
@@ -62,7 +62,7 @@ def test_a_table_of_noise_is_ignored() -> None:
     noise = np.random.default_rng(4)
     profile = with_table(b"RGB ", table(3, 9, lambda points: noise.random(points.shape)))
     assert icc_profiles.conversion_of(profile, channels=3) is None
-    assert not icc_profiles.means_colors_only(profile)
+    assert not icc_profiles.needs_conversion(profile)
 
 
 def smooth() -> np.ndarray:

@@ -135,7 +135,7 @@ ENDS: dict[str, Change] = {
 @pytest.mark.parametrize("change", HEADERS | ENDS)
 def test_what_is_odd_beside_the_scans_does_no_harm(name: str, change: str) -> None:
     changed = (HEADERS | ENDS)[change](FILES[name])
-    found, expected = decode(changed, look=True), decode(FILES[name], look=True)
+    found, expected = decode(changed, detect_tone=True), decode(FILES[name], look=True)
     np.testing.assert_array_equal(found.luma, expected.luma)
     assert found.tone == expected.tone
     pixels = decoding.decode_pixels(identification.identify(changed, LIMITS)).rgb
@@ -288,7 +288,7 @@ def test_missing_restarts_with_any_sampling_factors_are_damage(factors: Factors,
 def test_the_tone_and_colours_of_any_sampling_factors() -> None:
     factors: Factors = ((4, 2), (1, 1), (1, 1))
     data = jpeg_of(planes_of(ycbcr(), factors), factors, SIZE)
-    assert decode(data, look=True).tone == "color"
+    assert decode(data, detect_tone=True).tone == "color"
     rgb = decoding.decode_pixels(identification.identify(data, LIMITS)).rgb
     assert np.abs(rgb.astype(int) - picture()).mean() < 25
 
@@ -300,7 +300,7 @@ def test_luma_of_no_whole_number_of_pixels_is_refused_by_name() -> None:
     # Its luma can be decoded, but not its colours.
     factors = ((3, 1), (2, 1), (1, 1))
     with pytest.raises(UnsupportedType, match="3x1, 2x1, 1x1"):
-        decode(jpeg_of(planes_of(ycbcr(), factors), factors, SIZE), look=True)
+        decode(jpeg_of(planes_of(ycbcr(), factors), factors, SIZE), detect_tone=True)
 
 
 def test_two_components_are_refused_by_name() -> None:
@@ -343,7 +343,7 @@ def test_random_damage_is_decoded_or_a_problem_of_the_file() -> None:
         for place in CHANCE.integers(2, len(data), 3):
             data[place] = CHANCE.integers(0, 256)
         try:
-            photo = decode(bytes(data), look=True)
+            photo = decode(bytes(data), detect_tone=True)
         except (UnreadableImage, UnsupportedType, TooManyPixels):
             continue
         assert photo.tone is not None

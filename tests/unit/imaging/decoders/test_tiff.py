@@ -104,7 +104,7 @@ def test_channels_that_nobody_calls_alpha_are_dropped(
         check(tiff(samples, kind=2, **options), samples[..., :3])  # type: ignore[arg-type]
         samples = noise(1 + more, bits)
         check(tiff(samples, kind=1, **options), samples[..., 0])  # type: ignore[arg-type]
-        check(tiff(samples, kind=0, **options), color.white(samples) - samples[..., 0])  # type: ignore[arg-type]
+        check(tiff(samples, kind=0, **options), color.max_level(samples) - samples[..., 0])  # type: ignore[arg-type]
 
 
 def test_alpha_behind_another_channel() -> None:
@@ -563,8 +563,8 @@ def test_orientation(orientation: int) -> None:
 
 
 def test_a_large_picture_is_decoded_in_bands(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.imaging.decoders.tiff.BAND", 1000)
-    monkeypatch.setattr("service.imaging.decoders.tiff.COPIED", 300)
+    monkeypatch.setattr("service.imaging.decoders.tiff.BAND_BYTES", 1000)
+    monkeypatch.setattr("service.imaging.decoders.tiff.COPY_BYTES", 300)
     for layout in LAYOUTS.values():
         for options in ({}, {"compression": 8, "predictor": 2}):
             samples = noise(4, 16)
@@ -574,7 +574,7 @@ def test_a_large_picture_is_decoded_in_bands(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_bytes_do_not_count_as_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    monkeypatch.setattr("service.imaging.decoders.tiff.COPIED", 300)
+    monkeypatch.setattr("service.imaging.decoders.tiff.COPY_BYTES", 300)
     samples = noise(3, 16)
     check(tiff(samples, kind=2, compression=8), samples)
 

@@ -260,7 +260,7 @@ for line in sys.stdin:
     try:
         file = identification.identify(data, limits)
         said = transfer.read(data, file.source)
-        decoding.decode(file, icc=said.icc, look=True)
+        decoding.decode(file, icc=said.icc, detect_tone=True)
         outcome = "ok"
     except Problem as problem:
         outcome = problem.code

@@ -1,1 +1,1 @@
-"""Trains Keras models on colour photographs and exports them to ONNX for the service."""
+"""Training of Keras models on colour photographs, and their export to ONNX for the service."""

@@ -1,4 +1,4 @@
-"""`python -m model_export train | evaluate | export | half | adapt`."""
+"""The entry point of `python -m model_export train | evaluate | export | half | adapt`."""
 
 from model_export.cli import main
 

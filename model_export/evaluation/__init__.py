@@ -1,1 +1,1 @@
-"""Measure models on held-out photographs, and show the results."""
+"""Evaluation of models on held-out photographs: metrics, tables, plots and contact sheets."""

@@ -1,4 +1,4 @@
-"""Contact sheets: each photograph gray, as a model colours it, and as it was."""
+"""Contact sheets: each photograph in gray, as coloured by a model, and in its true colours."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,19 +7,19 @@ import cv2
 import numpy as np
 
 from model_export.data import sources
-from model_export.evaluation.evaluate import Predict, Predictor, Report
+from model_export.evaluation.evaluate import Predictor, Report
 from service.imaging import color
-from service.imaging.color import Bytes, ColorSpace
+from service.imaging.color import Bytes
 
 GAP = 4
 CAPTION_HEIGHT = 20
 CAPTION_SCALE = 0.4
-# Photographs on the sheets of the best and of the worst.
+# Number of photographs on the sheets of the best and of the worst ones.
 RANKED = 10
 
 
 def _fit(rgb: Bytes, height: int, width: int) -> Bytes:
-    """The largest middle part of the wanted shape, resized to it."""
+    """Return the largest centred part with the aspect ratio height:width, resized to it."""
     scale = max(height / rgb.shape[0], width / rgb.shape[1])
     size = (max(width, round(rgb.shape[1] * scale)), max(height, round(rgb.shape[0] * scale)))
     large = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
@@ -28,8 +28,8 @@ def _fit(rgb: Bytes, height: int, width: int) -> Bytes:
 
 
 def _caption(text: str, width: int) -> Bytes:
-    """A line of small print on white, uint8 [CAPTION_HEIGHT, width, 3]; cut where it is too long."""
-    # OpenCV's stroke fonts have no other letters.
+    """Return a line of text on white, uint8 [CAPTION_HEIGHT, width, 3]. Text that is too long is cut off."""
+    # OpenCV's stroke fonts have ASCII letters only.
     text = text.encode("ascii", "replace").decode("ascii")
     font = cv2.FONT_HERSHEY_SIMPLEX
     while text and cv2.getTextSize(text, font, CAPTION_SCALE, 1)[0][0] > width - 2 * GAP:
@@ -41,21 +41,23 @@ def _caption(text: str, width: int) -> Bytes:
 
 def draw(
     entries: Sequence[sources.Entry],
-    predict: Predict,
-    color_space: ColorSpace,
+    predictor: Predictor,
     *,
     columns: int = 3,
     height: int = 150,
     width: int = 200,
     captions: Sequence[str] = (),
 ) -> Bytes:
-    """RGB, uint8 [H, W, 3]: `columns` triples a row, each over its caption if there are any."""
+    """Return a contact sheet, RGB uint8 [H, W, 3], with `columns` triples per row.
+
+    height, width: of each image, pixels. captions: one below each triple, or none at all.
+    """
     triples = []
     for number, entry in enumerate(entries):
         rgb = entry.read()
         luma = color.luma_of_rgb(rgb)
-        answer = color.merge_rgb(luma, predict(luma), color_space)
-        cells = [_fit(picture, height, width) for picture in (np.dstack([luma] * 3), answer, rgb)]
+        colored = color.merge_rgb(luma, predictor.predict(luma), predictor.color_space)
+        cells = [_fit(image, height, width) for image in (np.dstack([luma] * 3), colored, rgb)]
         edge = np.full((height, GAP, 3), 255, np.uint8)
         triple = np.hstack([*cells, edge])
         triples.append(np.vstack([triple, _caption(captions[number], triple.shape[1])]) if captions else triple)
@@ -65,28 +67,33 @@ def draw(
     return np.vstack([part for row in rows for part in (row, line)])
 
 
-def save(picture: Bytes, path: Path) -> None:
-    """Writes an RGB picture; the format goes by the suffix. Raises OSError when it can't be written."""
-    done, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    if not done:
-        raise OSError(f"{path}: can't be written")
+def save(image: Bytes, path: Path) -> None:
+    """Write an RGB image in the format of the path's suffix. Raises OSError if it can't be written."""
+    is_encoded, content = cv2.imencode(path.suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    if not is_encoded:
+        raise OSError(f"{path} can't be written")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.tobytes())
 
 
 def save_all(
-    entries: Sequence[sources.Entry], among: Sequence[int], report: Report, way: Predictor, drawn: int, folder: Path
+    entries: Sequence[sources.Entry],
+    among: Sequence[int],
+    report: Report,
+    predictor: Predictor,
+    drawn: int,
+    folder: Path,
 ) -> None:
-    """Writes the sheets of a report on `entries`, of photographs whose numbers are `among` those that may be shown.
+    """Write the three contact sheets of a report on `entries`. among: indices of the photographs that may be shown.
 
-    `sheet.jpg` has `drawn` of them at random; `best.jpg` and `worst.jpg` have those that the model's `way` has brought
-    nearer to the truth than their gray is, and those that it has led away from it, the extremest first.
+    `sheet.jpg` has `drawn` random photographs. `best.jpg` has those whose CIEDE2000 the model reduces most compared to
+    gray, and `worst.jpg` those whose CIEDE2000 it increases most.
     """
     _, random = sources.hold_out([entries[number] for number in among], min(drawn, len(among)))
-    save(draw(random, way.predict, way.color_space), folder / "sheet.jpg")
+    save(draw(random, predictor), folder / "sheet.jpg")
     ranked = sorted(among, key=report.de00_change().tolist().__getitem__)
     for name, numbers in (("best", ranked[:RANKED]), ("worst", ranked[::-1][:RANKED])):
         chosen = [entries[number] for number in numbers]
         captions = [f"{entries[number].name}: {report.caption(number)}" for number in numbers]
-        picture = draw(chosen, way.predict, way.color_space, columns=2, captions=captions)
-        save(picture, folder / f"{name}.jpg")
+        sheet = draw(chosen, predictor, columns=2, captions=captions)
+        save(sheet, folder / f"{name}.jpg")

@@ -1,4 +1,4 @@
-"""Measures models on held-out photographs, beside answers that anyone could give."""
+"""The evaluation of models and baselines on the same held-out photographs, and its tables."""
 
 import itertools
 import json
@@ -37,17 +37,17 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Pixels of each photograph that are measured; the same ones in every run.
+# Number of pixels measured of each photograph. Every evaluation draws the same ones.
 PIXELS = 2048
 STRENGTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 MAX_GAIN = 8.0
-# Photographs are shrunk to this side where their places are compared.
+# Photographs are shrunk to squares of this side, pixels, to measure unevenness.
 UNEVENNESS_SIDE = 24
-# A set of less colourfulness has none that answers could be held against.
+# A set whose colourfulness is lower has no usable reference for gains.
 MIN_COLORFULNESS = 0.5
-# The rows that every table begins with.
+# The first rows of every table.
 BASELINES = ("gray", "constant")
-# The constant is the mean of photographs shrunk to this side, so that each counts the same.
+# The constant is the mean of photographs shrunk to squares of this side, so that each has the same weight.
 CONSTANT_SIDE = 32
 
 Predict = Callable[[Bytes], Floats]
@@ -55,16 +55,16 @@ Predict = Callable[[Bytes], Floats]
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is measured of one way to answer. Chroma and differences are in Lab units, hue in degrees.
+    """The metrics of one predictor over a set of photographs. Chroma and colour differences are in Lab units.
 
-    de00: mean CIEDE2000. de00_best: the same at the best of the strengths 0.2, 0.4, .. 1, for the whole set.
-    hue: mean absolute error of hue, weighted by the true chroma. vivid_gain: the gain that makes the set as colourful
-    as the truth (Hasler and Suesstrunk 2003), None where nothing does; de00_vivid: CIEDE2000 at that gain.
-    cf_gap: mean colourfulness minus the truth's; cf_err: mean of the photographs' absolute differences.
-    neutral: mean chroma given to nearly neutral photographs. uneven: chroma that strays within things of one colour, of
-    which a duller answer has less (None where only pixels are known). auc, auc_reb: accuracy of Zhang et al. 2016,
-    percent, plain and rebalanced. ab_rmse in Lab units, hs_rmse in OpenCV's (H 0..179, S 0..255), psnr in dB (None for
-    the truth itself).
+    de00: mean CIEDE2000. de00_best: the same at the one strength of 0.2, 0.4, .. 1 that is best for the whole set.
+    best_strength: that strength. hue: mean absolute hue error, degrees, weighted by the true chroma. vivid_gain: the
+    gain at which the set is as colourful as the truth (Hasler and Suesstrunk 2003); None if no gain up to MAX_GAIN
+    reaches that. de00_vivid: mean CIEDE2000 at that gain. cf_gap: mean colourfulness minus the truth's. cf_err: mean
+    absolute difference of colourfulness per photograph. neutral: mean chroma predicted for nearly neutral photographs;
+    None without such photographs. uneven: mean `unevenness`; None if only pixels are known. Duller output has less.
+    auc, auc_reb: AuC of Zhang et al. (2016), percent, plain and rebalanced. ab_rmse: root mean square error of a* and
+    b*. hs_rmse: of OpenCV's H, 0..179, and S, 0..255. psnr: dB; None for the truth itself.
     """
 
     de00: float
@@ -86,7 +86,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class SourceFigures:
-    """The same of the photographs of one collection."""
+    """The metrics of one source of photographs: their number, mean CIEDE2000, and hue error in degrees."""
 
     photographs: int
     de00: float
@@ -95,9 +95,10 @@ class SourceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Measurement pixels: luma uint8 [P, n], an answer's chroma float32 [2, P, n], true RGB uint8 [P, n, 3].
+    """The measured pixels of P photographs, n of each.
 
-    uneven: the unevenness of each photograph's answer at strength 1, float64 [P].
+    luma: uint8 [P, n]. chroma: predicted, float32 [2, P, n]. truth: RGB, uint8 [P, n, 3]. uneven: `unevenness` of each
+    photograph at strength 1, float64 [P]; None if unknown.
     """
 
     luma: Bytes
@@ -107,7 +108,7 @@ class Sample:
     uneven: Doubles | None = None
 
     def rgb_at(self, strength: float) -> Bytes:
-        """The answer's RGB at a strength, uint8 [P, n, 3]."""
+        """Return the predicted RGB at a strength, uint8 [P, n, 3]."""
         rgb = np.empty_like(self.truth)
         for rows in chunks(len(rgb)):
             x, y = self.chroma[:, rows] * np.float32(strength)
@@ -117,7 +118,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
-    """A way to answer: a model's, or one that anyone could think of."""
+    """A function from luma to chroma, and the colour space of its chroma: a model or a baseline."""
 
     predict: Predict
     color_space: ColorSpace
@@ -125,7 +126,11 @@ class Predictor:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A way's figures: of the set, of each photograph (mean CIEDE2000 and hue error, float64 [P]), of each source."""
+    """The results of one predictor.
+
+    figures: of the whole set. de00 and hue: mean CIEDE2000 and hue error of each photograph, float64 [P]. by_source: of
+    each source.
+    """
 
     sample: Sample
     figures: Figures
@@ -136,42 +141,48 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All ways, measured on the same photographs. `model` names the row that it is about, `note` what was measured."""
+    """The results of all predictors on the same photographs.
+
+    rows: by name. model: the name of the row that the report is about. note: what was measured.
+    """
 
     rows: dict[str, Measurement]
     model: str
     note: str
 
     def de00_change(self) -> Doubles:
-        """Each photograph's CIEDE2000 minus that of its gray, float64 [P]: below zero where the model helps."""
+        """Return each photograph's CIEDE2000 minus that of its gray version, float64 [P]. Negative: the model helps."""
         return self.rows[self.model].de00 - self.rows["gray"].de00
 
     def caption(self, photograph: int) -> str:
-        """How well the model has done on one of them."""
+        """Return the caption of one photograph, with its errors."""
         row, gray = self.rows[self.model], self.rows["gray"]
         error = f"CIEDE2000 {row.de00[photograph]:.1f}, gray {gray.de00[photograph]:.1f}"
         return f"{error}; hue {row.hue[photograph]:.0f} degrees off"
 
 
 def model_predict(engine: Engine) -> Predict:
-    """What a model answers to a luma plane: chroma, float32 [2, s, s]."""
+    """Return a function that predicts chroma, float32 [2, s, s], from a luma plane, uint8 [H, W]."""
     contract = engine.contract
 
     def predict(luma: Bytes) -> Floats:
         lightness = color.split(luma, contract.color_space, contract.input_size)
-        answer: Floats = engine.predict(lightness[np.newaxis])[0]
-        return answer
+        chroma: Floats = engine.predict(lightness[np.newaxis])[0]
+        return chroma
 
     return predict
 
 
-def _with_progress(photos: Iterator[T], total: int, doing: str) -> Iterable[T]:
-    """With a bar on a terminal, and none in a log."""
-    return tqdm(photos, total=total, desc=doing, unit=" photos", disable=None, leave=False)
+def _with_progress(photos: Iterator[T], total: int, task: str) -> Iterable[T]:
+    """Return the items with a progress bar on a terminal, and without one in a log."""
+    return tqdm(photos, total=total, desc=task, unit=" photos", disable=None, leave=False)
 
 
 def drop_unreadable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entry], int]:
-    """The photographs that can be read, and the number of the others. Raises ValueError when none of some can be."""
+    """Return the photographs that can be read, and the number of the others, which are logged.
+
+    Raises ValueError if none can be read, unless `entries` is empty.
+    """
 
     def one(entry: sources.Entry) -> bool:
         try:
@@ -184,19 +195,19 @@ def drop_unreadable(entries: Sequence[sources.Entry]) -> tuple[list[sources.Entr
     with worker_pool() as pool:
         fit = list(_with_progress(pool.map(one, entries), len(entries), "reading"))
     if entries and not any(fit):
-        raise ValueError(f"none of {len(entries):,} photographs can be read, the first {entries[0].name}")
+        raise ValueError(f"none of {len(entries):,} photographs can be read; the first is {entries[0].name}")
     return list(itertools.compress(entries, fit)), fit.count(False)
 
 
-def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space: ColorSpace) -> Sample:
-    """Colours every photograph at its own size and keeps some pixels of each."""
+def take_sample(entries: Sequence[sources.Entry], predictor: Predictor) -> Sample:
+    """Colour every photograph at its own size, and return PIXELS random pixels of each."""
 
     def one(entry: sources.Entry) -> tuple[Bytes, Floats, Bytes, float]:
         rgb = entry.read()
         luma = color.luma_of_rgb(rgb)
-        chroma = predict(luma)
+        chroma = predictor.predict(luma)
         planes = color.enlarge(chroma, *luma.shape)
-        small = color.merge_rgb(color.square(luma, UNEVENNESS_SIDE), chroma, color_space)
+        small = color.merge_rgb(color.square(luma, UNEVENNESS_SIDE), chroma, predictor.color_space)
         uneven = unevenness(small, color.square(rgb, UNEVENNESS_SIDE))
         drawn = np.random.default_rng(luma.size).integers(luma.size, size=PIXELS)
         return luma.ravel()[drawn], np.stack([p.ravel()[drawn] for p in planes]), rgb.reshape(-1, 3)[drawn], uneven
@@ -204,23 +215,24 @@ def take_sample(entries: Sequence[sources.Entry], predict: Predict, color_space:
     with worker_pool() as pool:
         rows = list(_with_progress(pool.map(one, entries), len(entries), "colouring"))
     luma, chroma, truth, uneven = (np.stack(parts) for parts in zip(*rows, strict=True))
-    return Sample(luma, np.ascontiguousarray(chroma.transpose(1, 0, 2)), truth, color_space, uneven)
+    planes = np.ascontiguousarray(chroma.transpose(1, 0, 2))
+    return Sample(luma, planes, truth, predictor.color_space, uneven)
 
 
 def vivid_gain(sample: Sample) -> float | None:
-    """The gain at which the answers are as colourful as the truth, to a hundredth; None where none does."""
-    aim = colorfulness(sample.truth).mean()
+    """Return the gain, to 0.01, at which the output is as colourful as the truth; None if there is no such gain."""
+    target = colorfulness(sample.truth).mean()
     low, high = 0.0, MAX_GAIN
-    if aim < MIN_COLORFULNESS or colorfulness(sample.rgb_at(high)).mean() < aim:
+    if target < MIN_COLORFULNESS or colorfulness(sample.rgb_at(high)).mean() < target:
         return None
     while high - low > 0.01:
         middle = (low + high) / 2
-        low, high = (middle, high) if colorfulness(sample.rgb_at(middle)).mean() < aim else (low, middle)
+        low, high = (middle, high) if colorfulness(sample.rgb_at(middle)).mean() < target else (low, middle)
     return high
 
 
 def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
-    """All figures of one way to answer."""
+    """Return all metrics of one predictor."""
     plain, truth = sample.rgb_at(1), sample.truth
     by_strength = {strength: mean_ciede2000(sample.rgb_at(strength), truth) for strength in STRENGTHS}
     best = min(by_strength, key=by_strength.__getitem__)
@@ -247,12 +259,12 @@ def measure(sample: Sample, neutral: Sample | None = None) -> Figures:
 
 
 def source_of(entry: sources.Entry) -> str:
-    """The collection that a photograph is of: the first folder in its name; "-" where it has none."""
+    """Return the source of a photograph, which is the first folder of its name; "-" if it has no folder."""
     return entry.source or "-"
 
 
 def _measure_in_parts(sample: Sample, names: Sequence[str], neutral: Sample | None) -> Measurement:
-    """Measures the set, its photographs and its sources; `names` has the source of each photograph."""
+    """Return the metrics of the set, of each photograph and of each source. names: each photograph's source."""
     plain, truth = sample.rgb_at(1), sample.truth
     de00 = ciede2000(plain, truth).mean(axis=1, dtype=np.float64)
     hue = np.array([hue_error(*pixels) for pixels in zip(plain, truth, strict=True)])
@@ -265,13 +277,13 @@ def _measure_in_parts(sample: Sample, names: Sequence[str], neutral: Sample | No
 
 
 def constant_predict(chroma: tuple[float, float]) -> Predict:
-    """The same chroma everywhere; gray for (0, 0)."""
+    """Return a function that predicts this (a*, b*) everywhere; (0, 0) is gray."""
     grid = np.array(chroma, np.float32).reshape(2, 1, 1)
     return lambda _: grid
 
 
 def mean_chroma_of(entries: Sequence[sources.Entry]) -> tuple[float, float]:
-    """The constant that training photographs would suggest: their mean (a*, b*)."""
+    """Return the mean (a*, b*) of photographs, each with the same weight."""
 
     def one(entry: sources.Entry) -> Floats:
         _, chroma = color.split_rgb(color.square(entry.read(), CONSTANT_SIDE), "lab")
@@ -283,15 +295,16 @@ def mean_chroma_of(entries: Sequence[sources.Entry]) -> tuple[float, float]:
 
 
 def _names(name: str, file: Path) -> Iterator[str]:
+    """Yield names for a table row, the preferred ones first."""
     yield name
     yield f"{name} ({file.stem})"
     yield from (f"{name} ({file.stem}, {number})" for number in itertools.count(2))
 
 
 def name_models(models: Sequence[tuple[Path, Engine]]) -> dict[str, Engine]:
-    """What models, each with its file, are called in a table.
+    """Return the models, each with its file, by their names in a table.
 
-    The first has its own name, the others name and version; to what is taken already the file's name is added.
+    The first has its contract's name, the others name and version. If a name is taken, the file's name is added.
     """
     named: dict[str, Engine] = {}
     for file, engine in models:
@@ -302,14 +315,16 @@ def name_models(models: Sequence[tuple[Path, Engine]]) -> dict[str, Engine]:
 
 
 def predictor_of(engine: Engine) -> Predictor:
-    """What a model answers."""
+    """Return a model as a predictor."""
     return Predictor(model_predict(engine), engine.contract.color_space)
 
 
 def _predictors(models: Mapping[str, Engine], constant: tuple[float, float]) -> dict[str, Predictor]:
-    """The baselines, which no model's colour space changes, and the models."""
-    ways = {name: Predictor(constant_predict(c), "lab") for name, c in zip(BASELINES, ((0, 0), constant), strict=True)}
-    return ways | {name: predictor_of(engine) for name, engine in models.items()}
+    """Return the baselines, which are the same for every model, and the models."""
+    baselines = {
+        name: Predictor(constant_predict(c), "lab") for name, c in zip(BASELINES, ((0, 0), constant), strict=True)
+    }
+    return baselines | {name: predictor_of(engine) for name, engine in models.items()}
 
 
 def evaluate(
@@ -320,29 +335,30 @@ def evaluate(
     origin: str,
     unreadable: int = 0,
 ) -> Report:
-    """Measures gray, the constant (a*, b*) and the models on the same photographs, all of them `drop_unreadable` ones.
+    """Measure gray, a constant colour and the models on the same photographs, all of which must be readable.
 
-    neutral: nearly neutral photographs, may be none. For the note: whose mean colour the constant is, and how many
-    photographs were left out of all of them.
+    neutral: nearly neutral photographs; may be empty. constant: (a*, b*) of the constant baseline. origin: for the
+    note, the photographs that the constant is the mean of. unreadable: for the note, the number of photographs left
+    out.
     """
     names = [source_of(entry) for entry in entries]
     rows = {}
-    for name, way in _predictors(models, constant).items():
-        gray = take_sample(neutral, way.predict, way.color_space) if neutral else None
-        rows[name] = _measure_in_parts(take_sample(entries, way.predict, way.color_space), names, gray)
-    note = f"{len(entries):,} photographs, {PIXELS:,} pixels of each; {len(neutral):,} nearly neutral ones."
-    left_out = f" {unreadable:,} that can't be read are left out." if unreadable else ""
+    for name, predictor in _predictors(models, constant).items():
+        gray = take_sample(neutral, predictor) if neutral else None
+        rows[name] = _measure_in_parts(take_sample(entries, predictor), names, gray)
+    note = f"{len(entries):,} photographs, {PIXELS:,} pixels of each; {len(neutral):,} nearly neutral photographs."
+    left_out = f" {unreadable:,} unreadable photographs are left out." if unreadable else ""
     return Report(rows, next(iter(models)), f"{note} `constant` is the mean colour of {origin}.{left_out}")
 
 
 def gain_table(sample: Sample, gains: Sequence[float]) -> str:
-    """What each gain costs in CIEDE2000 and gives in colourfulness, as a table: to choose one for the export."""
-    aim = colorfulness(sample.truth).mean()
-    lines = ["| gain | de00 | colourfulness, of the truth's |", "| --- | --- | --- |"]
+    """Return a Markdown table of CIEDE2000 and colourfulness at each gain, to choose the gain of an export."""
+    target = colorfulness(sample.truth).mean()
+    lines = ["| gain | de00 | colourfulness relative to the truth |", "| --- | --- | --- |"]
     for gain in gains:
-        answer = sample.rgb_at(gain)
-        share = f"{colorfulness(answer).mean() / aim:.0%}" if aim >= MIN_COLORFULNESS else "-"
-        lines.append(f"| {gain:g} | {mean_ciede2000(answer, sample.truth):.2f} | {share} |")
+        rgb = sample.rgb_at(gain)
+        share = f"{colorfulness(rgb).mean() / target:.0%}" if target >= MIN_COLORFULNESS else "-"
+        lines.append(f"| {gain:g} | {mean_ciede2000(rgb, sample.truth):.2f} | {share} |")
     return "\n".join(lines) + "\n"
 
 
@@ -352,28 +368,28 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def markdown(rows: Mapping[str, Figures]) -> str:
-    """The figures as a table."""
+    """Return the metrics as a Markdown table."""
     columns = [field for field in Figures.__dataclass_fields__ if field != "best_strength"]
     lines = []
     for name, figures in rows.items():
         values = asdict(figures)
         lines.append([name, *("-" if values[column] is None else f"{values[column]:.2f}" for column in columns)])
-    return _table(["answer", *columns], lines)
+    return _table(["predictor", *columns], lines)
 
 
 def sources_markdown(report: Report) -> str:
-    """Where the model helps and where it harms, as a table: a row a source, the most helped first."""
+    """Return a Markdown table with a row per source; the sources that the model improves most come first."""
     gray, model = report.rows["gray"].by_source, report.rows[report.model].by_source
     head = ["source", "photographs", "de00 of gray", f"de00 of {report.model}", "difference", "hue"]
     lines = [
         (own.de00 - gray[name].de00, [name, str(own.photographs), f"{gray[name].de00:.2f}", f"{own.de00:.2f}"], own.hue)
         for name, own in model.items()
     ]
-    return _table(head, [[*cells, f"{harm:+.2f}", f"{hue:.1f}"] for harm, cells, hue in sorted(lines)])
+    return _table(head, [[*cells, f"{change:+.2f}", f"{hue:.1f}"] for change, cells, hue in sorted(lines)])
 
 
 def write(report: Report, folder: Path) -> None:
-    """Writes `figures.json` and `figures.md`."""
+    """Write `figures.json` and `figures.md` into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     document = {
         name: {**asdict(row.figures), "sources": {key: asdict(value) for key, value in row.by_source.items()}}

@@ -1,6 +1,6 @@
-"""What an answer is measured by. Pure functions of pixels in sRGB, uint8; `truth` has the shape of `rgb`.
+"""Image metrics: pure functions of sRGB pixels, uint8, where `truth` has the shape of `rgb`.
 
-Chroma and differences are in CIE Lab units (D65), hues in degrees of the angle of (a*, b*).
+Chroma and colour differences are in CIE Lab units (illuminant D65). Hue is the angle of (a*, b*), in degrees.
 """
 
 from collections.abc import Iterator
@@ -15,42 +15,45 @@ from service.imaging.color import Bytes, Floats
 
 Doubles = NDArray[np.float64]
 
-# So many photographs are worked on at once: their temporaries stay in the processor's cache, in half the time.
+# Photographs are processed in chunks of this number. The temporary arrays then fit the CPU cache: twice as fast.
 CHUNK = 16
-# Below this chroma an answer has no hue, and photographs of which no pixel has more.
+# Below this chroma, in Lab units, a pixel has no meaningful hue.
 MIN_HUE_CHROMA = 0.5
-# The error of a hue that is guessed.
+# The mean absolute error of a uniformly random hue, degrees.
 CHANCE_HUE_ERROR = 90.0
-# Zhang et al., "Colorful Image Colorization" (2016): the largest ab error that is counted, and the side of the bins
-# that colours are counted in.
+# Zhang et al., "Colorful Image Colorization" (2016): the largest threshold of the AuC, and
+# the side of the (a*, b*) bins.
 MAX_AB_ERROR = 150
 BIN_SIDE = 10
-# Of a place's neighbours, one standard deviation: as a share of the photo's side, and in Lab units of chroma and of L*.
+# Standard deviations of the bilateral filter: distance as a share of the image's side, then chroma and L* in Lab units.
 SPATIAL_SIGMA = 0.2
 CHROMA_SIGMA = 6.0
 LIGHTNESS_SIGMA = 25.0
 
 
 def chunks(count: int) -> Iterator[slice]:
-    """Slices of 0..count that are worked on one after the other."""
+    """Yield slices that cover 0..count in chunks of CHUNK photographs."""
     for start in range(0, count, CHUNK):
         yield slice(start, start + CHUNK)
 
 
 def lab(rgb: Bytes) -> Floats:
-    """L*, a*, b*, float32 [..., 3], of pixels [..., 3]."""
-    # skimage in float32 takes half the time of float64, and differences stay the same to 0.0002.
+    """Return L*, a*, b*, float32 [..., 3], of pixels [..., 3]."""
+    # With float32, scikit-image takes half the time, and CIEDE2000 changes by at most 0.0002.
     return np.asarray(rgb2lab(rgb.astype(np.float32) / np.float32(255)), np.float32)
 
 
 def _hue_and_chroma(rgb: Bytes) -> tuple[Floats, Floats]:
-    """Hue in radians, -pi..pi, and chroma, float32 [...]."""
+    """Return hue, radians in -pi..pi, and chroma, Lab units; both float32 [...]."""
     a, b = np.moveaxis(lab(rgb)[..., 1:], -1, 0)
     return np.arctan2(b, a), np.hypot(a, b)
 
 
 def ciede2000(rgb: Bytes, truth: Bytes) -> Floats:
-    """CIEDE2000 of each pixel, float32 [...] of [..., 3]."""
+    """Return the CIEDE2000 difference of each pixel, float32 [...], of pixels [..., 3].
+
+    Source: Sharma, Wu and Dalal, "The CIEDE2000 color-difference formula" (2005), as implemented by scikit-image.
+    """
     parts = [
         deltaE_ciede2000(lab(rgb[rows]), lab(truth[rows]))  # type: ignore[no-untyped-call]
         for rows in chunks(len(rgb))
@@ -59,12 +62,16 @@ def ciede2000(rgb: Bytes, truth: Bytes) -> Floats:
 
 
 def mean_ciede2000(rgb: Bytes, truth: Bytes) -> float:
-    """Mean CIEDE2000 of pixels [..., 3]."""
+    """Return the mean CIEDE2000 difference over all pixels [..., 3]."""
     return float(ciede2000(rgb, truth).mean(dtype=np.float64))
 
 
 def colorfulness(rgb: Bytes) -> Doubles:
-    """M3 of Hasler and Suesstrunk, "Measuring colourfulness in natural images" (2003), [P] of pixels [P, n, 3]."""
+    """Return the colourfulness of each photograph, float64 [P], of pixels [P, n, 3].
+
+    It is M3 of Hasler and Suesstrunk, "Measuring colourfulness in natural images" (2003): with rg = R - G and yb = (R +
+    G) / 2 - B, hypot(std(rg), std(yb)) + 0.3 hypot(mean(rg), mean(yb)).
+    """
     red, green, blue = np.moveaxis(rgb.astype(np.float64), -1, 0)
     red_green, yellow_blue = red - green, (red + green) / 2 - blue
     spread = np.hypot(red_green.std(axis=1), yellow_blue.std(axis=1))
@@ -73,27 +80,31 @@ def colorfulness(rgb: Bytes) -> Doubles:
 
 
 def mean_chroma(rgb: Bytes) -> float:
-    """Mean chroma of pixels [..., 3]."""
+    """Return the mean chroma over all pixels [..., 3], Lab units."""
     return float(_hue_and_chroma(rgb)[1].mean(dtype=np.float64))
 
 
 def hue_error(rgb: Bytes, truth: Bytes) -> float:
-    """Mean absolute hue error of pixels [..., 3], weighted by the true chroma; 90 where there is no hue."""
+    """Return the mean absolute hue error over all pixels [..., 3], in degrees, 0..180, weighted by the true chroma.
+
+    A predicted pixel whose chroma is below MIN_HUE_CHROMA has no hue and counts 90, the expected error of a random hue.
+    The result is 90 if no pixel of the truth has a hue.
+    """
     hue, chroma = _hue_and_chroma(rgb)
     true_hue, weight = _hue_and_chroma(truth)
     if weight.max() < MIN_HUE_CHROMA:
         return CHANCE_HUE_ERROR
-    turn = hue - true_hue
-    error = np.abs(np.rad2deg(np.arctan2(np.sin(turn), np.cos(turn))))
-    # What differs from chance is averaged, so that gray gets 90 and not 90.00000001.
+    offset = hue - true_hue
+    error = np.abs(np.rad2deg(np.arctan2(np.sin(offset), np.cos(offset))))
+    # The difference from 90 is averaged, so that gray gets exactly 90 and not 90.00000001.
     gained = np.where(chroma < MIN_HUE_CHROMA, 0, error - CHANCE_HUE_ERROR)
     return CHANCE_HUE_ERROR + float(np.average(gained, weights=weight))
 
 
 def hue_histogram(rgb: Bytes, bins: int = 36) -> Doubles:
-    """Mean chroma that each range of hue adds, from 0 to 360 degrees, [bins] of pixels [..., 3].
+    """Return the mean chroma per hue range, float64 [bins], of pixels [..., 3].
 
-    The sum is the mean chroma, less what is too gray to have a hue.
+    The ranges cover 0..360 degrees. The sum is the mean chroma, without pixels that are too gray to have a hue.
     """
     hue, chroma = _hue_and_chroma(rgb)
     weight = np.where(chroma < MIN_HUE_CHROMA, 0, chroma)
@@ -102,13 +113,16 @@ def hue_histogram(rgb: Bytes, bins: int = 36) -> Doubles:
 
 
 def unevenness(rgb: Bytes, truth: Bytes) -> float:
-    """How far chroma strays within things of one colour, of a photo shrunk to `truth`'s pixels, [s, s, 3].
+    """Return the mean excess deviation of chroma within areas of one true colour, Lab units.
 
-    Each place is held against the mean of those that are near it and truly look like it, weighted as in a bilateral
-    filter (Tomasi and Manduchi 1998); what it differs more from it than the truth does is averaged. Gray, a tint and
-    the truth have none; half a rusty shirt, a sky that fades midway and a glow beside a face have.
+    rgb and truth: one photograph, shrunk, [s, s, 3]. Each pixel's chroma is compared with a weighted mean over all
+    pixels. The weights are those of a bilateral filter (Tomasi and Manduchi 1998): near pixels with a similar true
+    colour count most. The result is the mean of max(0, deviation of `rgb` - deviation of `truth`).
+
+    It is 0 for gray, for a uniform tint and for the truth. It is positive if a shirt is half coloured or a
+    sky fades midway. It is also positive if colour bleeds from a face onto the background.
     """
-    true, answer = (lab(pixels).reshape(-1, 3) for pixels in (truth, rgb))
+    true, predicted = (lab(pixels).reshape(-1, 3) for pixels in (truth, rgb))
     side = len(truth)
     y, x = np.divmod(np.arange(len(true), dtype=np.float32), side)
     scales = np.array((LIGHTNESS_SIGMA, CHROMA_SIGMA, CHROMA_SIGMA), np.float32)
@@ -116,43 +130,45 @@ def unevenness(rgb: Bytes, truth: Bytes) -> float:
         np.float32
     )
     squares = np.sum(features**2, axis=1)
-    likeness = np.exp(features @ features.T - (squares[:, np.newaxis] + squares) / 2)
-    weight = likeness.sum(axis=1, keepdims=True)
-    strays = (np.linalg.norm(chroma - likeness @ chroma / weight, axis=1) for chroma in (answer[:, 1:], true[:, 1:]))
-    excess = np.subtract(*strays)
+    similarity = np.exp(features @ features.T - (squares[:, np.newaxis] + squares) / 2)
+    weight = similarity.sum(axis=1, keepdims=True)
+    own, expected = (
+        np.linalg.norm(chroma - similarity @ chroma / weight, axis=1) for chroma in (predicted[:, 1:], true[:, 1:])
+    )
+    excess = own - expected
     return float(np.maximum(excess, 0).mean())
 
 
 def ab_errors(rgb: Bytes, truth: Bytes) -> Floats:
-    """Distance in the ab plane of each pixel, float32 [...] of [..., 3]."""
+    """Return the Euclidean distance in the (a*, b*) plane of each pixel, float32 [...], of pixels [..., 3]."""
     a, b = np.moveaxis((lab(rgb) - lab(truth))[..., 1:], -1, 0)
     return np.asarray(np.hypot(a, b))
 
 
 def ab_rmse(errors: Floats) -> float:
-    """Root mean square of both a* and b*, from `ab_errors`."""
+    """Return the root mean square error over both a* and b*, Lab units. errors: of `ab_errors`."""
     return float(np.sqrt(np.square(errors, dtype=np.float64).mean() / 2))
 
 
 def rebalancing_weights(truth: Bytes) -> Doubles:
-    """How much each pixel counts in the rebalanced accuracy, [...] of [..., 3].
+    """Return the weight of each pixel in the rebalanced AuC, float64 [...], of pixels [..., 3].
 
-    Equation 4 of Zhang et al. (2016) with lambda = 0, as they measure (1/2 is for their training): inversely to the
-    frequency of its colour, in bins of 10 Lab units. Unlike there, the frequencies are those of the very pixels that
-    are measured, not ImageNet's, and are not smoothed: figures of two sets can't be compared.
+    It is the inverse frequency of the pixel's colour, in bins of 10 Lab units: equation 4 of Zhang et al. (2016) with
+    lambda = 0. That is their evaluation; they train with 1/2. Unlike theirs, the frequencies are those of the measured
+    pixels, not of ImageNet, and are not smoothed. So values of two sets can't be compared.
     """
     a, b = np.moveaxis(np.rint(lab(truth)[..., 1:] / BIN_SIDE).astype(np.intp), -1, 0)
-    # Lab units of sRGB are within +-110, so these numbers are unique.
+    # a* and b* of sRGB colours are within +-110, so these numbers are unique.
     _, number, count = np.unique((100 * a + b).ravel(), return_inverse=True, return_counts=True)
     weight = number.size / count
     return np.asarray(weight[number].reshape(a.shape))
 
 
 def auc(errors: Floats, weights: Doubles | None = None) -> float:
-    """AuC of Zhang et al. (2016), percent: the area under the share of pixels whose ab error is within a threshold.
+    """Return the colorization accuracy AuC of Zhang et al. (2016), percent.
 
-    errors: of `ab_errors`. weights: of `rebalancing_weights`, for the rebalanced AuC.
-    Thresholds: 0 to 150 in steps of 1.
+    It is the area under the curve of the share of pixels whose ab error is at most a threshold of 0, 1, .. 150. errors:
+    of `ab_errors`. weights: of `rebalancing_weights`, for the rebalanced AuC.
     """
     least = np.ceil(np.minimum(errors, MAX_AB_ERROR + 1)).astype(np.intp).ravel()
     by_threshold = np.bincount(least, None if weights is None else weights.ravel(), MAX_AB_ERROR + 2)
@@ -161,18 +177,19 @@ def auc(errors: Floats, weights: Doubles | None = None) -> float:
 
 
 def hs_rmse(rgb: Bytes, truth: Bytes) -> float:
-    """Root mean square error of H, 0..179, and S, 0..255, of pixels [P, n, 3]: the loss of the HSV tutorial.
+    """Return the root mean square error over H, 0..179, and S, 0..255, of pixels [P, n, 3].
 
-    Both are OpenCV's of `COLOR_RGB2HSV`. H is a plain number: 179 and 0, both red, are as far apart as can be.
+    It is the loss of the HSV tutorial, on OpenCV's `COLOR_RGB2HSV`. H is not treated as an angle: 179 and 0 are both
+    red but have the largest distance.
     """
     hsv, true = (np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV), np.float32)[..., :2] for pixels in (rgb, truth))
     return float(np.sqrt(np.square(hsv - true).mean(dtype=np.float64)))
 
 
 def psnr(rgb: Bytes, truth: Bytes) -> float | None:
-    """Peak signal-to-noise ratio of R, G and B, dB, of all pixels [..., 3] as one picture; None where all are right.
+    """Return the peak signal-to-noise ratio, dB, of all pixels [..., 3] taken as one image; None if all are equal.
 
-    Papers average over photographs instead, which is a little more.
+    Papers average over photographs, which gives slightly higher values.
     """
     if np.array_equal(rgb, truth):
         return None

@@ -1,1 +1,1 @@
-"""Write ONNX files for the service: trained, converted to half precision, or wrapped from other projects."""
+"""Export of trained networks, and conversion of other ONNX models, to the service's contract."""

@@ -1,4 +1,4 @@
-"""A run's best weights as an ONNX file that obeys the service's contract."""
+"""The export of a run's weights as an ONNX file that follows the service's contract."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,24 +25,23 @@ from service.inference.session import Engine
 log = logging.getLogger(__name__)
 
 OPSET = 18
-# What may come between the network and its file, in units of the space's own scale. A conversion adds up in another
-# order; it must agree everywhere. Weights stored narrowly move a colour that was in doubt a good deal, and few others:
-# on average by no more than this.
+# Tolerances between the network and its file, in units of the colour space. The conversion only changes the order of
+# sums, so it must agree for every value. Compressed weights change uncertain colours more: only their mean is limited.
 CONVERSION_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
 STORAGE_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
-# Beside the square of a photograph's mean chroma, which may be nothing.
+# It is added to the square of a photograph's mean chroma, which may be 0.
 EPSILON = 1e-6
 
 
 class ParityError(RuntimeError):
-    """The ONNX file answers something else than the network it was made of."""
+    """The output of the ONNX file differs too much from the network's."""
 
 
 class CastReduction(layers.Layer):  # type: ignore[misc]
-    """InputKind a share of each photograph's mean chroma from what leans the same way: [N, s, s, 2] to the same.
+    """A layer that removes a share of each photograph's mean chroma: [N, s, s, 2] to the same shape.
 
-    All of that share from a place that has as much of it as the mean or more, in proportion from one that has less,
-    and nothing from one that has none or leans the other way: what is gray stays gray.
+    It subtracts share * c * mean from each pixel. c is the length of the pixel's chroma along the mean, divided by the
+    length of the mean, and clipped to 0..1. So gray pixels and pixels of the opposite colour do not change.
     """
 
     def __init__(self, share: float) -> None:
@@ -50,7 +49,7 @@ class CastReduction(layers.Layer):  # type: ignore[misc]
         self.share = share
 
     def call(self, chroma: KerasTensor) -> KerasTensor:
-        """Keras."""
+        """Apply the layer; Keras calls it."""
         mean = ops.mean(chroma, axis=(1, 2), keepdims=True)
         square = ops.sum(ops.square(mean), axis=-1, keepdims=True) + EPSILON
         along = ops.sum(chroma * mean, axis=-1, keepdims=True) / square
@@ -60,22 +59,22 @@ class CastReduction(layers.Layer):  # type: ignore[misc]
 def serving_model(
     network: keras.Model, setup: checkpoint.Setup, size: int, gain: float, cast: float = 0.0
 ) -> keras.Model:
-    """The network as the contract wants it: float32 [N, 1, S, S] to [N, 2, s, s].
+    """Return the network with the contract's input and output: float32 [N, 1, S, S] to [N, 2, s, s].
 
-    gain: what the chroma is multiplied with. cast: the share of a photograph's mean chroma that is then taken away: an
-    answer that is a mean of what is likely leans to tan where nothing is known.
+    gain: the factor of the chroma. cast: the share of each photograph's mean chroma that is removed afterwards. A
+    network predicts the mean of likely colours, which tends towards tan where little is known.
     """
     lightness = keras.Input((1, size, size), name=INPUT)
-    # One channel: moving its axis to the end is a reshape.
-    answer = network(layers.Reshape((size, size, 1))(lightness))
-    chroma = networks.architecture(setup.recipe).chroma_layer(setup.recipe, setup.bins, gain)(answer)
+    # With one channel, moving its axis to the end is a reshape.
+    output = network(layers.Reshape((size, size, 1))(lightness))
+    chroma = networks.architecture(setup.recipe).chroma_layer(setup.recipe, setup.bins, gain)(output)
     if cast:
         chroma = CastReduction(cast)(chroma)
     return keras.Model(lightness, layers.Permute((3, 1, 2))(chroma), name="serving")
 
 
 def to_onnx(model: keras.Model, contract: Contract) -> onnx.ModelProto:
-    """Converts a serving model; names its axes; adds the contract. Its weights stay float32."""
+    """Convert a serving model to ONNX with named axes and the contract's metadata. Its weights stay float32."""
     import tensorflow as tf
     import tf2onnx
 
@@ -95,6 +94,7 @@ def to_onnx(model: keras.Model, contract: Contract) -> onnx.ModelProto:
 
 
 def _rename_output(graph: onnx.GraphProto) -> None:
+    """Rename the graph's only output to the contract's name."""
     (output,) = graph.output
     old, output.name = output.name, OUTPUT
     for node in graph.node:
@@ -103,14 +103,17 @@ def _rename_output(graph: onnx.GraphProto) -> None:
 
 
 def predict_each(run: Callable[[Floats], Any], lightness: Floats) -> Floats:
-    """Of one photograph at a time, float32 [N, 1, S, S] to [N, 2, s, s]."""
+    """Run a model on one photograph at a time: float32 [N, 1, S, S] to [N, 2, s, s]."""
     return np.concatenate([np.asarray(run(one[np.newaxis])) for one in lightness])
 
 
 def _compress_weights(
     proto: onnx.ModelProto, check: Callable[[onnx.ModelProto], ChromaDifference], most: float
 ) -> tuple[onnx.ModelProto, ChromaDifference]:
-    """In eight bits where these move the answer by `most` at most, else in half precision."""
+    """Store the weights in 8 bits if that changes the output by at most `most` on average, otherwise in half precision.
+
+    Raises ParityError if half precision changes it by more, too.
+    """
     for int8 in (True, False):
         narrowed = onnx.ModelProto()
         narrowed.CopyFrom(proto)
@@ -118,7 +121,9 @@ def _compress_weights(
         found = check(narrowed)
         if found.mean <= most:
             return narrowed, found
-    raise ParityError(f"weights stored narrowly move the answer by {found.mean:.4f} on average, more than {most}")
+    raise ParityError(
+        f"compressed weights change the output by {found.mean:.4f} on average, more than {most}: nothing was written"
+    )
 
 
 def export(
@@ -135,17 +140,17 @@ def export(
     photographs: Sequence[sources.Entry],
     weights: str = checkpoint.BEST,
 ) -> ChromaDifference:
-    """Write `output` and, beside it, its SHA-256; return how far it is from the network.
+    """Write `output` and its SHA-256 file; return the difference to the network's output.
 
-    size: side of the input; that of the run's last stage if None. gain: what the chroma is multiplied with. cast: the
-    share of each photograph's mean chroma, in 0..1, that is taken away. Each is by default what
-    `default_post_processing` says. photographs: real ones for the parity check.
-    Raises ParityError, and writes nothing, when the file is off.
+    size: side of the input, pixels; that of the run's last stage if None. gain: the factor of the chroma. cast: the
+    share of each photograph's mean chroma, in 0..1, that is removed. Their defaults come from
+    `default_post_processing`. photographs: for the parity check. weights: the name of a weights file in the run's
+    folder. Raises ParityError, and writes nothing, if the difference is too large.
     """
     check_name(output)
     keras.config.set_dtype_policy("float32")
     if keras.backend.backend() != "tensorflow":
-        raise RuntimeError("tf2onnx exports TensorFlow graphs: set KERAS_BACKEND=tensorflow")
+        raise RuntimeError("tf2onnx exports only TensorFlow graphs: set KERAS_BACKEND=tensorflow")
     size = size or checkpoint.load_setup(run).recipe.curriculum[-1].side
     network, setup = checkpoint.load_network(run, weights, size)
     post = _post_processing(setup, gain, cast)
@@ -155,17 +160,19 @@ def export(
     whole = to_onnx(model, contract)
     photos, _ = batching.load_batch(photographs, size, batching.SampleSpec(color_space))
     lightness = np.ascontiguousarray(photos.transpose(0, 3, 1, 2))
-    wanted = predict_each(model.predict_on_batch, lightness)
+    expected = predict_each(model.predict_on_batch, lightness)
     scale = max(1.0, post.gain)
 
     def check(proto: onnx.ModelProto) -> ChromaDifference:
         return ChromaDifference.between(
-            wanted, predict_each(Engine(output, proto.SerializeToString(), "cpu").predict, lightness)
+            expected, predict_each(Engine(output, proto.SerializeToString(), "cpu").predict, lightness)
         )
 
     converted = check(whole)
     if not converted.largest <= CONVERSION_TOLERANCE[color_space] * scale:
-        raise ParityError(f"ONNX differs from Keras by {converted.largest:.4f} at most")
+        raise ParityError(
+            f"the ONNX graph differs from the Keras network by up to {converted.largest:.4f}: nothing was written"
+        )
     proto, stored = _compress_weights(whole, check, STORAGE_TOLERANCE[color_space] * scale)
     for key, value in post.to_metadata().items():
         proto.metadata_props.add(key=key, value=value)
@@ -178,29 +185,29 @@ def export(
 def _embed(
     proto: onnx.ModelProto, whole: onnx.ModelProto, weights: checkpoint.Weights, setup: checkpoint.Setup
 ) -> None:
-    """Add what training needs to go on from the file. It can be served without that, so a failure is only told."""
+    """Add what training needs to start from the file. The service does not need it, so a failure is only logged."""
     try:
         onnx_weights.embed(proto, whole, weights, setup)
     except UnusableWeights as error:
-        log.warning("training can't go on from this file, only from the run's folder: %s", error)
+        log.warning("no run can start from this file, only from the run's folder: %s", error)
 
 
 def default_post_processing(setup: checkpoint.Setup) -> tuple[PostProcessing, str]:
-    """Return the post-processing of a run's exports, and where it comes from.
+    """Return the default post-processing of a run's exports, and a phrase that says where it comes from.
 
-    It is that of the ONNX file that the run began with. Otherwise it is the recipe's gain, which the network was
-    trained for, and no cast.
+    It is that of the ONNX file that the run started from. Otherwise it is the recipe's gain, which the network was
+    trained with, and no cast.
     """
     names = " and ".join(origin.rpartition(" ")[0] for origin in setup.origins)
     if setup.post_processing:
-        return setup.post_processing, f"as in {names}, which the run began with"
+        return setup.post_processing, f"as in {names}, which the run started from"
     if any(origin.rpartition(" ")[0].endswith(".onnx") for origin in setup.origins):
-        return PostProcessing(setup.recipe.gain, 0.0), f"of the recipe; the run's folder says none of {names}"
+        return PostProcessing(setup.recipe.gain, 0.0), f"of the recipe; the run's folder has none of {names}"
     return PostProcessing(setup.recipe.gain, 0.0), "of the recipe"
 
 
 def _post_processing(setup: checkpoint.Setup, gain: float | None, cast: float | None) -> PostProcessing:
-    """Return what is asked for, by default what the run has, and say where it comes from."""
+    """Return the gain and cast that were asked for, or the defaults, and print where they come from."""
     default, origin = default_post_processing(setup)
     taken = PostProcessing(default.gain if gain is None else gain, default.cast if cast is None else cast)
     print(

@@ -1,4 +1,4 @@
-"""What somebody else's colorizer takes and answers, and running it as it is."""
+"""The interface of a third-party colorizer, and the colorizer's own output for reference."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from skimage.color import lab2rgb, rgb2lab
 from service.imaging.color import Floats
 from service.inference.contract import MAX_INPUT_SIZE
 
-# Largest difference, Lab units, between the foreign graph and the new file, by the precision of the graph.
+# The largest allowed difference between the original graph and the new file, Lab units, by the graph's precision.
 TOLERANCE = {"tensor(float)": 0.5, "tensor(double)": 0.5, "tensor(float16)": 2.0}
 DTYPES: dict[str, type[np.floating]] = {
     "tensor(float)": np.float32,
@@ -27,7 +27,7 @@ Layout = Literal["nchw", "nhwc"]
 Range = tuple[float, float]
 
 
-# The fields that a user may set, and how the command line calls them.
+# The fields that a user can set, with their command-line options.
 OPTIONS = {
     "input_kind": "--input",
     "output_kind": "--output",
@@ -44,13 +44,13 @@ OPTIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """What a foreign graph takes and answers, and under which licence.
+    """The input and output of a third-party graph, and the licence of its weights.
 
-    input_kind: `lightness` is one channel of L*, `gray` one of sRGB gray values, `rgb` that gray three times.
-    input_range: what it wants for black and white. mean, std: then taken off and divided by, one number or one a
-    channel. answers: `ab`, or a picture as `rgb` or `bgr`. output_range: what it answers for a picture's black and
-    white, or for the two ends of `ab_range`, Lab units; without one, a* and b* are Lab units as they are.
-    size: side of the input where the graph leaves it open, a multiple of `multiple`.
+    input_kind: `lightness` is one channel of L*, `gray` one channel of sRGB gray, `rgb` that gray three times.
+    input_range: the values of black and white. mean, std: subtracted, then divided by; one number, or one per channel.
+    output_kind: `ab`, or an image as `rgb` or `bgr`. output_range: for an image, the values of black and white. For
+    `ab`, the values of the two ends of `ab_range`, Lab units; without `ab_range`, the output is in Lab units. size:
+    side of the input, pixels, if the graph does not fix it; a multiple of `multiple`. data: what it was trained on.
     """
 
     input_kind: InputKind
@@ -67,30 +67,30 @@ class Interface:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        """Raises ValueError for ranges without extent, and means and deviations that don't fit the channels."""
+        """Raise ValueError for an empty range, or if `mean` or `std` do not match the channels."""
         for name in ("input_range", "output_range", "ab_range"):
             ends = getattr(self, name)
             if ends is not None and ends[0] == ends[1]:
-                raise ValueError(f"{OPTIONS[name]} from {ends[0]:g} to {ends[1]:g} has no extent")
+                raise ValueError(f"{OPTIONS[name]} {ends[0]:g} {ends[1]:g} is empty: give two different numbers")
         for name in ("mean", "std"):
             count = len(getattr(self, name))
             if count not in (1, self.channels):
                 raise ValueError(f"{OPTIONS[name]} has {count} numbers, but the input has {self.channels} channels")
         if 0 in self.std:
-            raise ValueError("--std has a 0, which nothing can be divided by")
+            raise ValueError("--std has a 0: give numbers other than 0")
 
     @property
     def channels(self) -> int:
-        """Of the input."""
+        """Number of channels of the input."""
         return 3 if self.input_kind == "rgb" else 1
 
     @property
     def output_channels(self) -> int:
-        """Of the output."""
+        """Number of channels of the output."""
         return 2 if self.output_kind == "ab" else 3
 
     def dims(self, batch: object, channels: object, height: object, width: object) -> tuple[object, ...]:
-        """A shape in this layout."""
+        """Return a shape in this layout."""
         return (batch, channels, height, width) if self.layout == "nchw" else (batch, height, width, channels)
 
 
@@ -101,16 +101,16 @@ PRESETS: dict[str, Interface] = {
     "deoldify": Interface(
         "rgb", "rgb", "MIT", IMAGENET, input_range=(0, 255), output_range=(0, 255), size=256, multiple=16
     ),
-    # Both shift and scale L*, a* and b* inside their PyTorch modules.
+    # Both normalize L*, a* and b* inside their PyTorch modules.
     "eccv16": Interface("lightness", "ab", "BSD-2-Clause", IMAGENET, input_range=(0, 100), size=256),
     "siggraph17": Interface("lightness", "ab", "BSD-2-Clause", IMAGENET, input_range=(0, 100), size=256),
 }
 
 
 def interface(preset: str | None, changes: Mapping[str, object]) -> Interface:
-    """A preset with other values for some of its fields; without a preset, only these.
+    """Return a preset with some fields replaced, or an interface of the given fields only.
 
-    Raises ValueError when neither says what the graph takes and answers, or under which licence it is.
+    Raises ValueError if the fields for input, output or licence are missing.
     """
     if preset is not None:
         return replace(PRESETS[preset], **changes)  # type: ignore[arg-type]
@@ -126,11 +126,11 @@ class Port:
 
     name: str
     type: str
-    shape: list[int | None]  # None where the graph leaves it open
+    shape: list[int | None]  # None if the graph does not fix the size
 
     @classmethod
     def of(cls, port: ort.NodeArg) -> Self:
-        """As ONNX Runtime says it."""
+        """Return the port that ONNX Runtime describes."""
         return cls(port.name, port.type, [side if isinstance(side, int) and side > 0 else None for side in port.shape])
 
     def __str__(self) -> str:
@@ -139,10 +139,10 @@ class Port:
 
 
 class ForeignModel:
-    """A foreign graph in a session of its own."""
+    """A third-party graph, loaded in its own session."""
 
     def __init__(self, path: Path, interface: Interface, size: int | None) -> None:
-        """size: side of the input, if the caller wants one. Raises ValueError naming what doesn't fit."""
+        """Load the graph. size: side of the input, if the caller sets one. Raises ValueError if it does not fit."""
         self.interface = interface
         try:
             options = ort.SessionOptions()
@@ -157,13 +157,14 @@ class ForeignModel:
         self.size = self._input_side(size)
         self.zero_inputs = [self._zero_input(port) for port in others]
         self.output, self.output_size = self._find_output()
-        # The contract allows no larger one.
+        # The contract does not allow a chroma that is larger than the input.
         self.chroma_size = min(self.size, self.output_size)
 
     def _input_side(self, size: int | None) -> int:
+        """Return the side of the image input. Raises ValueError if its shape does not match the interface."""
         interface = self.interface
         wanted = interface.dims("batch", interface.channels, *("size" if size is None else size,) * 2)
-        wrong = f"input {self.image}, not a float tensor [{', '.join(map(str, wanted))}]"
+        wrong = f"input {self.image}, but a float tensor [{', '.join(map(str, wanted))}] is expected"
         if self.image.type not in DTYPES or len(self.image.shape) != 4:
             raise ValueError(wrong)
         batch, *rest = self.image.shape
@@ -173,41 +174,48 @@ class ForeignModel:
             raise ValueError(wrong)
         if batch not in (None, 1):
             raise ValueError(
-                f"input {self.image}: its batch is fixed at {batch}, but the service may have one photo only;"
-                " export it with a batch of 1, or an open one"
+                f"input {self.image}: its batch size is fixed at {batch}, but the service also runs single photos;"
+                " export it with a batch size of 1 or a dynamic one"
             )
         side = sides.pop() if sides else interface.size
         if side is None:
-            raise ValueError(f"input {self.image} leaves its size open: say which with --size")
+            raise ValueError(f"input {self.image} does not fix its size: set it with --size")
         if not 1 <= side <= MAX_INPUT_SIZE:
-            raise ValueError(f"input {self.image.name!r}: a size of {side} is not within 1 to {MAX_INPUT_SIZE}")
+            raise ValueError(f"input {self.image.name!r}: the size {side} is not in 1..{MAX_INPUT_SIZE}")
         if side % interface.multiple:
-            raise ValueError(f"input {self.image.name!r}: a size of {side} is no multiple of {interface.multiple}")
+            raise ValueError(f"input {self.image.name!r}: the size {side} is not a multiple of {interface.multiple}")
         return side
 
     def _zero_input(self, port: Port) -> Port:
-        """An input beside the photo (colour hints, their mask): all of its sizes but the batch have to be known."""
+        """Return an additional input (colour hints or their mask) with its sizes.
+
+        Raises ValueError unless all sizes except the batch are known.
+        """
         batch, *rest = port.shape or [0]
         if len(rest) == 3:
             first = 1 if self.interface.layout == "nchw" else 0
             rest[first : first + 2] = [self.size if side is None else side for side in rest[first : first + 2]]
         if port.type not in DTYPES or batch not in (None, 1) or None in rest:
-            raise ValueError(f"input {port}, not a float tensor of known size that could be fed zeros")
+            raise ValueError(
+                f"input {port}, but an additional input must be a float tensor of known size, which gets zeros"
+            )
         return Port(port.name, port.type, [batch, *rest])
 
     def _find_output(self) -> tuple[Port, int]:
-        """The output with the right channels, and its side; sizes are those of a real answer."""
+        """Return the only output with the expected channels, with the sizes of a test run, and its side."""
         ports = [Port.of(port) for port in self._session.get_outputs()]
         try:
-            answers = self._run(np.zeros((1, 1, self.size, self.size), np.float32), [port.name for port in ports])
+            outputs = self._run(np.zeros((1, 1, self.size, self.size), np.float32), [port.name for port in ports])
         except Exception as error:
-            raise ValueError(f"it can't be run on {self.size} x {self.size}: {first_line(error)}") from error
-        real = [Port(port.name, port.type, list(np.shape(a))) for port, a in zip(ports, answers, strict=True)]
+            raise ValueError(
+                f"the graph does not run on {self.size} x {self.size} pixels: {first_line(error)}"
+            ) from error
+        real = [Port(port.name, port.type, list(np.shape(a))) for port, a in zip(ports, outputs, strict=True)]
         fits = [port for port in real if self._is_output(port)]
         if len(fits) != 1:
             wanted = ", ".join(map(str, self.interface.dims(1, self.interface.output_channels, "s", "s")))
             have = "; ".join(f"output {port}" for port in real)
-            raise ValueError(f"{have}; exactly one has to be a float tensor [{wanted}]")
+            raise ValueError(f"{have}; exactly one output must be a float tensor [{wanted}]")
         return fits[0], fits[0].shape[2] or 0
 
     def _is_output(self, port: Port) -> bool:
@@ -223,28 +231,31 @@ class ForeignModel:
         return list(self._session.run(list(names), feeds))
 
     def chroma(self, lightness: Floats) -> Floats:
-        """Lightness, float32 [N, 1, S, S], to (a*, b*), float32 [N, 2, s, s], without any of our nodes."""
-        (answer,) = self._run(lightness, [self.output.name])
-        return _chroma_of(answer.astype(np.float64), self.interface, self.chroma_size)
+        """Return (a*, b*), float32 [N, 2, s, s], of lightness, float32 [N, 1, S, S], without added nodes."""
+        (output,) = self._run(lightness, [self.output.name])
+        return _chroma_of(output.astype(np.float64), self.interface, self.chroma_size)
 
-    def supports_batches(self, lightness: Floats, alone: Floats) -> bool:
-        """Whether several photos at once get the answers that each gets alone. Some exports only say so."""
+    def supports_batches(self, lightness: Floats, single: Floats) -> bool:
+        """Return whether a batch gives the same output as single photographs.
+
+        single: the output for each photograph alone. Some exports declare an open batch but fail on it.
+        """
         if self.image.shape[0] == 1 or any(port.shape[0] == 1 for port in self.zero_inputs):
             return False
         try:
             together = self.chroma(lightness)
         except Exception:
             return False
-        return together.shape == alone.shape and bool(np.abs(together - alone).max() <= TOLERANCE[self.image.type])
+        return together.shape == single.shape and bool(np.abs(together - single).max() <= TOLERANCE[self.image.type])
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without its details."""
+    """Return the first line of an error's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _input_of(lightness: Floats, interface: Interface) -> NDArray[np.float64]:
-    """What the interface wants for lightness [N, 1, S, S], made with scikit-image and NumPy."""
+    """Return the graph's input for lightness [N, 1, S, S], computed with scikit-image and NumPy."""
     plane = lightness.astype(np.float64)
     if interface.input_kind != "lightness":
         lab = np.concatenate([plane * 100, np.zeros_like(plane), np.zeros_like(plane)], axis=1)
@@ -255,10 +266,10 @@ def _input_of(lightness: Floats, interface: Interface) -> NDArray[np.float64]:
     return scaled if interface.layout == "nchw" else np.moveaxis(scaled, 1, -1)
 
 
-def _chroma_of(answer: NDArray[np.float64], interface: Interface, size: int) -> Floats:
-    """(a*, b*), float32 [N, 2, size, size], of what the foreign graph answered; with scikit-image and OpenCV."""
+def _chroma_of(output: NDArray[np.float64], interface: Interface, size: int) -> Floats:
+    """Return (a*, b*), float32 [N, 2, size, size], of the graph's output; with scikit-image and OpenCV."""
     low, high = interface.output_range
-    values = (answer - low) / (high - low)
+    values = (output - low) / (high - low)
     if interface.layout == "nhwc":
         values = np.moveaxis(values, -1, 1)
     if interface.output_kind == "ab":

@@ -1,7 +1,7 @@
-"""A model's file of half precision, NAME.fp16.onnx, which the service takes on a GPU.
+"""Conversion of a model to half precision: NAME.fp16.onnx, which the service uses on a GPU.
 
-Made by ONNX Runtime's own converter. Input and output stay float32, so does what half precision is too narrow for, and
-the file says the same about itself. Nothing is written unless both answer alike on photographs.
+ONNX Runtime's converter does the conversion. Input, output and operators that need more precision stay float32, and the
+metadata is copied. The file is written only if both models agree on photographs.
 """
 
 import graphlib
@@ -26,17 +26,17 @@ from service.inference.session import Engine
 
 __all__ = ["ColorDifference", "HalfPrecisionError", "compare", "convert", "emulate_fp16", "half_of", "to_fp16"]
 
-# CIEDE2000 between both answers: on average over the photographs, and of the worst of them. 1 is just visible where
-# two even fields touch.
+# Limits of the CIEDE2000 between both outputs: on average over the photographs, and for the worst one. A difference of
+# 1 is just visible between two adjacent uniform fields.
 MEAN_LIMIT = 0.25
 WORST_LIMIT = 1.0
-# Of float32's 24 bits 13 are lost in a half, whose largest number is 65,504.
+# A half has 13 of float32's 24 significant bits less. Its largest number is 65,504.
 SPLIT = 2.0**13 + 1
 LARGEST = 65504.0
 
 
 class HalfPrecisionError(RuntimeError):
-    """In half precision the model answers something else."""
+    """The output of the half-precision model differs too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class ColorDifference:
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model in half precision; input and output stay float32."""
-    # Imported here: it puts its own folder on the path.
+    """Return the model in half precision; input and output stay float32."""
+    # Imported here, because the import changes sys.path.
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     too_narrow = _running_sum_nodes(model.graph)
@@ -66,9 +66,9 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _running_sum_nodes(graph: onnx.GraphProto) -> list[str]:
-    """Names of the nodes behind a running sum, and of it: differences between its late members need all their digits.
+    """Return the names of all CumSum nodes and of the nodes that depend on them; unnamed ones get a name.
 
-    Nodes that have no name are given one.
+    They stay float32: the differences between late sums need all digits.
     """
     made, names = set[str](), []
     for number, node in enumerate(graph.node):
@@ -80,10 +80,10 @@ def _running_sum_nodes(graph: onnx.GraphProto) -> list[str]:
 
 
 def _drop_redundant_casts(graph: onnx.GraphProto) -> None:
-    """InputKind out the casts of weights that our exports keep in half precision, and that now lead to the same.
+    """Remove casts that have no effect after the conversion.
 
-    And of those that the converter makes around every node that stays float32: the ones from float32 to half and back,
-    and those made again for each node that takes them, all with one name.
+    Our exports store weights in half precision and cast them. The converter adds a pair of casts around each node that
+    stays float32, and repeats casts under the same name.
     """
     halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     last = {port.name for port in graph.output}
@@ -103,30 +103,31 @@ def _drop_redundant_casts(graph: onnx.GraphProto) -> None:
 
 
 def _sort(graph: onnx.GraphProto) -> None:
-    """Puts every node behind those that it needs, as ONNX asks: the converter adds its own at the end."""
+    """Sort the nodes topologically, as ONNX requires; the converter appends its own at the end."""
     made_by = {name: number for number, node in enumerate(graph.node) for name in node.output}
     needs = {
-        number: {made_by[name] for name in _needed(node) if name in made_by} for number, node in enumerate(graph.node)
+        number: {made_by[name] for name in _inputs_of(node) if name in made_by}
+        for number, node in enumerate(graph.node)
     }
     nodes = [graph.node[number] for number in graphlib.TopologicalSorter(needs).static_order()]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _needed(node: onnx.NodeProto) -> Iterator[str]:
-    """The names of its inputs, and of what its branches and loops take from around them."""
+def _inputs_of(node: onnx.NodeProto) -> Iterator[str]:
+    """Yield the names of a node's inputs, including what its branches and loops use from outside."""
     yield from filter(None, node.input)
     for attribute in node.attribute:
         for inner in (attribute.g, *attribute.graphs):
             for each in inner.node:
-                yield from _needed(each)
+                yield from _inputs_of(each)
 
 
 def emulate_fp16(half: onnx.ModelProto) -> bytes:
-    """What a GPU does with a model of half precision, in float32: every tensor of it is rounded as soon as it is made.
+    """Return a float32 model that rounds every half-precision tensor as a GPU does.
 
-    Sums are kept in float32, as a GPU's convolutions keep theirs. On a CPU ONNX Runtime computes the model itself in
-    float32 throughout, which would show next to no difference.
+    Sums stay float32, as in a GPU's convolutions. ONNX Runtime's CPU provider computes a half-precision model in
+    float32 throughout, which would hide the rounding.
     """
     model = shape_inference.infer_shapes(half)
     graph = model.graph
@@ -152,22 +153,23 @@ def _is_half(value: onnx.ValueInfoProto) -> bool:
 
 
 def _tensor_to_float32(tensor: onnx.TensorProto) -> None:
+    """Convert a float16 tensor to float32, in place."""
     if tensor.data_type == TensorProto.FLOAT16:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
 
 def _node_to_float32(node: onnx.NodeProto) -> None:
-    """Makes a node's float16 results and constants float32."""
+    """Convert a node's float16 results and constants to float32. Raises ValueError for branches and loops."""
     for attribute in node.attribute:
         if attribute.HasField("g") or attribute.graphs:
-            raise ValueError("models with branches or loops can't be measured in half precision")
+            raise ValueError("models with branches or loops can't be converted to half precision")
         _tensor_to_float32(attribute.t)
         if attribute.name in ("to", "dtype") and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
 
 
 def _rounding(value: str, name: str) -> list[onnx.NodeProto]:
-    """Nodes that round float32 to the 11 bits of a half (Veltkamp's splitting); what is too large becomes infinite."""
+    """Return nodes that round float32 to a half's 11 bits (Veltkamp splitting); too large values become infinite."""
     return [
         helper.make_node("Mul", [value, "half/split"], [f"{name}/scaled"]),
         helper.make_node("Sub", [f"{name}/scaled", value], [f"{name}/rest"]),
@@ -180,12 +182,12 @@ def _rounding(value: str, name: str) -> list[onnx.NodeProto]:
 
 
 def _coloured(luma: Bytes, chroma: Floats, contract: Contract) -> Bytes:
-    """The square photo [S, S] in the colours [2, s, s], uint8 RGB [S, S, 3]."""
+    """Return a square photograph, luma [S, S] and chroma [2, s, s], as RGB, uint8 [S, S, 3]."""
     return color.rgb_at(luma, *color.enlarge(chroma, *luma.shape), contract.color_space)
 
 
 def compare(whole: Engine, half: Engine, photographs: Sequence[sources.Entry]) -> ColorDifference:
-    """Runs both on the photographs, on the CPU; `half` is one that `emulate_fp16` made."""
+    """Return the difference of two models on photographs, computed on the CPU. half: made by `emulate_fp16`."""
     contract = whole.contract
     differences, expected, actual = [], [], []
     for entry in photographs:
@@ -194,28 +196,28 @@ def compare(whole: Engine, half: Engine, photographs: Sequence[sources.Entry]) -
         (want,), (have,) = whole.predict(lightness), half.predict(lightness)
         expected.append(want)
         actual.append(have)
-        pictures = (_coloured(luma, chroma, contract) for chroma in (have, want))
-        differences.append(metrics.mean_ciede2000(*pictures))
+        images = (_coloured(luma, chroma, contract) for chroma in (have, want))
+        differences.append(metrics.mean_ciede2000(*images))
     if not differences:
-        raise ValueError("there is no photograph to compare on")
+        raise ValueError("the parity check needs at least one photograph: see --data")
     chroma = ChromaDifference.between(np.stack(expected), np.stack(actual))
     return ColorDifference(float(np.mean(differences)), max(differences), chroma)
 
 
 def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> ColorDifference:
-    """Writes the half of the model at `path` to `output` and, beside it, its SHA-256; returns how far they are apart.
+    """Write the half-precision version of the model at `path`, and its SHA-256 file; return the difference.
 
-    Raises HalfPrecisionError, and writes nothing, when that is more than `MEAN_LIMIT` or `WORST_LIMIT`.
+    Raises HalfPrecisionError, and writes nothing, if the difference exceeds MEAN_LIMIT or WORST_LIMIT.
     """
     if not output.name.endswith(SUFFIX):
-        raise ValueError(f"{output}: the service looks for NAME{SUFFIX}")
+        raise ValueError(f"{output}: the name must end in {SUFFIX}, or the service does not find the file")
     whole = Engine(path, path.read_bytes(), "cpu")
     half = to_fp16(onnx.load(path))
     content = half.SerializeToString()
     found = compare(whole, Engine(output, emulate_fp16(half), "cpu"), photographs)
     if not (found.de00 <= MEAN_LIMIT and found.worst <= WORST_LIMIT):
         raise HalfPrecisionError(
-            f"answers differ by {found.de00:.3f} CIEDE2000, {found.worst:.3f} on the worst photograph;"
+            f"the outputs differ by {found.de00:.3f} CIEDE2000, and by {found.worst:.3f} on the worst photograph;"
             f" at most {MEAN_LIMIT} and {WORST_LIMIT} are allowed, so nothing was written"
         )
     write_model(output, content)

@@ -1,10 +1,10 @@
-"""Other people's colorizers, made to keep the service's contract by nodes put around their own graph.
+"""Conversion of third-party colorizers to the service's contract, by nodes around the original graph.
 
-    lightness, L*/100 -> gray, scaling, layout -> THE FOREIGN GRAPH -> layout, scaling, Lab -> chroma, (a*, b*)
+lightness, L*/100 -> gray, scaling, layout -> THIRD-PARTY GRAPH -> layout, scaling, Lab -> chroma, (a*, b*)
 
-What a foreign graph takes and answers is an `Interface`; a preset is one with a name. Before anything is written,
-both are run on the same pictures: the foreign graph on input made with scikit-image, its answer read with it too,
-and the new file as the service runs it.
+An `Interface` describes the input and output of the original graph; a preset is a named interface. Before the file is
+written, both graphs run on the same test images. The original graph gets its input from scikit-image, which also
+converts its output. The new file runs as in the service.
 """
 
 from collections.abc import Sequence
@@ -24,23 +24,26 @@ from service.imaging.color import XYZ_TO_RGB, Floats
 from service.inference.contract import INPUT, OUTPUT, Contract
 from service.inference.session import Engine
 
-# The first opset with all that is added here. What is added means the same in every later one.
+# The first opset with all added operators. Their meaning is the same in every later one.
 MIN_OPSET = 9
-# The first IR in which an initializer need not be an input too.
+# The first IR version in which an initializer need not be an input, too.
 MIN_IR = 4
-# What protobuf can write, less room for all but the weights.
+# The protobuf limit, minus room for everything except the weights.
 MAX_BYTES = (1 << 31) - (1 << 24)
-# Every foreign name gets this, so that it is neither one of the contract's nor one of ours.
+# This prefix keeps the original tensor names apart from the contract's and from those of added nodes.
 FOREIGN = "foreign/"
 
 
 class MismatchError(RuntimeError):
-    """The new file answers something else than the graph that was wrapped."""
+    """The output of the new file differs from the original graph's."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptedModel:
-    """What was written, how far it is from the foreign graph (Lab units), and which inputs it feeds zeros."""
+    """The result of an adaptation.
+
+    chroma: the difference to the original graph, Lab units. zero_inputs: names of inputs that always get zeros.
+    """
 
     contract: Contract
     chroma: ChromaDifference
@@ -48,7 +51,7 @@ class AdaptedModel:
 
 
 class _GraphBuilder:
-    """Nodes as they are added, and their constants. Calling it adds one node and returns its output's name."""
+    """A list of nodes and their constants. Calling it adds a node and returns the name of its output."""
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -56,7 +59,7 @@ class _GraphBuilder:
         self.constants: list[onnx.TensorProto] = []
 
     def __call__(self, operator: str, *inputs: str | ArrayLike, named: str | None = None, **attributes: object) -> str:
-        """inputs: names, or numbers and arrays, of which floating ones become float32 constants."""
+        """Add a node. inputs: names, numbers or arrays; floating-point ones become float32 constants."""
         names = [each if isinstance(each, str) else self._constant(each) for each in inputs]
         name = named or f"{self.prefix}/{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, names, [name], **attributes))  # type: ignore[arg-type]
@@ -71,7 +74,7 @@ class _GraphBuilder:
 
 
 def _add_gray(add: _GraphBuilder, lightness: str) -> str:
-    """The sRGB gray value, 0..1, of L*/100: CIE 1976, then IEC 61966-2-1, both branches of each."""
+    """Add sRGB gray in 0..1 from L*/100, by CIE 1976 and IEC 61966-2-1, with both branches of each formula."""
     f = add("Div", add("Add", add("Mul", lightness, 100.0), 16.0), 116.0)
     cube = add("Mul", f, add("Mul", f, f))
     line = add("Mul", add("Sub", f, 4 / 29), 108 / 841)
@@ -81,11 +84,11 @@ def _add_gray(add: _GraphBuilder, lightness: str) -> str:
 
 
 def _add_ab(add: _GraphBuilder, rgb: str, *, reverse: bool) -> str:
-    """(a*, b*) of sRGB [N, 3, h, w] in 0..1, or of BGR if `reverse`; values outside are clipped."""
+    """Add (a*, b*) of sRGB [N, 3, h, w] in 0..1, or of BGR if `reverse`. Values outside are clipped."""
     inside = add("Min", add("Max", rgb, 0.0), 1.0)
     curve = add("Pow", add("Div", add("Add", inside, 0.055), 1.055), 2.4)
     linear = add("Where", add("Greater", inside, 0.04045), curve, add("Div", inside, 12.92))
-    # Sums of planes, not a convolution: a GPU may compute one in TF32, which would tint grays by half a Lab unit.
+    # A GPU may compute a convolution in TF32, which would tint grays by half a Lab unit. So planes are summed.
     order = (2, 1, 0) if reverse else (0, 1, 2)
     planes = [add("Gather", linear, np.array([channel]), axis=1) for channel in order]
     fx, fy, fz = (_add_f(add, planes, weights) for weights in np.linalg.inv(XYZ_TO_RGB))
@@ -95,7 +98,7 @@ def _add_ab(add: _GraphBuilder, rgb: str, *, reverse: bool) -> str:
 
 
 def _add_f(add: _GraphBuilder, planes: Sequence[str], weights: Floats) -> str:
-    """CIE 1976's f of X, Y or Z, relative to the white: the planes of linear RGB, weighted and summed."""
+    """Add CIE 1976's f of X, Y or Z relative to the white point: a weighted sum of linear RGB planes."""
     red, green, blue = (add("Mul", plane, weight) for plane, weight in zip(planes, weights, strict=True))
     value = add("Add", add("Add", red, green), blue)
     line = add("Div", add("Add", add("Mul", value, 24389 / 27), 16.0), 116.0)
@@ -103,14 +106,14 @@ def _add_f(add: _GraphBuilder, planes: Sequence[str], weights: Floats) -> str:
 
 
 def _add_input_nodes(add: _GraphBuilder, foreign: ForeignModel) -> None:
-    """From lightness to the foreign inputs."""
+    """Add the nodes between the contract's input and the original inputs."""
     interface = foreign.interface
     plane = INPUT if interface.input_kind == "lightness" else _add_gray(add, INPUT)
     low, high = interface.input_range
     mean, std = (
         np.zeros((1, interface.channels, 1, 1)) + np.reshape(x, (-1, 1, 1)) for x in (interface.mean, interface.std)
     )
-    # One gain and offset a channel: they are also what repeats the plane.
+    # Each channel has a gain and an offset, so this also repeats the plane.
     scaled = add("Add", add("Mul", plane, (high - low) / std), (low - mean) / std)
     if interface.layout == "nhwc":
         scaled = add("Transpose", scaled, perm=[0, 2, 3, 1])
@@ -124,7 +127,7 @@ def _add_input_nodes(add: _GraphBuilder, foreign: ForeignModel) -> None:
 
 
 def _add_output_nodes(add: _GraphBuilder, foreign: ForeignModel) -> None:
-    """From the foreign output to chroma."""
+    """Add the nodes between the original output and the contract's output."""
     interface = foreign.interface
     values = add("Cast", FOREIGN + foreign.output.name, to=TensorProto.FLOAT)
     if interface.layout == "nhwc":
@@ -137,16 +140,16 @@ def _add_output_nodes(add: _GraphBuilder, foreign: ForeignModel) -> None:
         chroma = _add_ab(add, chroma, reverse=interface.output_kind == "bgr")
     large, small = foreign.output_size, foreign.chroma_size
     if large != small:
-        # Shrinking by area is linear, and the same matrix on both sides: no opset changes what that means.
+        # Shrinking by area is a matrix product on both sides, which means the same in every opset.
         weights = cv2.resize(np.eye(large, dtype=np.float32), (large, small), interpolation=cv2.INTER_AREA)
         chroma = add("MatMul", add("MatMul", weights, chroma), weights.T)
     add("Identity", chroma, named=OUTPUT)
 
 
 def _rename(graph: onnx.GraphProto) -> None:
-    """Puts FOREIGN before every name of a tensor, in the graphs of its branches and loops too.
+    """Add the prefix FOREIGN to all tensor names, including those in the graphs of branches and loops.
 
-    onnx.compose.add_prefix leaves a branch's reference to an initializer outside of it behind.
+    onnx.compose.add_prefix does not rename a branch's reference to an outer initializer.
     """
     for node in graph.node:
         node.input[:] = [name and FOREIGN + name for name in node.input]
@@ -158,26 +161,26 @@ def _rename(graph: onnx.GraphProto) -> None:
                 _rename(inner)
     for named in (*graph.input, *graph.output, *graph.initializer, *(each.values for each in graph.sparse_initializer)):
         named.name = FOREIGN + named.name
-    # Inferred shapes, which are not needed, of sizes that may no longer be open.
+    # Inferred shapes are not needed, and may contradict a size that is fixed now.
     del graph.value_info[:]
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    """The foreign model with the weights that lie beside it. Raises ValueError when they don't fit into one file."""
+    """Load the original model with its external weights. Raises ValueError if they don't fit into one file."""
     model = onnx.load(path)
     size = sum(tensor.ByteSize() for tensor in model.graph.initializer)
     if size > MAX_BYTES:
-        raise ValueError(f"{path}: its weights are {size:,} bytes, and an ONNX file can hold {MAX_BYTES:,}")
+        raise ValueError(f"{path}: its weights have {size:,} bytes, but an ONNX file can hold only {MAX_BYTES:,}")
     if max((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), default=0) < MIN_OPSET:
         try:
             model = version_converter.convert_version(model, MIN_OPSET)
         except Exception as error:
-            raise ValueError(f"{path}: can't be brought to opset {MIN_OPSET}: {first_line(error)}") from error
+            raise ValueError(f"{path}: it can't be converted to opset {MIN_OPSET}: {first_line(error)}") from error
     return model
 
 
 def _wrap(path: Path, foreign: ForeignModel, contract: Contract) -> bytes:
-    """The new file's content."""
+    """Return the content of the new file."""
     model = _load(path)
     graph = model.graph
     _rename(graph)
@@ -197,7 +200,7 @@ def _wrap(path: Path, foreign: ForeignModel, contract: Contract) -> bytes:
 
 
 def _test_images(size: int) -> Floats:
-    """Lightness for the check, float32 [3, 1, size, size]: from black to white, soft shapes, grain."""
+    """Return lightness for the check, float32 [3, 1, size, size]: a ramp, smooth shapes and noise."""
     random = np.random.default_rng(0)
     ramp = np.tile(np.linspace(0, 1, size), (size, 1))
     shapes = cv2.resize(random.random((8, 8)), (size, size), interpolation=cv2.INTER_LINEAR)
@@ -205,17 +208,16 @@ def _test_images(size: int) -> Floats:
 
 
 def adapt(path: Path, output: Path, interface: Interface, *, name: str, version: str, size: int | None) -> AdaptedModel:
-    """Wraps the ONNX file at `path`; writes `output` and, beside it, its SHA-256.
+    """Wrap the ONNX file at `path`; write `output` and its SHA-256 file.
 
-    size: side of the input, for a graph that leaves it open; the interface's own if None.
-    Raises ValueError when the graph has another interface, MismatchError when the new file answers something else
-    than it, and writes nothing then.
+    size: side of the input, pixels, if the graph does not fix it; that of the interface if None. Raises ValueError if
+    the graph has another interface. Raises MismatchError if the outputs differ. Nothing is written then.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: the file does not exist")
     check_name(output)
     if output.exists() and output.samefile(path):
-        raise ValueError(f"{output} is the graph to be wrapped, which would be lost: write to another file")
+        raise ValueError(f"{output} is the input file, which would be lost: choose another output file")
     foreign = ForeignModel(path, interface, size)
     lightness = _test_images(foreign.size)
     want = np.concatenate([foreign.chroma(one[np.newaxis]) for one in lightness])
@@ -231,10 +233,11 @@ def adapt(path: Path, output: Path, interface: Interface, *, name: str, version:
 
 
 def _check_parity(want: Floats, have: Floats, tolerance: float) -> None:
+    """Raise MismatchError if the outputs differ by more than the tolerance, Lab units."""
     difference = np.abs(want - have)
     if not difference.max() <= tolerance:
-        place = np.unravel_index(difference.argmax(), difference.shape)
+        index = np.unravel_index(difference.argmax(), difference.shape)
         raise MismatchError(
-            f"{('a*', 'b*')[place[1]]} is {have[place]:.2f} where the graph itself answers {want[place]:.2f};"
-            f" more than {tolerance} apart, so nothing was written"
+            f"{('a*', 'b*')[index[1]]} is {have[index]:.2f}, but {want[index]:.2f} in the original graph;"
+            f" the difference exceeds {tolerance}, so nothing was written"
         )

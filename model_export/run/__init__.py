@@ -1,1 +1,1 @@
-"""Training runs: setup, schedule, precision, and the training loop."""
+"""Training runs: setup, schedule, precision, initial weights, and the training loop."""

@@ -1,4 +1,4 @@
-"""A generator trained against a discriminator: the second half of the second tutorial."""
+"""Adversarial training: a generator against a discriminator, as in the second half of the second tutorial."""
 
 import keras
 import numpy as np
@@ -9,10 +9,10 @@ from service.imaging.color import Floats
 
 
 class _GeneratorTraining(keras.Model):  # type: ignore[misc]
-    """The generator's answer and the discriminator's verdict on it, of which only the generator learns.
+    """The generator followed by the discriminator. Only the generator's weights are trainable.
 
-    The discriminator goes on as it does in its own training (its batch norm sees the batch), which a layer with
-    `trainable = False` would not.
+    Outputs: the discriminator's verdict and the predicted ab. The discriminator runs in training mode: its batch norm
+    uses the batch, which a layer with `trainable = False` would not do.
     """
 
     def __init__(self, generator: keras.Model, discriminator: keras.Model) -> None:
@@ -40,7 +40,7 @@ class _GeneratorTraining(keras.Model):  # type: ignore[misc]
 
 
 def _discriminator_training(discriminator: keras.Model) -> keras.Model:
-    """The discriminator over a true and an answered ab in turn: each batch normalized by itself."""
+    """Return a model that applies the discriminator to true and predicted ab, each normalized by itself."""
     lightness, true = discriminator.inputs
     answered = keras.Input(true.shape[1:], name="answered")
     verdicts = [discriminator([lightness, true]), discriminator([lightness, answered])]
@@ -48,10 +48,11 @@ def _discriminator_training(discriminator: keras.Model) -> keras.Model:
 
 
 class AdversarialTrainer:
-    """Trains in turn: the discriminator to tell true ab from answers, the generator to pass for true and to be near.
+    """A trainer that alternates between the discriminator and the generator.
 
-    The tutorial runs the generator once a step; here the discriminator is shown answers that were made for it, so their
-    dropout is not that of the generator's own step, and the generator's batch-norm statistics move twice.
+    The discriminator learns to tell true ab from predicted ab. The generator learns to be taken for true and to keep a
+    small L1 error. Unlike the tutorial, the generator runs twice a step: once for the discriminator and once for its
+    own update. So the two passes use different dropout, and the generator's batch-norm statistics are updated twice.
     """
 
     def __init__(self, generator: keras.Model, settings: UNet, jit_compile: bool | str) -> None:
@@ -75,9 +76,9 @@ class AdversarialTrainer:
         )
 
     def step(self, lightness: Floats, chroma: Floats, ramp: float = 1.0) -> float:
-        """Take one step of both with a batch, and return the generator's mean L1, in units of 110.
+        """Train both on a batch and return the generator's mean L1 error, in units of 110 (`unet_gan.AB_RANGE`).
 
-        ramp: what their learning rates are multiplied with.
+        ramp: the factor of both learning rates.
         """
         for model in (self.discriminator_training, self.generator_training):
             model.optimizer.learning_rate = ramp * self.learning_rate

@@ -1,4 +1,4 @@
-"""What a new run starts from, and which photographs it holds out."""
+"""The start of a new run: its initial weights, and the photographs that it holds out."""
 
 import hashlib
 import zipfile
@@ -20,10 +20,12 @@ from model_export.weights.post_processing import PostProcessing, common_to_all
 
 @dataclass(frozen=True, slots=True)
 class Initialization:
-    """What a new run begins with: the mean of other runs' best weights, the setup of the first, all that was held out.
+    """What a new run starts from.
 
-    held_out: names, or digests of them. content_ids: of the same photographs, where known. post_processing: that
-    of the ONNX files among them, if all have the same.
+    weights: the mean of the best weights of the origins. setup: that of the first origin. held_out: names of all
+    photographs that the origins held out, or digests of these names. origins: name and SHA-256 of each origin.
+    content_ids: digests of the held-out photographs, as far as they are known. post_processing: gain and cast of the ONNX
+    files among the origins, if all agree.
     """
 
     weights: Weights
@@ -35,21 +37,23 @@ class Initialization:
 
 
 def _load_best(origin: Path) -> tuple[Weights, Setup]:
+    """Return the best weights and the setup of a run's folder or an exported ONNX file."""
     if origin.is_file():
         return onnx_weights.load(origin)
     try:
         return checkpoint.read_weights(origin / checkpoint.BEST), checkpoint.load_setup(origin)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{origin / checkpoint.BEST} is broken: {error}") from error
+        raise ValueError(f"{origin / checkpoint.BEST} is damaged: {error}") from error
 
 
 def _fingerprint(origin: Path) -> str:
+    """Return the name of an origin and the SHA-256 of its weights."""
     file = origin if origin.is_file() else origin / checkpoint.BEST
     return f"{origin.name} {hashlib.sha256(file.read_bytes()).hexdigest()}"
 
 
 def matches_origins(origins: Sequence[Path], known: Sequence[str]) -> bool:
-    """Whether a run whose origins are `known` began from these."""
+    """Return whether `origins` are the ones with the fingerprints `known`."""
     try:
         return [_fingerprint(origin) for origin in origins] == known
     except OSError:
@@ -61,35 +65,37 @@ def _has_backbone(recipe: Recipe) -> bool:
 
 
 def _architecture(recipe: Recipe) -> object:
-    """What a recipe's network is built of: what learns of it may differ."""
+    """Return the network settings that determine the shapes of the weights."""
     network = recipe.network
     return network.model_copy(update={"learning_blocks": 0}) if isinstance(network, Compact) else network
 
 
 def _incompatibility(setup: Setup, recipe: Recipe) -> str | None:
-    """Why a recipe can't go on from a run; None when it can. It may have more blocks, propagation, keys, a backbone."""
+    """Return why a recipe can't start from a run, or None if it can.
+
+    The recipe may add residual blocks, propagation, keys and a backbone.
+    """
     if setup.recipe.color_space != recipe.color_space:
-        return f"is of {setup.recipe.color_space}, the recipe of {recipe.color_space}"
+        return f"uses the colour space {setup.recipe.color_space}, but the recipe uses {recipe.color_space}"
     old, new = setup.recipe.network, recipe.network
     if isinstance(old, Compact) and isinstance(new, Compact):
         if old.propagation and not new.propagation:
-            return "propagates chroma, and only a recipe with network.propagation goes on from it"
+            return "propagates chroma: set network.propagation in the recipe"
         if old.nonlocal_channels not in (0, new.nonlocal_channels):
-            return f"has {old.nonlocal_channels} nonlocal_channels, and only a recipe with as many goes on from it"
+            return f"has network.nonlocal_channels = {old.nonlocal_channels}: set the same number in the recipe"
         if old.backbone and not new.backbone:
-            return "has a backbone, and only a recipe with the same goes on from it"
+            return f"has a backbone: set network.backbone to {old.backbone!r} in the recipe"
         may_differ = ("blocks", "propagation", "nonlocal_channels", "backbone", "learning_blocks")
         old = old.model_copy(update={name: getattr(new, name) for name in may_differ})
     return None if old == new else "has another network than the recipe"
 
 
 def load(recipe: Recipe, origins: Sequence[Path]) -> Initialization | None:
-    """Reads the folders of runs and the ONNX files that were exported from runs; None where there are none.
+    """Load the mean weights of runs and of ONNX files exported from runs. Return None if there are no origins.
 
-    A backbone that none of them has must be at hand, or UnusableWeights is raised.
-
-    Runs that began with the same weights can be averaged, and the mean is often better than each of them (Wortsman
-    et al., "Model soups", 2022). Raises ValueError when the recipe can't go on from one, or they don't fit together.
+    Averaging runs that started from the same weights often beats each of them (Wortsman et al., "Model soups", 2022).
+    Raises ValueError if the recipe is not compatible with an origin, or the origins with each other. Raises
+    UnusableWeights if the recipe needs a backbone, no origin has one, and its weights are not installed.
     """
     if not origins:
         if _has_backbone(recipe):
@@ -114,25 +120,25 @@ def load(recipe: Recipe, origins: Sequence[Path]) -> Initialization | None:
 
 
 def _post_processing(origins: Sequence[Path], setups: Sequence[Setup]) -> PostProcessing | None:
-    """Return what the exports of a run will do by default, and say so; None for what its own recipe has.
+    """Return the default gain and cast of the run's exports, and print them. Return None for those of the recipe.
 
-    The gain that suits a mean of several weights is not known. Where those of the origins differ, none is taken.
+    The right gain for a mean of weights with different gains is unknown, so the origins must agree.
     """
     found = [setup.post_processing for setup in setups]
     taken = common_to_all(found)
     if taken:
-        tqdm.write(f"export will take {taken}, as {origins[0].name} has them; --gain and --cast choose others")
+        tqdm.write(f"export will use {taken}, as {origins[0].name} does; --gain and --cast override this")
     elif any(found):
         each = "; ".join(f"{o.name}: {has or 'those of its recipe'}" for o, has in zip(origins, found, strict=True))
-        tqdm.write(f"export will take the gain of this recipe and no cast, since those before differ ({each})")
+        tqdm.write(f"export will use the gain of this recipe and no cast, because the origins differ ({each})")
     return taken
 
 
 def initialize(network: keras.Model, recipe: Recipe, initial: Initialization | None) -> None:
-    """Gives a new network the weights of one that may have fewer layers; those that are new stay as they are.
+    """Copy the initial weights into a new network, which may have more layers than they have.
 
-    But for a new backbone's, which are what it learnt as a classifier. Raises ValueError when the other has more, or
-    other shapes, and UnusableWeights.
+    The added layers keep their own weights. An added backbone gets its ImageNet weights. Raises ValueError if `initial`
+    has a layer that the network lacks, or another shape. Raises UnusableWeights.
     """
     if _has_backbone(recipe) and not (initial and _has_backbone(initial.setup.recipe)):
         pretrained.load_into(network)
@@ -145,38 +151,42 @@ def initialize(network: keras.Model, recipe: Recipe, initial: Initialization | N
     own = {variable.path: variable for variable in network.weights}
     for variable, array in zip(old.weights, initial.weights, strict=True):
         if variable.path not in own or own[variable.path].shape != array.shape:
-            raise ValueError(f"{variable.path}, of the shape {array.shape}, has no place in the recipe's network")
+            raise ValueError(f"the recipe's network has no weights {variable.path} of shape {array.shape}")
         own[variable.path].assign(array)
 
 
 def _held_out_before(entries: Sequence[sources.Entry], initial: Initialization) -> set[str]:
-    """Names of the photographs that were held out of the runs it starts from: by their contents, or their names.
+    """Return the names of the photographs in `entries` that the origins held out.
 
-    By either, for a file that was given another caption since has its name still, and none too many may validate.
+    They are found by content or by name. The name still identifies a file whose caption was changed since, and more
+    photographs than necessary do no harm here.
     """
     by_name = {e.name for e in entries if e.name in initial.held_out or sources.name_digest(e.name) in initial.held_out}
     return by_name | {entry.name for entry in sources.with_content_ids(entries, initial.content_ids)}
 
 
 def hold_out(recipe: Recipe, entries: Sequence[sources.Entry], initial: Initialization | None) -> list[str]:
-    """Names of the photographs that validate: all those held out of the runs it starts from that are in the data.
+    """Return the names of the photographs to validate on.
 
-    No others join them, for those runs may have learnt from any. Where there are none, a tenth of all at most is drawn.
-    Raises ValueError when too few are left to learn from.
+    A run with origins validates on all photographs of its data that these held out, and on no others: the origins may
+    have learnt from any other. If none is in the data, or without origins, photographs are drawn, at most a tenth of
+    the data. Raises ValueError if too few photographs are left to learn from.
     """
     count = min(recipe.validate_on, len(entries) // 10)
     if not count:
-        raise ValueError(f"{len(entries)} photographs are too few: a tenth of them validates")
+        raise ValueError(
+            f"{len(entries)} photographs are too few: at least 10 are needed, because a tenth is held out to validate"
+        )
     known = _held_out_before(entries, initial) if initial else set()
     if not known:
         if initial:
             tqdm.write(
-                f"none of the {len(initial.held_out)} photographs held out before is here: {count} others validate,"
-                " which should not be among those learnt from before"
+                f"none of the {len(initial.held_out)} photographs held out before is in the data: {count} others are"
+                " held out, and the earlier runs should not have learnt from these"
             )
         return sorted(entry.name for entry in sources.hold_out(entries, count)[1])
     if all(entry.name in known for entry in entries):
-        raise ValueError("all photographs were held out before: none is left to learn from")
+        raise ValueError("all photographs were held out by the earlier runs: none is left to learn from")
     if len(known) < count:
-        tqdm.write(f"{len(known)} photographs validate, those held out before; the recipe would have {count}")
+        tqdm.write(f"the {len(known)} photographs held out before are held out again; the recipe asks for {count}")
     return sorted(known)

@@ -1,4 +1,4 @@
-"""In which precision a network is trained: what the processor computes fast."""
+"""The numeric precision of training: the fastest one on this machine."""
 
 import os
 import platform
@@ -14,16 +14,16 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 FULL, MIXED = PRECISIONS
 
 CPUINFO = Path("/proc/cpuinfo")
-# As Linux calls the instructions for bfloat16: of x86, then of Arm.
+# Linux's names of the bfloat16 instructions, those of x86 first, then Arm's.
 FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
-# As macOS does.
+# The same on macOS.
 SYSCTL = "hw.optional.arm.FEAT_BF16"
-# NVIDIA's GPUs compute in bfloat16 from this compute capability on.
+# NVIDIA GPUs support bfloat16 from this compute capability on.
 MIN_CAPABILITY = (8, 0)
 
 
 class Choice(NamedTuple):
-    """A precision, and why it was chosen."""
+    """A precision, and the reason for it."""
 
     precision: Precision
     reason: str
@@ -33,15 +33,15 @@ class Choice(NamedTuple):
 
 
 def choose(asked: Precision | None, time_step: Callable[[Precision], float]) -> Choice:
-    """Return what is asked for, else what this machine computes fast.
+    """Return the precision that was asked for, otherwise the faster one on this machine.
 
-    time_step: takes a training step in a precision and returns its seconds. It is called only where nothing else says
-    what the processor can do.
+    time_step: runs a training step in a precision and returns its seconds. It is called only if the processor's
+    features are unknown.
     """
     found = _detect()
     if asked:
         is_slow = asked == MIXED and found is not None and found.precision == FULL
-        return Choice(asked, "as asked for; float32 may be many times faster here" if is_slow else "as asked for")
+        return Choice(asked, "as asked for; float32 may be much faster on this machine" if is_slow else "as asked for")
     if found:
         return found
     seconds = {precision: time_step(precision) for precision in PRECISIONS}
@@ -51,7 +51,7 @@ def choose(asked: Precision | None, time_step: Callable[[Precision], float]) -> 
 
 
 def _detect() -> Choice | None:
-    """Return what the processor's description says; None where there is none."""
+    """Return the choice for the accelerator or CPU; None if its features are unknown."""
     if (accelerator := _accelerator()) is not None:
         return accelerator
     if keras.backend.backend() != "tensorflow":
@@ -67,7 +67,7 @@ def _detect() -> Choice | None:
 
 
 def _accelerator() -> Choice | None:
-    """Return the choice for a GPU or TPU; None where there is none."""
+    """Return the choice for a GPU or TPU; None if the machine has neither."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -89,13 +89,14 @@ def _jax_capability() -> tuple[int, ...] | None:
 
 
 def _gpu_choice(capability: tuple[int, ...] | None) -> Choice:
+    """Return the choice for an accelerator; capability: None if it is not an NVIDIA GPU."""
     if capability and capability < MIN_CAPABILITY:
         return Choice(FULL, f"a GPU of compute capability {'.'.join(map(str, capability))} has no bfloat16")
     return Choice(MIXED, "a GPU or TPU")
 
 
 def _linux_bfloat16() -> str | None:
-    """Return the CPU's flag for bfloat16, "" where it has none, None where its flags can't be read."""
+    """Return the CPU flag for bfloat16; "" if there is no such flag; None if the flags can't be read."""
     try:
         lines = CPUINFO.read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -103,18 +104,18 @@ def _linux_bfloat16() -> str | None:
     flags = [line.partition(":")[2].split() for line in lines if line.lower().startswith(("flags", "features"))]
     if not flags:
         return None
-    # A process may be moved between cores of two kinds.
+    # A process can move between cores of two kinds, so all cores must have the flag.
     return next((flag for flag in FLAGS if all(flag in core for core in flags)), "")
 
 
 def _macos_bfloat16() -> str | None:
-    """Return as `_linux_bfloat16`."""
+    """Return the name of the feature if the CPU has it; "" if not; None if that is unknown."""
     if platform.system() != "Darwin":
         return None
     command = ["/usr/sbin/sysctl", "-n", SYSCTL]
     try:
-        said: Any = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
+        output: Any = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError):
-        # Intel's Macs don't know the name, and have no bfloat16.
+        # Macs with an Intel CPU don't know the name, and have no bfloat16.
         return "" if platform.machine() == "x86_64" else None
-    return SYSCTL if said.strip() == "1" else ""
+    return SYSCTL if output.strip() == "1" else ""

@@ -1,4 +1,4 @@
-"""How long a run goes on, and how fast it learns meanwhile: decided before every step."""
+"""The schedule of a training run: its time limits, its progress and its learning rate."""
 
 import math
 import statistics
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 
 from model_export.recipe import Recipe
 
-# The optimizer's moments start from nothing at every start. The learning rate rises over so many steps, or over this
-# share of what the call can do, whichever is shorter.
+# Each call starts with an empty optimizer state. So the learning rate rises over RAMP_STEPS steps, or over RAMP_SHARE
+# of the call, whichever is shorter.
 RAMP_STEPS = 100
 RAMP_SHARE = 0.2
-# Steps whose median duration is that of the next.
+# The median of this number of durations estimates the next one.
 TIMED_STEPS = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a run checks itself and when it ends, in minutes.
+    """Time limits of a run, in minutes.
 
-    `max_minutes` is for all calls together, `stop_after` for this one. `checkpoint_minutes` of 0 stands for every
-    fiftieth step.
+    max_minutes: time budget of all calls together. stop_after: limit of this call; 0 stops after one step.
+    checkpoint_minutes: time between two checkpoints; 0 writes one every 50 steps.
     """
 
     max_minutes: float | None = None
@@ -31,7 +31,10 @@ class Limits:
 
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
-    """Return that of a linear warm-up, then half a cosine down to a hundredth of the peak; or the peak all along."""
+    """Return the learning rate at a progress of 0..1.
+
+    `cosine`: a linear warm-up, then half a cosine down to a hundredth of the peak. `constant`: the peak.
+    """
     peak, warm_up = recipe.optimizer.learning_rate, recipe.optimizer.warm_up
     if recipe.optimizer.schedule == "constant":
         return peak
@@ -42,17 +45,20 @@ def learning_rate(recipe: Recipe, progress: float) -> float:
 
 
 def ramp(steps: float, share: float) -> float:
-    """Return what the learning rate is multiplied with after `steps` steps, `share` of the call's in 0..1."""
+    """Return the factor, in 0..1, by which the learning rate is reduced at the start of a call.
+
+    steps: steps since the start of the call. share: share of the call that is over, in 0..1.
+    """
     return min(1.0, max(steps / RAMP_STEPS, share / RAMP_SHARE))
 
 
 class Clock:
-    """The time of one call: how far it is, and whether another step fits before the last checkpoint.
+    """The clock of one call: it computes the progress, and whether another step fits before the last checkpoint.
 
-    The time budget is of learning and of checkpoints, from `start_schedule` on. What a call takes in all is counted
-    from its start.
+    The time budget covers learning and checkpoints, from `start_schedule` on. The limit of the call starts with the
+    call.
 
-    before: minutes of learning in the calls before this one. started: when this one began, by `now`, in seconds.
+    before: minutes of learning in earlier calls. started: when this call began, in seconds of `now`.
     """
 
     def __init__(
@@ -60,7 +66,7 @@ class Clock:
     ) -> None:
         self.now = now
         self.checkpoint_s = 0.0
-        """Seconds that the last checkpoint takes."""
+        """Estimated duration of the last checkpoint, seconds."""
         self._before = before
         self._budget_s = math.inf if limits.max_minutes is None else 60 * (limits.max_minutes - before)
         self._call_ends = math.inf if limits.stop_after is None else started + 60 * limits.stop_after
@@ -69,19 +75,19 @@ class Clock:
         self.start_schedule(0.0)
 
     def start_schedule(self, progress: float) -> None:
-        """Initialization the schedule at this progress. What the set-up took is no part of it."""
+        """Start the schedule at this progress. The time budget does not include what came before."""
         self._begun = self.now()
         self._progress = progress
         self._budget_ends = self._begun + self._budget_s
 
     @property
     def is_limited(self) -> bool:
-        """Tell whether a time limit makes it necessary to know how long steps and the last checkpoint take."""
+        """Return whether a time limit applies, so that the durations of steps and checkpoints must be known."""
         return not self._is_single_step and min(self._budget_s, self._call_ends) < math.inf
 
     @property
     def minutes(self) -> float:
-        """Minutes of learning, in this call and all calls before it."""
+        """Minutes of learning, in this call and all earlier calls."""
         return self._before + self.learning_seconds / 60
 
     @property
@@ -91,41 +97,44 @@ class Clock:
 
     @property
     def step_s(self) -> float:
-        """Seconds of a step, as far as is known."""
+        """Seconds of a step: the median of the latest ones; 0 before the first."""
         return statistics.median(self._durations) if self._durations else 0.0
 
     @property
     def seconds_left(self) -> float:
-        """Seconds until this call has to end; infinite without a limit."""
+        """Seconds until this call must end; infinite without a limit."""
         return min(self._budget_ends, self._call_ends) - self.now()
 
     @property
     def steps_left(self) -> float:
-        """Steps that fit into this call beside the last checkpoint; infinite where that is not known."""
+        """Number of steps that fit into this call before the last checkpoint; infinite if that is unknown."""
         return max(1.0, (self.seconds_left - self.checkpoint_s) / self.step_s) if self.step_s else math.inf
 
     def record_step(self, seconds: float) -> None:
-        """Note how long a step took."""
+        """Record the duration of a step, in seconds."""
         self._durations.append(seconds)
 
     def progress(self, ahead: float = 0.0) -> float:
-        """Return the share of the run, in 0..1, that is over in `ahead` seconds by its time budget; 0 without one."""
+        """Return the share of the run, in 0..1, that the time budget says is over in `ahead` seconds.
+
+        It is 0 without a time budget.
+        """
         if self._budget_s == math.inf:
             return 0.0
         rest = max(self._budget_s - self.checkpoint_s, self.step_s, 1e-9)
         return min(1.0, self._progress + (1 - self._progress) * (self.learning_seconds + ahead) / rest)
 
     def call_progress(self, ahead: float = 0.0) -> float:
-        """Return the share of this call, in 0..1, that is over in `ahead` seconds by its limit; 0 without one."""
+        """Return the share of this call, in 0..1, that is over in `ahead` seconds; 0 without a limit."""
         if self._call_ends == math.inf:
             return 0.0
         rest = max(self._call_ends - self.checkpoint_s - self._begun, self.step_s, 1e-9)
         return min(1.0, (self.learning_seconds + ahead) / rest)
 
     def budget_is_used_up(self) -> bool:
-        """Return whether no other step fits into the time budget."""
+        """Return whether another step does not fit into the time budget."""
         return self.now() + self.step_s + self.checkpoint_s > self._budget_ends
 
     def call_is_used_up(self) -> bool:
-        """Return whether no other step fits into this call."""
+        """Return whether another step does not fit into this call."""
         return self.now() + self.step_s + self.checkpoint_s > self._call_ends

@@ -1,4 +1,4 @@
-"""Build the parts of a run: its bins, its optimizer, and the settings of the machine."""
+"""The parts of a run that depend on its recipe or on the machine: bins, optimizer, accelerators."""
 
 import time
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ from model_export.networks.losses import occupied_bins
 from model_export.recipe import Compact, Optimizer, Recipe
 from model_export.run.precision import Precision
 
-# Photographs whose chroma decides which bins there are, and the side they are looked at in.
+# The bins are chosen from the chroma of this number of photographs, shrunk to squares of this side, pixels.
 BIN_PHOTOGRAPHS = 3000
 BIN_SIDE = 32
 BIN_STRIDE = 4
 
 
 def sample_form(recipe: Recipe) -> batching.SampleSpec:
-    """Return what the recipe's network is shown and asked for."""
+    """Return the format of the samples that the recipe's network learns from."""
     return batching.SampleSpec(recipe.color_space, networks.architecture(recipe).STRIDE, recipe.lightness)
 
 
 def choose_bins(recipe: Recipe, entries: Sequence[sources.Entry]) -> NDArray[np.float32]:
-    """Return the bins that the training photographs occupy, float32 [Q, 2]; none for a network without bins."""
+    """Return the bins that the training photographs occupy, float32 [Q, 2]; Q is 0 for a network without bins."""
     if not (isinstance(recipe.network, Compact) and recipe.network.head == "bins"):
         return np.empty((0, 2), np.float32)
     random = np.random.default_rng(recipe.seed)
@@ -36,13 +36,13 @@ def choose_bins(recipe: Recipe, entries: Sequence[sources.Entry]) -> NDArray[np.
 
 
 def jit_compile() -> bool | str:
-    """Return what Keras's `compile` is told of XLA."""
-    # XLA compiles convolutions for a CPU without oneDNN: slower, and without bfloat16.
+    """Return the value of `jit_compile` for Keras's `compile`."""
+    # On a CPU, XLA does not use oneDNN: its convolutions are slower and have no bfloat16.
     return False if keras.backend.backend() == "tensorflow" else "auto"
 
 
 def build_optimizer(settings: Optimizer) -> keras.Optimizer:
-    """Return a recipe's optimizer."""
+    """Return the optimizer of a recipe."""
     if settings.kind == "rmsprop":
         return keras.optimizers.RMSprop(settings.learning_rate)
     if settings.kind == "adam":
@@ -53,7 +53,7 @@ def build_optimizer(settings: Optimizer) -> keras.Optimizer:
 
 
 def use_all_accelerators() -> None:
-    """Split each batch over all accelerators, every one with all of the weights. Keras can do so with JAX."""
+    """Split each batch over all accelerators, each with a copy of the weights. JAX only."""
     if keras.backend.backend() != "jax":
         return
     accelerators = [device for device in keras.distribution.list_devices() if not device.startswith("cpu")]
@@ -62,7 +62,7 @@ def use_all_accelerators() -> None:
 
 
 def time_step(recipe: Recipe, precision: Precision) -> float:
-    """Return the seconds of a training step of the recipe's network in a precision. It is not kept."""
+    """Return the duration, in seconds, of a training step of the recipe's network in a precision."""
     keras.config.set_dtype_policy(precision)
     architecture, side = networks.architecture(recipe), recipe.curriculum[-1].side
     random = np.random.default_rng(0)

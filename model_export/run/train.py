@@ -1,4 +1,4 @@
-"""Train a recipe: `python -m model_export train RECIPE --data ... --run FOLDER`."""
+"""The training loop: it trains a recipe in a run's folder, with time limits and checkpoints."""
 
 import json
 import math
@@ -34,30 +34,30 @@ from model_export.weights import checkpoint
 from model_export.weights.averaging import WeightAverage
 from model_export.weights.checkpoint import Setup, State
 
-# Batches that settle the batch-norm statistics after weights were averaged (a tenth of the steps in a short run), and
-# their momentum meanwhile.
+# Averaged weights need new batch-norm statistics. They are computed from this number of batches, or from this share of
+# the steps in a short run, with this momentum.
 CALIBRATION_BATCHES = 100
 CALIBRATION_SHARE = 0.1
 CALIBRATION_MOMENTUM = 0.97
 VALIDATION_BATCH = 50
-# Steps between two checkpoints where a run is to check itself often.
+# `--checkpoint-minutes 0` writes a checkpoint every 50 steps, for tests and experiments.
 FREQUENT_STEPS = 50
-# A time budget for fewer steps is warned of.
+# A time budget for fewer steps causes a warning.
 FEW_STEPS = 30
-# What is added to the estimate of what the last checkpoint takes.
+# The estimated duration of the last checkpoint is multiplied by this.
 SAFETY_FACTOR = 1.1
-# Seconds between two pictures of the bar in a log.
+# In a log, the progress bar is printed at this interval.
 LOG_INTERVAL_S = 60.0
 
 
 class Diverged(RuntimeError):
-    """The loss is no number any more."""
+    """The loss is NaN or infinite."""
 
 
 def _set_up(
     recipe: Recipe, folder: Path, entries: Sequence[sources.Entry], initial: initialization.Initialization | None
 ) -> Setup:
-    """The setup of the run in `folder`, or that of a new one."""
+    """Return the setup of the run in `folder`, which is written if the run is new."""
     if (folder / "state.json").exists():
         return checkpoint.load_setup(folder)
     held_out = initialization.hold_out(recipe, entries, initial)
@@ -71,7 +71,7 @@ def _set_up(
 
 
 class Run:
-    """One run in one folder, which trains, averages, validates and keeps the best."""
+    """A training run in its folder: it trains, averages, validates, and keeps the best weights."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class Run:
         else:
             initialization.initialize(self.network, recipe, initial)
             self.averaged.set_weights(self.network.get_weights())
-        # What it begins with has learnt already: the run should end with something better.
+        # Trained weights are validated first, so that the user sees whether the run improved them.
         self.validates_start = initial is not None
         settings = recipe.optimizer
         self.average = WeightAverage(self.averaged.get_weights(), settings.average, self.steps)
@@ -113,7 +113,7 @@ class Run:
         self.stop = DeferredSignal(lambda: self.current_work)
         self.form = sample_form(recipe)
         self.stream = self._stream(recipe.seed, recipe.shards, self.state.views)
-        # Photographs of their own to settle on: when a run checks itself must not change what it learns from.
+        # Calibration has a stream of its own. Otherwise the times of checkpoints would change the training batches.
         self.calibration_stream = self._stream(recipe.seed + 1)
 
     def _stream(self, seed: int, shards: Shards | None = None, views: int = 0) -> batching.Stream:
@@ -122,18 +122,18 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Steps of all calls so far."""
+        """Number of steps of all calls so far."""
         return self.state.views // self.recipe.optimizer.batch
 
     def train(self, limits: Limits, started: float) -> State:
-        """Go on until the recipe's views or the time are used up, and return where it stopped.
+        """Train until the recipe's views or the time are used up, and return the state.
 
-        started: when the time of this call began, by `time.monotonic`. SIGINT or SIGTERM stops it after a
-        last checkpoint, with KeyboardInterrupt. Raises Diverged.
+        started: when this call began, by `time.monotonic`. SIGINT and SIGTERM stop the run after a last checkpoint;
+        then KeyboardInterrupt is raised. Raises Diverged if the loss is not finite.
         """
         clock = Clock(limits, self.state.minutes, started)
         if self.state.progress >= 1:
-            tqdm.write(f"the run is finished; another goes on from it: --init {self.folder} --run ANOTHER")
+            tqdm.write(f"the run is finished; to train further, start a new run: --init {self.folder} --run ANOTHER")
         else:
             self._prepare(clock)
             with self.stop:
@@ -145,7 +145,7 @@ class Run:
     def _learn(self, limits: Limits, clock: Clock) -> None:
         before, last_check, steps = self.state, clock.now(), 0
         clock.start_schedule(before.progress)
-        # In a log each picture of the bar stays.
+        # A log keeps every line that the bar prints.
         interval = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
         initial, form = 100 * before.progress, "{l_bar}{bar}| {postfix}"
         bar = tqdm(total=100.0, initial=initial, unit="%", bar_format=form, mininterval=interval, miniters=0)
@@ -166,7 +166,7 @@ class Run:
                 waited = clock.now() - last_check
                 often = limits.checkpoint_minutes == 0 and len(losses) >= FREQUENT_STEPS
                 is_due = often or 0 < 60 * limits.checkpoint_minutes < waited
-                # One that is nearly at its end has its last checkpoint soon.
+                # A run that ends soon writes its last checkpoint then.
                 is_due = is_due and clock.seconds_left > 2 * clock.checkpoint_s
                 if stops or is_due or self.state.progress >= 1:
                     begun = clock.now()
@@ -180,21 +180,21 @@ class Run:
         return f"{self.state.views:,} views, {speed:.0f}/s, loss {np.mean(losses[-FREQUENT_STEPS:]):.3f}"
 
     def _step_and_checkpoint(self, clock: Clock) -> str:
-        seconds = f", some {clock.step_s + clock.checkpoint_s:.0f} s" if clock.checkpoint_s else ""
+        seconds = f", about {clock.step_s + clock.checkpoint_s:.0f} s" if clock.checkpoint_s else ""
         return f"finishing this step, then writing a checkpoint to {self.folder}{seconds}"
 
     def _check_finite(self, loss: float) -> float:
-        """Return a loss that is a number. Raises Diverged, before anything is written, for one that is none."""
+        """Return the loss. Raises Diverged, before anything is written, if it is not finite."""
         if not math.isfinite(loss):
             raise Diverged(
                 f"the loss is {loss} after {self.state.views:,} views: nothing was written since the last checkpoint."
-                " A smaller `learning_rate` may help"
+                " Try a smaller `learning_rate`"
             )
         return loss
 
     def _progress(self, views: float, clock: Clock, ahead: float = 0.0) -> float:
-        """Return how far the run is after so many views and in `ahead` seconds, in 0..1."""
-        # A longer budget for the rest takes nothing back.
+        """Return the progress of the run, in 0..1, after this number of views and in `ahead` seconds."""
+        # A longer time budget must not reduce the progress.
         return min(1.0, max(self.state.progress, views / self.recipe.views, clock.progress(ahead)))
 
     def _update_progress(self, clock: Clock) -> None:
@@ -202,9 +202,10 @@ class Run:
         self.state = replace(self.state, minutes=clock.minutes, progress=progress)
 
     def _step(self, batch: batching.Batch, before: State, steps: int, clock: Clock) -> float:
-        """Learn from a batch and return its loss. before: where the call began, `steps` steps ago.
+        """Learn from a batch and return its loss.
 
-        The learning rate is that of the middle of the step: so a run of few steps goes through the whole schedule too.
+        before: the state at the start of the call, `steps` steps ago. The learning rate is that of the middle of the
+        step, so that a run of few steps goes through the whole schedule.
         """
         half = clock.step_s / 2
         progress = self._progress(self.state.views + len(batch[0]) / 2, clock, half)
@@ -222,7 +223,7 @@ class Run:
         return loss
 
     def _prepare(self, clock: Clock) -> None:
-        """Validate what the run begins with, and measure what a limited time has to suffice for."""
+        """Validate the initial weights, and measure durations if the time is limited."""
         if not (self.validates_start or clock.is_limited):
             return
         loss = self._validate(self.held_out)
@@ -233,7 +234,7 @@ class Run:
             self._measure_durations(clock)
 
     def _measure_durations(self, clock: Clock) -> None:
-        """Take steps that change nothing, so that the clock knows how long one takes, and the last checkpoint."""
+        """Measure how long a step and the last checkpoint take. The weights do not change."""
         examples = self._stream(self.recipe.seed + 2)
         if not self._adversarial_trainer():
             self._time_steps(clock, examples)
@@ -256,11 +257,12 @@ class Run:
             tqdm.write(
                 f"a step takes {clock.step_s:.1f} s and the last checkpoint {clock.checkpoint_s:.0f} s:"
                 f" about {left:.0f} steps of {self.recipe.optimizer.batch} photographs fit into the time,"
-                " which begins now" + ("; too few to learn much: allow more" if left < FEW_STEPS else "")
+                " which starts now"
+                + ("; this is too few to learn much: increase --max-minutes" if left < FEW_STEPS else "")
             )
 
     def _time_steps(self, clock: Clock, examples: batching.Stream) -> None:
-        """Take two steps in each size that is still to come: the first makes TensorFlow compile."""
+        """Run two steps in each remaining size, and restore all weights. TensorFlow compiles in the first step."""
         self.optimizer.build(self.network.trainable_variables)
         variables = [*self.network.variables, *self.optimizer.variables]
         kept = [keras.ops.convert_to_numpy(variable).copy() for variable in variables]
@@ -276,7 +278,7 @@ class Run:
             variable.assign(value)
 
     def _adversarial_trainer(self) -> AdversarialTrainer | None:
-        """Return the adversary, brought in when its time has come."""
+        """Return the adversarial trainer from the recipe's `adversarial_from` on; None before."""
         settings = self.recipe.network
         if not isinstance(settings, UNet) or self.state.progress < settings.adversarial_from:
             return None
@@ -287,11 +289,14 @@ class Run:
         return self.adversarial
 
     def _calibration_batches(self, steps: int) -> int:
-        """Return how many batches settle the average after so many steps."""
+        """Return the number of batches that calibrate batch norm after this number of steps."""
         return min(CALIBRATION_BATCHES, max(1, int(CALIBRATION_SHARE * steps))) if self.average.momentum else 0
 
     def _calibrate(self, stream: batching.Stream, count: int) -> None:
-        """Give the averaged weights batch-norm statistics of their own, by running them and learning nothing."""
+        """Recompute the batch-norm statistics of the averaged weights on training batches.
+
+        Averaged weights need their own statistics (Izmailov et al., "Averaging Weights Leads to Wider Optima", 2018).
+        """
         if not self.average.momentum:
             self.averaged.set_weights(self.network.get_weights())
             return
@@ -304,16 +309,16 @@ class Run:
             variable.assign(value)
 
     def _validate(self, entries: Sequence[sources.Entry]) -> float:
-        """Return the mean loss of the averaged weights on photographs at the last stage's size."""
+        """Return the mean loss of the averaged weights on photographs, at the last stage's size."""
         lightness, chroma = batching.load_batch(entries, self.recipe.curriculum[-1].side, self.form)
         parts = [slice(start, start + VALIDATION_BATCH) for start in range(0, len(lightness), VALIDATION_BATCH)]
         losses = [float(self.averaged.test_on_batch(lightness[part], chroma[part])) for part in parts]
         return self._check_finite(float(np.average(losses, weights=[len(lightness[part]) for part in parts])))
 
     def _write_checkpoint(self, loss: float, clock: Clock) -> None:
-        """Average, validate, write the checkpoint and a line of the run's history.
+        """Average, validate, and write the checkpoint and a line of `history.jsonl`.
 
-        loss: the mean since the last time.
+        loss: the mean training loss since the last checkpoint.
         """
         self.current_work = f"finishing the checkpoint in {self.folder}"
         self._calibrate(self.calibration_stream, self._calibration_batches(self.steps))
@@ -341,20 +346,21 @@ class Run:
 
 
 def _load_initialization(recipe: Recipe, folder: Path, init: Sequence[Path]) -> initialization.Initialization | None:
-    """What a new run starts from, None where one is to go on. What can't be done is said before the data is looked at.
+    """Return what a new run starts from; None for a run that is resumed.
 
-    Raises ValueError when the folder's run has another recipe.
+    It runs before the data is read, so that errors appear early. Raises ValueError if the folder's run has another
+    recipe.
     """
     if not (folder / "state.json").exists():
         files.ensure_writable(folder)
         return initialization.load(recipe, init)
     setup = checkpoint.load_setup(folder)
     if setup.recipe != recipe:
-        raise ValueError(f"the run in {folder} was begun with another recipe")
+        raise ValueError(f"the run in {folder} was started with another recipe")
     if init and not initialization.matches_origins(init, setup.origins):
-        # No more than told of: what it began from may be gone or have learnt more, and the same command goes on.
+        # This is not an error: the origins may be gone or trained further, and the same command must resume.
         names = ", ".join(origin.partition(" ")[0] for origin in setup.origins)
-        tqdm.write(f"the run in {folder} goes on from its own checkpoint; it began from {names or 'nothing'}")
+        tqdm.write(f"the run in {folder} resumes from its own checkpoint; it started from {names or 'nothing'}")
     return None
 
 
@@ -369,15 +375,14 @@ def train(
 ) -> State:
     """Train or resume the run in `folder` on the photographs at `paths`.
 
-    init: what a new run starts from, see `initialization.load`. precision: what this machine computes fast if None; it
-    may be another one in each call. started: when the time of this call began, by `time.monotonic`; now if None. Raises
-    FileNotFoundError when there are no photographs, ValueError when a folder's run is another one or had other
-    photographs.
+    init: the origins of a new run, see `initialization.load`. precision: the fastest one on this machine if None; it
+    may differ between calls. started: when this call began, by `time.monotonic`; now if None. Raises FileNotFoundError
+    if there are no photographs. Raises ValueError if the folder's run has another recipe or other photographs.
     """
     started = time.monotonic() if started is None else started
     initial = _load_initialization(recipe, folder, init)
     photographs = filtering.select(folder, paths, recipe)
-    # Before the rest of the set-up: a run that is stopped there has them looked at already.
+    # Saved before the rest of the set-up, so that a run that is stopped there does not filter again.
     photographs.save(folder)
     choice = choose(precision, partial(time_step, recipe))
     tqdm.write(str(choice))

@@ -14,7 +14,7 @@ from onnx import helper
 from model_export import networks
 from model_export.data import batching, sources
 from model_export.export.model_files import check_name, write_model
-from model_export.export.parity import ChromaDifference
+from model_export.export.parity import ChromaDifference, ParityError
 from model_export.weights import UnusableWeights, checkpoint, onnx_weights
 from model_export.weights.post_processing import CAST_LAYER, PostProcessing
 from model_export.weights.quantization import compress_weights
@@ -31,10 +31,6 @@ CONVERSION_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
 STORAGE_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
 # It is added to the square of a photograph's mean chroma, which may be 0.
 EPSILON = 1e-6
-
-
-class ParityError(RuntimeError):
-    """The output of the ONNX file differs too much from the network's."""
 
 
 class CastReduction(layers.Layer):  # type: ignore[misc]

@@ -17,14 +17,14 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from model_export.data import sources
 from model_export.evaluation import metrics
 from model_export.export.model_files import write_model
-from model_export.export.parity import ChromaDifference
+from model_export.export.parity import ChromaDifference, ParityError
 from service.imaging import color
 from service.imaging.color import Bytes, Floats
 from service.inference.contract import Contract
 from service.inference.half_precision import SUFFIX, half_of
 from service.inference.session import Engine
 
-__all__ = ["ColorDifference", "HalfPrecisionError", "compare", "convert", "emulate_fp16", "half_of", "to_fp16"]
+__all__ = ["ColorDifference", "compare", "convert", "emulate_fp16", "half_of", "to_fp16"]
 
 # Limits of the CIEDE2000 between both outputs: on average over the photographs, and for the worst one. A difference of
 # 1 is just visible between two adjacent uniform fields.
@@ -33,10 +33,6 @@ WORST_LIMIT = 1.0
 # A half has 13 of float32's 24 significant bits less. Its largest number is 65,504.
 SPLIT = 2.0**13 + 1
 LARGEST = 65504.0
-
-
-class HalfPrecisionError(RuntimeError):
-    """The output of the half-precision model differs too much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +203,7 @@ def compare(whole: Engine, half: Engine, photographs: Sequence[sources.Entry]) -
 def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> ColorDifference:
     """Write the half-precision version of the model at `path`, and its SHA-256 file; return the difference.
 
-    Raises HalfPrecisionError, and writes nothing, if the difference exceeds MEAN_LIMIT or WORST_LIMIT.
+    Raises ParityError, and writes nothing, if the difference exceeds MEAN_LIMIT or WORST_LIMIT.
     """
     if not output.name.endswith(SUFFIX):
         raise ValueError(f"{output}: the name must end in {SUFFIX}, or the service does not find the file")
@@ -216,7 +212,7 @@ def convert(path: Path, output: Path, photographs: Sequence[sources.Entry]) -> C
     content = half.SerializeToString()
     found = compare(whole, Engine(output, emulate_fp16(half), "cpu"), photographs)
     if not (found.de00 <= MEAN_LIMIT and found.worst <= WORST_LIMIT):
-        raise HalfPrecisionError(
+        raise ParityError(
             f"the outputs differ by {found.de00:.3f} CIEDE2000, and by {found.worst:.3f} on the worst photograph;"
             f" at most {MEAN_LIMIT} and {WORST_LIMIT} are allowed, so nothing was written"
         )

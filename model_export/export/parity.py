@@ -1,4 +1,4 @@
-"""How far the chroma of two models differs on the same images."""
+"""The parity of a model with the one that it was made from: their chroma on the same images."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -6,6 +6,10 @@ from typing import Self
 import numpy as np
 
 from service.imaging.color import Floats
+
+
+class ParityError(RuntimeError):
+    """The output of a new model differs too much from that of the model that it was made from."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 
 from model_export.export.foreign import DTYPES, TOLERANCE, ForeignModel, Interface, first_line
 from model_export.export.model_files import check_name, write_model
-from model_export.export.parity import ChromaDifference
+from model_export.export.parity import ChromaDifference, ParityError
 from service.imaging.color import XYZ_TO_RGB, Floats
 from service.inference.contract import INPUT, OUTPUT, Contract
 from service.inference.session import Engine
@@ -32,10 +32,6 @@ MIN_IR = 4
 MAX_BYTES = (1 << 31) - (1 << 24)
 # This prefix keeps the original tensor names apart from the contract's and from those of added nodes.
 FOREIGN = "foreign/"
-
-
-class MismatchError(RuntimeError):
-    """The output of the new file differs from the original graph's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +207,7 @@ def adapt(path: Path, output: Path, interface: Interface, *, name: str, version:
     """Wrap the ONNX file at `path`; write `output` and its SHA-256 file.
 
     size: side of the input, pixels, if the graph does not fix it; that of the interface if None. Raises ValueError if
-    the graph has another interface. Raises MismatchError if the outputs differ. Nothing is written then.
+    the graph has another interface. Raises ParityError if the outputs differ. Nothing is written then.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: the file does not exist")
@@ -233,11 +229,11 @@ def adapt(path: Path, output: Path, interface: Interface, *, name: str, version:
 
 
 def _check_parity(want: Floats, have: Floats, tolerance: float) -> None:
-    """Raise MismatchError if the outputs differ by more than the tolerance, Lab units."""
+    """Raise ParityError if the outputs differ by more than the tolerance, Lab units."""
     difference = np.abs(want - have)
     if not difference.max() <= tolerance:
         index = np.unravel_index(difference.argmax(), difference.shape)
-        raise MismatchError(
+        raise ParityError(
             f"{('a*', 'b*')[index[1]]} is {have[index]:.2f}, but {want[index]:.2f} in the original graph;"
             f" the difference exceeds {tolerance}, so nothing was written"
         )

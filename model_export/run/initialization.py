@@ -24,8 +24,8 @@ class Initialization:
 
     weights: the mean of the best weights of the origins. setup: that of the first origin. held_out: names of all
     photographs that the origins held out, or digests of these names. origins: name and SHA-256 of each origin.
-    content_ids: digests of the held-out photographs, as far as they are known. post_processing: gain and cast of the ONNX
-    files among the origins, if all agree.
+    content_ids: digests of the held-out photographs, as far as they are known. post_processing: gain and cast of the
+    ONNX files among the origins, if all agree.
     """
 
     weights: Weights

@@ -78,7 +78,7 @@ def test_train_resume_export_evaluate_and_serve(
     assert np.isfinite(history[-1]["validation_loss"])
 
     # A finished run has nothing to do; one that is set back goes on from its weights, and only with its own recipe.
-    assert "the run is finished; another goes on from it" in model_export("train", recipe, *options)
+    assert "the run is finished; to train further, start a new run" in model_export("train", recipe, *options)
     (run / "state.json").write_text(json.dumps(state | {"views": 100, "progress": 0.5}))
     assert "200 views" in model_export("train", recipe, *options)
     recipe.write_text(recipe.read_text() + "\nlearning_rate = 1e-5\n")
@@ -231,7 +231,7 @@ cli.main(sys.argv[2:])
     [
         ("step", 12, "finishing this step, then writing a checkpoint to"),
         ("check", 200, "finishing the checkpoint in"),
-        ("set-up", None, "stopping: nothing was learnt since the last checkpoint"),
+        ("set-up", None, "stopping: there was no training since the last checkpoint"),
     ],
 )
 def test_a_run_that_is_stopped_goes_on(
@@ -242,7 +242,7 @@ def test_a_run_that_is_stopped_goes_on(
     command = ["train", recipe, "--data", shards[0], "--run", run, "--checkpoint-minutes", 0]
     said = python("-c", INTERRUPTED, where, *command, code=143)
     assert re.search(f"{left}.*; another Ctrl-C ends at once", said)
-    assert "interrupted; the same command goes on" in said
+    assert "interrupted; the same command resumes the run" in said
     assert "Traceback" not in said
     assert (run / "data.json").exists()
     if views is None:
@@ -285,9 +285,9 @@ def test_what_is_exported_is_fine_tuned_and_exported_again(tmp_path: Path, shard
     )
     said = ended.stdout + ended.stderr
     assert ended.returncode == 0, said
-    assert "training can't go on from this file" not in said
-    assert said.count("export will take gain 2.25 and cast 0.3") == 2
-    assert "gain 2.25 (as in 0.onnx, which the run began with), cast 0.3" in said
+    assert "no run can start from this file" not in said
+    assert said.count("export will use gain 2.25 and cast 0.3") == 2
+    assert "gain 2.25 (as in 0.onnx, which the run started from), cast 0.3" in said
     for number in range(3):
         file = tmp_path / "models" / f"{number}.onnx"
         proto = onnx.load(file)
@@ -340,8 +340,8 @@ def test_training_learns(tmp_path: Path, shards: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("step", "graph", "said"),
     [
-        ("to_onnx", "made.graph", "ONNX differs from Keras by"),
-        ("narrow", "given[0]", "weights stored narrowly move the answer by"),
+        ("to_onnx", "made.graph", "the ONNX graph differs from the Keras network by"),
+        ("narrow", "given[0]", "compressed weights change the output by"),
     ],
 )
 def test_an_export_that_is_off_fails_and_writes_nothing(
@@ -352,6 +352,7 @@ import sys
 from pathlib import Path
 from model_export.data import batching, sources
 from model_export.export import export
+from model_export.export.parity import ParityError
 from model_export.weights import checkpoint
 from model_export.networks import compact
 from model_export.recipe import Recipe
@@ -376,7 +377,7 @@ photographs = sources.find([Path({str(shards[1])!r})])
 try:
     export.export(run, run / "x.onnx", name="x", version="1", size=64, gain=1.0, license_="l", trained_on="d",
                   photographs=photographs)
-except export.ParityError as error:
+except ParityError as error:
     print("refused:", error)
 assert not (run / "x.onnx").exists()
 """
@@ -385,7 +386,7 @@ assert not (run / "x.onnx").exists()
 
 
 def test_bad_arguments_are_said_in_a_line(tmp_path: Path) -> None:
-    assert "neither a .toml file nor one of the recipes compact" in model_export(
+    assert "give a .toml file or one of the recipes compact" in model_export(
         "train", "nothing", "--data", tmp_path, "--run", tmp_path, code=2
     )
     said = model_export("train", "compact", "--data", tmp_path, "--run", tmp_path / "run", code=1)

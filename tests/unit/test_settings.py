@@ -165,3 +165,22 @@ def test_what_only_the_other_device_has_a_use_for_is_told(
 def test_every_setting_that_speaks_of_a_gpu_alone_is_told() -> None:
     found = {name for name, field in Settings.model_fields.items() if re.search("GPU|TensorRT|CUDA", field.description)}
     assert found - {"device", "workers", "max_photos"} == set(GPU_SETTINGS)
+
+
+def test_settings_of_a_gpu_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOMAU_GPUS", "0,2")
+    monkeypatch.setenv("TOMAU_CUDA_OPTIONS", '{"prefer_nhwc": "1"}')
+    found = Settings()
+    assert found.gpu_ids == [0, 2]
+    assert found.cuda_options == {"prefer_nhwc": "1"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("GPUS", "all"), ("GPUS", "0,"), ("CUDA_OPTIONS", "prefer_nhwc")])
+def test_a_wrong_setting_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    from service.cli import main
+
+    monkeypatch.setenv(f"TOMAU_{name}", value)
+    with pytest.raises(SystemExit) as caught:
+        main(["settings"])
+    assert name.lower() in str(caught.value).lower()
+    assert str(caught.value).startswith("tomau: ")

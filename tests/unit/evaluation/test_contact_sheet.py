@@ -33,7 +33,7 @@ def report(harm: np.ndarray) -> Report:
 
 
 def test_a_triple_is_gray_answer_and_truth(entries: list[sources.Entry]) -> None:
-    picture = contact_sheet.draw(entries[6:7], lambda _: BLUE, "lab", columns=1, height=60, width=80)
+    picture = contact_sheet.draw(entries[6:7], Predictor(lambda _: BLUE, "lab"), columns=1, height=60, width=80)
     assert picture.shape == (60 + contact_sheet.GAP, 3 * 80 + contact_sheet.GAP, 3)
     gray, answer, truth = (picture[30, column].astype(int) for column in (40, 120, 200))
     assert gray.tolist() == truth.tolist() == [120, 120, 120]
@@ -43,7 +43,9 @@ def test_a_triple_is_gray_answer_and_truth(entries: list[sources.Entry]) -> None
 
 def test_captions_are_under_their_triples(entries: list[sources.Entry]) -> None:
     captions = ["a", "", "long " * 100]
-    picture = contact_sheet.draw(entries[:3], lambda _: BLUE, "lab", columns=2, height=60, width=80, captions=captions)
+    picture = contact_sheet.draw(
+        entries[:3], Predictor(lambda _: BLUE, "lab"), columns=2, height=60, width=80, captions=captions
+    )
     row, column = 60 + contact_sheet.CAPTION_HEIGHT + contact_sheet.GAP, 3 * 80 + contact_sheet.GAP
     assert picture.shape == (2 * row, 2 * column, 3)
     strips = [picture[top + 60 : top + row, left : left + column] for top in (0, row) for left in (0, column)]

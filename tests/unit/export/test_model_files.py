@@ -22,7 +22,7 @@ def test_a_file_that_is_there_is_replaced_only_by_who_wrote_it(tmp_path: Path) -
 
     check()
     model_files.write_model(output, b"one")
-    with pytest.raises(FileExistsError, match=r"m\.onnx is there already: --force"):
+    with pytest.raises(FileExistsError, match=r"m\.onnx already exists: replace it with --force"):
         check()
     check(force=True)
     model_files.note_export(run, output)
@@ -44,7 +44,7 @@ def test_a_file_that_is_there_is_replaced_only_by_who_wrote_it(tmp_path: Path) -
 def test_no_command_replaces_a_shipped_model_unasked(tmp_path: Path, arguments: list[str]) -> None:
     there = shutil.copy(ROOT / "service" / "models" / "compact-hsv.onnx", tmp_path)
     before = Path(there).read_bytes()
-    with pytest.raises(SystemExit, match=r"FileExistsError: .*compact-hsv\.onnx is there already"):
+    with pytest.raises(SystemExit, match=r"FileExistsError: .*compact-hsv\.onnx already exists"):
         cli.main([argument.format(run=tmp_path, there=there) for argument in arguments])
     assert Path(there).read_bytes() == before
 
@@ -56,7 +56,7 @@ def test_a_model_of_half_precision_that_is_out_of_date_is_told_of(
         model_files.write_model(tmp_path / "m.fp16.onnx", b"half")
         assert not caplog.text
         model_files.write_model(tmp_path / "m.onnx", b"whole")
-    assert "m.fp16.onnx is of the model before" in caplog.text
+    assert "m.fp16.onnx belongs to the previous model" in caplog.text
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")

@@ -1,5 +1,6 @@
 """The time of a run and how fast it learns, by a clock of the test's own."""
 
+import numpy as np
 import pytest
 
 from model_export.recipe import Recipe
@@ -70,6 +71,16 @@ def test_progress_is_the_share_of_the_time_that_is_left_for_learning() -> None:
     assert not clock.budget_is_used_up()
     time.seconds += 4
     assert clock.budget_is_used_up()
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    recipe = Recipe.model_validate({"name": "x", "optimizer": {"learning_rate": 1e-3, "warm_up": 0.1}})
+    rates = [learning_rate(recipe, progress) for progress in np.linspace(0, 1, 101)]
+    assert rates[0] == pytest.approx(1e-5)
+    assert rates[10] == pytest.approx(1e-3)
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1e-5)
 
 
 def rates(count: int, **optimizer: float) -> list[float]:

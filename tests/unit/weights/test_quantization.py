@@ -102,7 +102,7 @@ def test_a_kernel_of_nothing_stays_nothing() -> None:
 
 def test_an_export_falls_back_to_half_precision_and_then_gives_up(random: np.random.Generator) -> None:
     from model_export.export import export
-    from model_export.export.parity import ChromaDifference
+    from model_export.export.parity import ChromaDifference, ParityError
 
     model = convolution(random.normal(size=(64, 64, 3, 3)).astype(np.float32))
     x = random.normal(size=(1, 64, 8, 8)).astype(np.float32)
@@ -116,5 +116,5 @@ def test_an_export_falls_back_to_half_precision_and_then_gives_up(random: np.ran
     assert {tensor.data_type for tensor in in_bytes.graph.initializer} == {TensorProto.FLOAT, TensorProto.INT8}
     assert {tensor.data_type for tensor in in_half.graph.initializer} == {TensorProto.FLOAT, TensorProto.FLOAT16}
     assert closer.mean < stored.mean / 10
-    with pytest.raises(export.ParityError, match="on average, more than"):
+    with pytest.raises(ParityError, match="on average, more than"):
         export._compress_weights(model, check, 0.0)

@@ -90,7 +90,7 @@ def _train(args: argparse.Namespace) -> None:
 
     limits = Limits(args.max_minutes, args.stop_after, args.checkpoint_minutes)
     loaded = recipe.load(args.recipe)
-    state = train.train(loaded, args.run, args.data, limits, args.init, args.precision, started)
+    state = train.train(loaded, args.run, args.data, limits, init=args.init, precision=args.precision, started=started)
     print(f"{state.views:,} views in {state.minutes:.1f} minutes; best loss {state.best_loss:.4f}")
     if state.start_loss is not None:
         print(f"validation loss of the initial weights: {state.start_loss:.4f}")
@@ -115,7 +115,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     run = args.held_out_of
     entries = checkpoint.find_held_out(run, args.data) if run else sources.find(args.data)
     entries, unreadable = evaluate.drop_unreadable(entries)
-    shown = [n for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources]
+    shown = {n: e for n, e in enumerate(entries) if not args.sources or evaluate.source_of(e) in args.sources}
     if not shown:
         raise ValueError(f"no photograph comes from the sources {', '.join(args.sources)}: check --sources")
     training = sources.find(args.training) if args.training else entries
@@ -123,14 +123,14 @@ def _evaluate(args: argparse.Namespace) -> None:
     drawn, unreadable_drawn = evaluate.drop_unreadable(drawn)
     origin = f"{len(drawn):,} training photographs" if args.training else "the measured photographs"
     neutral, unreadable_neutral = evaluate.drop_unreadable(sources.find(args.neutral) if args.neutral else [])
-    constant = evaluate.mean_chroma_of(drawn)
+    constant = evaluate.Constant(evaluate.mean_chroma_of(drawn), origin)
     left_out = unreadable + unreadable_drawn + unreadable_neutral
-    report = evaluate.evaluate(models, entries, neutral, constant, origin, left_out)
+    report = evaluate.evaluate(models, entries, neutral, constant, left_out)
     evaluate.write(report, args.output)
     print(evaluate.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
     if args.gains:
         print(evaluate.gain_table(report.rows[report.model].sample, args.gains))
-    contact_sheet.save_all(entries, shown, report, predictor, args.sheet, args.output)
+    contact_sheet.save_all(shown, report, predictor, args.sheet, args.output)
     plots.save_all({name: report.rows[name].sample for name in models}, histories, args.output)
 
 
@@ -146,15 +146,9 @@ def _export(args: argparse.Namespace) -> None:
     difference = export.export(
         args.run,
         args.output,
-        name=args.name or args.output.stem,
-        version=args.version,
-        size=args.size,
-        gain=args.gain,
-        cast=args.cast,
-        license_=args.license,
-        trained_on=args.trained_on,
-        photographs=photographs,
-        weights=args.weights,
+        photographs,
+        export.Labels(args.name or args.output.stem, args.version, args.license, args.trained_on),
+        export.Choices(args.size, args.gain, args.cast, args.weights),
     )
     model_files.note_export(args.run, args.output)
     print(

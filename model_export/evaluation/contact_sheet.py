@@ -1,6 +1,6 @@
 """Contact sheets: each photograph in gray, as coloured by a model, and in its true colours."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,8 @@ from model_export.evaluation.evaluate import Predictor, Report
 from service.imaging import color
 from service.imaging.color import Bytes
 
+# Height and width of each image, pixels.
+SIZE = (150, 200)
 GAP = 4
 CAPTION_HEIGHT = 20
 CAPTION_SCALE = 0.4
@@ -44,14 +46,14 @@ def draw(
     predictor: Predictor,
     *,
     columns: int = 3,
-    height: int = 150,
-    width: int = 200,
+    size: tuple[int, int] = SIZE,
     captions: Sequence[str] = (),
 ) -> Bytes:
     """Return a contact sheet, RGB uint8 [H, W, 3], with `columns` triples per row.
 
-    height, width: of each image, pixels. captions: one below each triple, or none at all.
+    size: height and width of each image, pixels. captions: one below each triple, or none at all.
     """
+    height, width = size
     triples = []
     for number, entry in enumerate(entries):
         rgb = entry.read()
@@ -77,23 +79,18 @@ def save(image: Bytes, path: Path) -> None:
 
 
 def save_all(
-    entries: Sequence[sources.Entry],
-    among: Sequence[int],
-    report: Report,
-    predictor: Predictor,
-    drawn: int,
-    folder: Path,
+    shown: Mapping[int, sources.Entry], report: Report, predictor: Predictor, drawn: int, folder: Path
 ) -> None:
-    """Write the three contact sheets of a report on `entries`. among: indices of the photographs that may be shown.
+    """Write the three contact sheets of a report. shown: the photographs that may be shown, by their index in it.
 
     `sheet.jpg` has `drawn` random photographs. `best.jpg` has those whose CIEDE2000 the model reduces most compared to
     gray, and `worst.jpg` those whose CIEDE2000 it increases most.
     """
-    _, random = sources.hold_out([entries[number] for number in among], min(drawn, len(among)))
+    _, random = sources.hold_out(list(shown.values()), min(drawn, len(shown)))
     save(draw(random, predictor), folder / "sheet.jpg")
-    ranked = sorted(among, key=report.de00_change().tolist().__getitem__)
+    ranked = sorted(shown, key=report.de00_change().tolist().__getitem__)
     for name, numbers in (("best", ranked[:RANKED]), ("worst", ranked[::-1][:RANKED])):
-        chosen = [entries[number] for number in numbers]
-        captions = [f"{entries[number].name}: {report.caption(number)}" for number in numbers]
+        chosen = [shown[number] for number in numbers]
+        captions = [f"{shown[number].name}: {report.caption(number)}" for number in numbers]
         sheet = draw(chosen, predictor, columns=2, captions=captions)
         save(sheet, folder / f"{name}.jpg")

@@ -125,6 +125,14 @@ class Predictor:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """The constant baseline: its (a*, b*), and for the note, the photographs that it is the mean of."""
+
+    chroma: tuple[float, float]
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """The results of one predictor.
 
@@ -331,24 +339,21 @@ def evaluate(
     models: Mapping[str, Engine],
     entries: Sequence[sources.Entry],
     neutral: Sequence[sources.Entry],
-    constant: tuple[float, float],
-    origin: str,
+    constant: Constant,
     unreadable: int = 0,
 ) -> Report:
     """Measure gray, a constant colour and the models on the same photographs, all of which must be readable.
 
-    neutral: nearly neutral photographs; may be empty. constant: (a*, b*) of the constant baseline. origin: for the
-    note, the photographs that the constant is the mean of. unreadable: for the note, the number of photographs left
-    out.
+    neutral: nearly neutral photographs; may be empty. unreadable: for the note, the number of photographs left out.
     """
     names = [source_of(entry) for entry in entries]
     rows = {}
-    for name, predictor in _predictors(models, constant).items():
+    for name, predictor in _predictors(models, constant.chroma).items():
         gray = take_sample(neutral, predictor) if neutral else None
         rows[name] = _measure_in_parts(take_sample(entries, predictor), names, gray)
     note = f"{len(entries):,} photographs, {PIXELS:,} pixels of each; {len(neutral):,} nearly neutral photographs."
     left_out = f" {unreadable:,} unreadable photographs are left out." if unreadable else ""
-    return Report(rows, next(iter(models)), f"{note} `constant` is the mean colour of {origin}.{left_out}")
+    return Report(rows, next(iter(models)), f"{note} `constant` is the mean colour of {constant.origin}.{left_out}")
 
 
 def gain_table(sample: Sample, gains: Sequence[float]) -> str:

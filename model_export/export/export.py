@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,6 +32,31 @@ CONVERSION_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
 STORAGE_TOLERANCE = {"lab": 0.1, "hsv": 0.001}
 # It is added to the square of a photograph's mean chroma, which may be 0.
 EPSILON = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What the file says about itself: `/models` shows it."""
+
+    name: str
+    version: str
+    license: str
+    trained_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """The choices that an export leaves open.
+
+    size: side of the input, pixels; that of the run's last stage if None. gain: the factor of the chroma. cast: the
+    share of each photograph's mean chroma, in 0..1, that is removed. If gain or cast is None, it comes from
+    `default_post_processing`. weights: the name of a weights file in the run's folder.
+    """
+
+    size: int | None = None
+    gain: float | None = None
+    cast: float | None = None
+    weights: str = checkpoint.BEST
 
 
 class CastReduction(layers.Layer):  # type: ignore[misc]
@@ -123,35 +149,21 @@ def _compress_weights(
 
 
 def export(
-    run: Path,
-    output: Path,
-    *,
-    name: str,
-    version: str,
-    size: int | None,
-    gain: float | None = None,
-    cast: float | None = None,
-    license_: str,
-    trained_on: str,
-    photographs: Sequence[sources.Entry],
-    weights: str = checkpoint.BEST,
+    run: Path, output: Path, photographs: Sequence[sources.Entry], labels: Labels, choices: Choices
 ) -> ChromaDifference:
     """Write `output` and its SHA-256 file; return the difference to the network's output.
 
-    size: side of the input, pixels; that of the run's last stage if None. gain: the factor of the chroma. cast: the
-    share of each photograph's mean chroma, in 0..1, that is removed. Their defaults come from
-    `default_post_processing`. photographs: for the parity check. weights: the name of a weights file in the run's
-    folder. Raises ParityError, and writes nothing, if the difference is too large.
+    photographs: for the parity check. Raises ParityError, and writes nothing, if the difference is too large.
     """
     check_name(output)
     keras.config.set_dtype_policy("float32")
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError("tf2onnx exports only TensorFlow graphs: set KERAS_BACKEND=tensorflow")
-    size = size or checkpoint.load_setup(run).recipe.curriculum[-1].side
-    network, setup = checkpoint.load_network(run, weights, size)
-    post = _post_processing(setup, gain, cast)
+    size = choices.size or checkpoint.load_setup(run).recipe.curriculum[-1].side
+    network, setup = checkpoint.load_network(run, choices.weights, size)
+    post = _post_processing(setup, choices.gain, choices.cast)
     color_space = setup.recipe.color_space
-    contract = Contract(name, version, color_space, size, license_, trained_on)
+    contract = Contract(labels.name, labels.version, color_space, size, labels.license, labels.trained_on)
     model = serving_model(network, setup, size, post.gain, post.cast)
     whole = to_onnx(model, contract)
     photos, _ = batching.load_batch(photographs, size, batching.SampleSpec(color_space))

@@ -244,7 +244,7 @@ class ForeignModel:
             return False
         try:
             together = self.chroma(lightness)
-        except Exception:
+        except Exception:  # noqa: BLE001 - ONNX Runtime's errors have no common base class
             return False
         return together.shape == single.shape and bool(np.abs(together - single).max() <= TOLERANCE[self.image.type])
 

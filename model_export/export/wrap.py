@@ -203,7 +203,9 @@ def _test_images(size: int) -> Floats:
     return np.stack([ramp, shapes, random.random((size, size))])[:, np.newaxis].astype(np.float32)
 
 
-def adapt(path: Path, output: Path, interface: Interface, *, name: str, version: str, size: int | None) -> AdaptedModel:
+def adapt(  # noqa: PLR0913 - half of them are keyword-only
+    path: Path, output: Path, interface: Interface, *, name: str, version: str, size: int | None
+) -> AdaptedModel:
     """Wrap the ONNX file at `path`; write `output` and its SHA-256 file.
 
     size: side of the input, pixels, if the graph does not fix it; that of the interface if None. Raises ValueError if

@@ -364,11 +364,12 @@ def _load_initialization(recipe: Recipe, folder: Path, init: Sequence[Path]) -> 
     return None
 
 
-def train(
+def train(  # noqa: PLR0913 - all but the first four are keyword-only
     recipe: Recipe,
     folder: Path,
     paths: Sequence[Path],
     limits: Limits,
+    *,
     init: Sequence[Path] = (),
     precision: Precision | None = None,
     started: float | None = None,

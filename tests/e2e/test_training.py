@@ -375,8 +375,8 @@ import onnx
 export.{step} = spoilt
 photographs = sources.find([Path({str(shards[1])!r})])
 try:
-    export.export(run, run / "x.onnx", name="x", version="1", size=64, gain=1.0, license_="l", trained_on="d",
-                  photographs=photographs)
+    labels, choices = export.Labels("x", "1", "l", "d"), export.Choices(64, gain=1.0)
+    export.export(run, run / "x.onnx", photographs, labels, choices)
 except ParityError as error:
     print("refused:", error)
 assert not (run / "x.onnx").exists()

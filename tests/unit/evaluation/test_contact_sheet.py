@@ -33,7 +33,7 @@ def report(harm: np.ndarray) -> Report:
 
 
 def test_a_triple_is_gray_answer_and_truth(entries: list[sources.Entry]) -> None:
-    picture = contact_sheet.draw(entries[6:7], Predictor(lambda _: BLUE, "lab"), columns=1, height=60, width=80)
+    picture = contact_sheet.draw(entries[6:7], Predictor(lambda _: BLUE, "lab"), columns=1, size=(60, 80))
     assert picture.shape == (60 + contact_sheet.GAP, 3 * 80 + contact_sheet.GAP, 3)
     gray, answer, truth = (picture[30, column].astype(int) for column in (40, 120, 200))
     assert gray.tolist() == truth.tolist() == [120, 120, 120]
@@ -44,7 +44,7 @@ def test_a_triple_is_gray_answer_and_truth(entries: list[sources.Entry]) -> None
 def test_captions_are_under_their_triples(entries: list[sources.Entry]) -> None:
     captions = ["a", "", "long " * 100]
     picture = contact_sheet.draw(
-        entries[:3], Predictor(lambda _: BLUE, "lab"), columns=2, height=60, width=80, captions=captions
+        entries[:3], Predictor(lambda _: BLUE, "lab"), columns=2, size=(60, 80), captions=captions
     )
     row, column = 60 + contact_sheet.CAPTION_HEIGHT + contact_sheet.GAP, 3 * 80 + contact_sheet.GAP
     assert picture.shape == (2 * row, 2 * column, 3)
@@ -67,8 +67,8 @@ def test_the_best_and_the_worst_are_drawn_of_what_may_be_shown(
 
     monkeypatch.setattr(contact_sheet, "draw", spy)
     harm = np.array([3.0, -1, 4, -1.5, 9, -2, 6, 5, -3, 5.5, 8, 9.5])
-    among = [number for number in range(12) if number != 11]
-    contact_sheet.save_all(entries, among, report(harm), Predictor(lambda _: BLUE, "lab"), 4, tmp_path)
+    may_be_shown = {number: entry for number, entry in enumerate(entries) if number != 11}
+    contact_sheet.save_all(may_be_shown, report(harm), Predictor(lambda _: BLUE, "lab"), 4, tmp_path)
     (random, none), (best, captions), (worst, _) = shown
     assert len(random) == 4
     assert none == []

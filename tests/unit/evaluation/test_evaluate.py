@@ -211,7 +211,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]:
 def report(entries: list[sources.Entry]) -> Report:
     """Of a model that answers orange, and one before it that answered blue."""
     models = {"orange": stand_in("orange", "2", (20, 40)), "blue 1": stand_in("blue", "1", (5, -40))}
-    return evaluate.evaluate(models, entries, entries[:2], (10, 20), "a sunset")  # type: ignore[arg-type]
+    return evaluate.evaluate(models, entries, entries[:2], evaluate.Constant((10, 20), "a sunset"))  # type: ignore[arg-type]
 
 
 def test_a_report_has_every_way_on_the_same_photographs(report: Report) -> None:
@@ -266,7 +266,9 @@ def test_the_constant_is_the_mean_chroma_of_photographs(entries: list[sources.En
 
 def test_the_baselines_are_the_same_whatever_the_model_answers(entries: list[sources.Entry]) -> None:
     first, second = (
-        evaluate.evaluate({"m": stand_in("m", "1", (0.1, 0.1), space)}, entries, [], (10, 20), "a sunset")  # type: ignore[dict-item]
+        evaluate.evaluate(
+            {"m": stand_in("m", "1", (0.1, 0.1), space)}, entries, [], evaluate.Constant((10, 20), "a sunset")
+        )  # type: ignore[dict-item]
         for space in ("lab", "hsv")
     )
     for name in evaluate.BASELINES:

@@ -58,16 +58,16 @@ def test_a_model_is_exported_with_the_gain_of_its_recipe_or_of_the_file_that_it_
         raise Exported(gain, cast)
 
     monkeypatch.setattr(export, "serving_model", seen)
-    facts = {"name": "x", "version": "1", "size": 64, "license_": "l", "trained_on": "d", "photographs": []}
+    labels = export.Labels("x", "1", "l", "d")
     with pytest.raises(Exported) as made:
-        export.export(run, tmp_path / "x.onnx", gain=asked[0], cast=asked[1], **facts)  # type: ignore[arg-type]
+        export.export(run, tmp_path / "x.onnx", [], labels, export.Choices(64, *asked))
     assert made.value.args == taken
     said = capsys.readouterr().out
     assert ("as in old.onnx, which the run started from" in said) == (post is not None)
     assert ("as asked for" in said) == (asked != (None, None))
     for name in ("model.bin", "x.fp16.onnx"):
         with pytest.raises(ValueError, match="the service does not"):
-            export.export(run, tmp_path / name, **facts)  # type: ignore[arg-type]
+            export.export(run, tmp_path / name, [], labels, export.Choices(64))
 
 
 def test_a_file_that_training_cannot_go_on_from_is_written_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -190,7 +190,7 @@ def test_names_of_the_contract_within_and_branches(adapted: Callable[..., Engine
         [],
         [helper.make_tensor_value_info("inner", FLOAT, None)],
     )
-    condition = numpy_helper.from_array(np.array(True), "condition")
+    condition = numpy_helper.from_array(np.array(1, bool), "condition")
     branch = helper.make_node("If", ["condition"], ["after/0"], then_branch=double, else_branch=double)
     shapes = {"chroma": [1, 3, SIZE, SIZE]}, {"after/0": [1, 2, SIZE, SIZE]}
     graph = model([node, branch], [*tensors, outer, condition], *shapes)

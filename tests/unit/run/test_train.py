@@ -25,7 +25,7 @@ def test_what_is_wrong_is_said_before_the_photographs_are_looked_at(
     with monkeypatch.context() as patch:
         patch.delattr(filtering, "select")
         with pytest.raises(FileNotFoundError, match="nowhere"):
-            train.train(tiny(), tmp_path / "run", [folder], train.Limits(), [tmp_path / "nowhere"])
+            train.train(tiny(), tmp_path / "run", [folder], train.Limits(), init=[tmp_path / "nowhere"])
         (tmp_path / "file").write_text("")
         with pytest.raises(FileExistsError):
             train.train(tiny(), tmp_path / "file", [folder], train.Limits())

@@ -144,8 +144,6 @@ def needs_conversion(icc: bytes | None) -> bool:
 
 def _has_swapped_primaries(icc: bytes) -> bool:
     """Return whether green is not the lightest primary of a profile, or blue not the darkest."""
-    if len(icc) < HEADER + 4:
-        return False
     lightness = {
         name: int.from_bytes(icc[start + 12 : start + 16], signed=True)
         for _, name, start, _ in _tags(icc)
@@ -251,7 +249,12 @@ def _checked(icc: bytes, channels: Literal[1, 3, 4]) -> bytes:
 
 
 def _tags(icc: bytes) -> Iterator[tuple[int, bytes, int, int]]:
-    """Yield of each tag: the position of its entry, its name, the start of its content, and its size in bytes."""
+    """Yield of each tag: the position of its entry, its name, the start of its content, and its size in bytes.
+
+    A profile that is cut short has the tags whose entries are whole.
+    """
+    if len(icc) < HEADER + 4:
+        return
     (count,) = struct.unpack_from(">I", icc, HEADER)
     for number in range(min(count, MAX_TAGS)):
         place = HEADER + 4 + TAG.size * number

@@ -86,3 +86,21 @@ def test_a_profile_without_which_the_pixels_mean_nothing(format_: str) -> None:
     luma = decoding.decode(identification.identify(data, LIMITS), icc=icc).luma
     off = luma / (257 if format_ == "deep PNG" else 1) - color.luma_of_rgb(rgb)
     assert np.abs(off).mean() < 2.5
+
+
+@pytest.mark.parametrize("profile", [SCANNER_ICC, matrix(SRGB, gamma(2.2))], ids=["table", "matrix"])
+def test_a_profile_that_is_cut_short_never_fails_a_photo(profile: bytes) -> None:
+    for size in (*range(1, 300), len(profile) - 1):
+        cut = profile[:size]
+        icc_profiles.needs_conversion(cut)
+        for channels in (1, 3):
+            icc_profiles.curve_of(cut, channels=channels)
+        for channels in (3, 4):
+            icc_profiles.conversion_of(cut, channels=channels)
+
+
+def test_a_jpeg_with_a_profile_of_few_bytes_is_decoded() -> None:
+    """Found by `make fuzz` with the seed 20261202: a profile of 76 bytes ended in struct.error."""
+    jpeg = encoded(np.full((16, 16, 3), 90, np.uint8), "JPEG", icc_profile=SCANNER_ICC[:76])
+    luma = decoding.decode(identification.identify(jpeg, LIMITS), icc=transfer.read(jpeg, "jpeg").icc).luma
+    assert abs(luma.astype(int) - 90).max() <= 1

@@ -1,4 +1,4 @@
-"""The export of a run's weights as an ONNX file that follows the service's contract."""
+"""Export a run's weights as an ONNX file that follows the service's contract, within tolerances that are checked."""
 
 import logging
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""A model on one device: its ONNX Runtime sessions, and the executors that run them."""
+"""A model on one device: its ONNX Runtime sessions, the batch sizes that a GPU prepares, and their executors."""
 
 import os
 from collections.abc import Iterator, Mapping

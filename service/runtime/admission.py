@@ -1,4 +1,4 @@
-"""Admission control: count the uploads, their bytes and the photos inside, and refuse more than the limits allow.
+"""Slots: count uploads, bytes and photos in progress, and refuse more than the limits allow.
 
 Receiving and processing have separate limits, so that slow clients can't block the processing of other photos. All
 classes are used from the event loop only, so they need no lock.

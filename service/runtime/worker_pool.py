@@ -1,4 +1,7 @@
-"""Run photos in worker threads, called from the event loop, with a deadline and cancellation."""
+"""Run photos in worker threads, called from the event loop, with a deadline and cancellation.
+
+A photo is refused if all slots are taken, or if the first photo in the queue has waited too long.
+"""
 
 import asyncio
 import contextvars

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with limits on headers, connections and unread responses.
+"""uvicorn's HTTP protocol with limits on headers, connections, unread responses and half-closed clients.
 
 Requests that uvicorn would refuse in plain text get a problem instead.
 """

@@ -1,4 +1,4 @@
-"""Wait until the client of a request disconnects."""
+"""Wait until the client of a request disconnects. `connection.py` decides when a client counts as gone."""
 
 from typing import NoReturn
 

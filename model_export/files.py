@@ -1,11 +1,11 @@
-"""Files that are whole or not there."""
+"""Atomic writing of files."""
 
 import os
 from pathlib import Path
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Writes a file beside its place, then puts it there."""
+    """Write a file under a temporary name in the same folder, then rename it. Missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
     new.write_bytes(content)
@@ -13,7 +13,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def ensure_writable(path: Path) -> None:
-    """Makes a folder, if there is none. Raises OSError when nothing can be written into it."""
+    """Create a folder if it does not exist. Raises OSError if nothing can be written into it."""
     path.mkdir(parents=True, exist_ok=True)
     if not os.access(path, os.W_OK):
-        raise PermissionError(f"{path}: nothing can be written into it")
+        raise PermissionError(f"{path}: the folder is not writable")

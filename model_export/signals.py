@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: work that is worth keeping is brought to its end first, all other work ends at once."""
+"""SIGINT and SIGTERM: finish work that is worth keeping first, and abort all other work immediately."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What a shell adds to a signal's number for the exit code.
+# A shell reports a program that a signal ended with this exit code plus the signal's number.
 SIGNAL_EXIT_BASE = 128
-# Seconds that the program has after a second signal before it is ended where it is.
+# Seconds after a second signal until the process is ended by force.
 GRACE_S = 2.0
 
-# What is still done after a first signal: the innermost counts.
+# Functions that return what is still being done after a first signal. The innermost context is the last.
 _messages: list[Callable[[], str]] = []
 
 
@@ -24,17 +24,17 @@ def _raise(number: int, _: FrameType | None) -> None:
 
 
 def _handled_signals() -> list[signal.Signals]:
-    """Return the signals that are heeded: a shell has its background jobs ignore SIGINT."""
+    """Return the signals that are not ignored. A shell lets its background jobs ignore SIGINT."""
     return [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _print(text: str) -> None:
-    # A bar that is being drawn keeps its line.
+    # On a terminal, a progress bar may occupy the current line.
     print(("\n" if sys.stderr.isatty() else "") + text, file=sys.stderr, flush=True)
 
 
 def _report_signals(receiver: socket.socket) -> None:
-    """Say at each signal what is still done. A handler can't: it waits for the call of a library to return."""
+    """Print a message for each signal received. A Python handler would wait for a running library call to return."""
     seen = 0
     last: threading.Timer | None = None
     while received := receiver.recv(1):
@@ -54,9 +54,9 @@ def _report_signals(receiver: socket.socket) -> None:
 
 @contextmanager
 def _reporting() -> Iterator[None]:
-    """Have a thread told of every signal, by the interpreter's own part of the handler."""
+    """Run a thread that receives the number of every signal through `signal.set_wakeup_fd`."""
     receiver, sender = socket.socketpair()
-    sender.setblocking(False)
+    sender.setblocking(False)  # noqa: FBT003, the standard library names no parameter
     thread = threading.Thread(target=_report_signals, args=(receiver,), name="signals", daemon=True)
     thread.start()
     before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
@@ -71,9 +71,9 @@ def _reporting() -> Iterator[None]:
 
 @contextmanager
 def interruptible(message: str = "stopping") -> Iterator[None]:
-    """Let either signal raise KeyboardInterrupt with its number, wherever the program is.
+    """Let SIGINT and SIGTERM raise KeyboardInterrupt with the signal's number, wherever the program is.
 
-    message: said at once at the first signal. At a second one the program is ended by force if it does not end itself.
+    message: printed when the first signal arrives. After a second one, a program that does not end by itself is killed.
     """
     before = {number: signal.signal(number, _raise) for number in _handled_signals()}
     _messages.append(lambda: message)
@@ -87,14 +87,14 @@ def interruptible(message: str = "stopping") -> Iterator[None]:
 
 
 def exit_code(interrupt: KeyboardInterrupt) -> int:
-    """Return what a program ends with that was interrupted."""
+    """Return the exit code of a program that was interrupted."""
     return SIGNAL_EXIT_BASE + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
 
 
 class DeferredSignal:
-    """While it is entered, the first signal is kept in `number`; a second one does what the first did before.
+    """A context that stores the first signal in `number`. A second signal gets the handler from before the context.
 
-    message: what is still done after the first signal, said at once within `interruptible`.
+    message: returns what is still being done. Within `interruptible` it is printed when the first signal arrives.
     """
 
     def __init__(self, message: Callable[[], str] = lambda: "stopping") -> None:
@@ -119,6 +119,6 @@ class DeferredSignal:
         self._restore()
 
     def raise_if_signalled(self) -> None:
-        """Raise KeyboardInterrupt when there was a signal."""
+        """Raise KeyboardInterrupt if a signal was received."""
         if self.number is not None:
             raise KeyboardInterrupt(self.number)

@@ -1,4 +1,4 @@
-"""Threads that end soon when the program is interrupted."""
+"""A thread pool that stops soon when the program is interrupted."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def worker_pool(count: int | None = None, name: str = "photographs") -> Iterator[ThreadPoolExecutor]:
-    """Provide a pool of `count` threads, one a core by default.
+    """Provide a pool of `count` threads, by default one per core.
 
-    At its end, what has not begun is dropped: after Ctrl-C nobody waits for all that was handed in.
+    On exit, jobs that have not begun are cancelled, so that Ctrl-C does not wait for the whole queue.
     """
     executor = ThreadPoolExecutor(count or os.cpu_count() or 1, name)
     try:

@@ -1,4 +1,7 @@
-"""Photographs, streamed as batches of (lightness, chroma)."""
+"""Batches of (lightness, chroma) from photographs, with augmentation.
+
+Lightness is float32 in 0..1, chroma is float32 in the units of `service.imaging.color`.
+"""
 
 import hashlib
 import logging
@@ -22,13 +25,13 @@ from service.imaging.color import Bytes, ColorSpace, Floats, lightness_of_luma, 
 
 log = logging.getLogger(__name__)
 
-# More than cores: a photograph that is not in memory is waited for.
+# More threads than cores, because reading a photograph from a disk or a network waits.
 THREADS = 4 * (os.cpu_count() or 1)
 
-# A photograph is decoded so many times larger than it is shown, and no larger where that can be helped.
+# A photograph is decoded at least this many times larger than the network input, and no larger if that is possible.
 OVERSAMPLING = 2
 
-# So many in a row that can't be read are no accident.
+# Number of unreadable photographs in a row after which a stream fails.
 MAX_UNREADABLE = 20
 
 # Photographs and the seeds of their augmentation.
@@ -40,10 +43,10 @@ Batch = Sample
 
 @dataclass(frozen=True, slots=True)
 class SampleSpec:
-    """What a network is shown and asked for.
+    """The form of a network's training samples.
 
-    stride: its input is so many times larger than the chroma it answers. lightness: that of the luma, as in service,
-    or the true one of the colours ("own").
+    stride: the side of the lightness divided by that of the chroma. lightness: "luma" for the lightness of the luma, as
+    in the service; "own" for the true lightness of the colours.
     """
 
     color_space: ColorSpace
@@ -61,7 +64,7 @@ def _sample_of(small: Bytes, luma: Bytes, spec: SampleSpec) -> Sample:
 
 
 def make_sample(rgb: Bytes, side: int, spec: SampleSpec) -> Sample:
-    """What a network sees and should answer: lightness [side, side, 1] and chroma [side/stride, side/stride, 2]."""
+    """Return the lightness, [side, side, 1], and chroma, [side/stride, side/stride, 2], of RGB, uint8 [H, W, 3]."""
     small = square(rgb, side)
     return _sample_of(small, luma_of_rgb(small), spec)
 
@@ -75,7 +78,7 @@ def _crop(rgb: Bytes, augment: Augment, random: np.random.Generator) -> Bytes:
 
 
 def simulate_ageing(luma: Bytes, random: np.random.Generator) -> Bytes:
-    """Makes a luma plane look like an old print's: faded, blurred, grainy, its tones bent, compressed."""
+    """Return luma, uint8 [H, W], degraded like an old print: faded, blurred, grainy, compressed."""
     tones = np.arange(256, dtype=np.float32) / 255
     tones = tones ** random.uniform(0.7, 1.4)
     black, white = random.uniform(0, 0.2), random.uniform(0.75, 1)
@@ -94,7 +97,7 @@ def simulate_ageing(luma: Bytes, random: np.random.Generator) -> Bytes:
 def make_augmented_sample(
     rgb: Bytes, side: int, spec: SampleSpec, augment: Augment, random: np.random.Generator
 ) -> Sample:
-    """As `sample`, of a random crop, mirrored or not, its lightness aged with some probability."""
+    """Return a sample of a random crop, which may be mirrored and its lightness degraded."""
     small = square(_crop(rgb, augment, random), side)
     luma = luma_of_rgb(small)
     if random.random() < augment.degrade:
@@ -108,7 +111,7 @@ def _stack(samples: Sequence[Sample]) -> Batch:
 
 
 def _order(count: int, shards: Shards | None, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Yield without end the numbers of photographs that come next, each once. The seed alone decides."""
+    """Yield the indices of photographs, an array per epoch, without end. They depend on the seed only."""
     random = np.random.default_rng(seed)
     if shards is None:
         while True:
@@ -121,19 +124,20 @@ def _order(count: int, shards: Shards | None, seed: int) -> Iterator[NDArray[np.
 
 
 class Stream:
-    """Endless augmented batches; every photograph once before any comes again, or as `shards` has it.
+    """An endless stream of augmented batches, which a thread pool decodes ahead of the network.
 
-    A thread pool decodes ahead of the network. The seed and the number of photographs before it decide what a batch
-    is, so a stream that begins after `views` photographs goes on as one that never stopped.
+    An epoch covers all photographs, or one shard if there are `shards`. A batch depends only on the seed and on the
+    number of photographs before it. So a stream that begins after `views` photographs continues one that was stopped.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, each is an independent property of the stream
         self,
         entries: Sequence[Entry],
         batch: int,
         spec: SampleSpec,
         augment: Augment,
         seed: int,
+        *,
         shards: Shards | None = None,
         views: int = 0,
     ) -> None:
@@ -151,7 +155,7 @@ class Stream:
             self._draw(min(views - self.views, len(entries)))
 
     def _draw(self, count: int) -> NDArray[np.int64]:
-        """Return the numbers of the next photographs."""
+        """Return the indices of the next `count` photographs."""
         while len(self.upcoming) < count:
             self.upcoming = np.concatenate([self.upcoming, next(self.order)])
         drawn, self.upcoming = self.upcoming[:count], self.upcoming[count:]
@@ -163,14 +167,14 @@ class Stream:
         first = self.views
         return [(self.entries[i], (self.seed, first + n)) for n, i in enumerate(self._draw(self.batch))]
 
-    def _read(self, entry: Entry, least: int | None) -> Bytes:
-        """Return the photograph, or another where it can't be read: a bad file in a large collection ends no run.
+    def _read(self, entry: Entry, min_side: int | None) -> Bytes:
+        """Return a photograph, or another one if it can't be read. A bad file in a large collection must not end a run.
 
-        least: as of `Entry.read`.
+        min_side: as in `Entry.read`.
         """
         for number in range(MAX_UNREADABLE):
             try:
-                return entry.read(least)
+                return entry.read(min_side)
             except UnreadablePhotograph as error:
                 with self.lock:
                     is_known = entry.name in self.unreadable
@@ -182,13 +186,13 @@ class Stream:
         raise UnreadablePhotograph(f"{len(self.unreadable)} photographs can't be decoded, the last {entry.name}")
 
     def _make_batch(self, items: Items, side: int) -> Batch:
-        # Of a photograph of which a crop keeps a tenth, ten times as much has to be there; with no bound, all of it.
-        smallest = self.augment.min_crop
-        least = math.ceil(OVERSAMPLING * side / smallest) if smallest else None
+        # If a crop may keep a tenth of each side, ten times the size is needed. Without a bound, the full size is.
+        min_crop = self.augment.min_crop
+        min_side = math.ceil(OVERSAMPLING * side / min_crop) if min_crop else None
         return _stack(
             [
                 make_augmented_sample(
-                    self._read(entry, least), side, self.spec, self.augment, np.random.default_rng(seed)
+                    self._read(entry, min_side), side, self.spec, self.augment, np.random.default_rng(seed)
                 )
                 for entry, seed in items
             ]
@@ -204,8 +208,9 @@ class Stream:
     ) -> Generator[Batch, None, None]:
         """Yield batches of lightness [N, side, side, 1] and chroma [N, side/stride, side/stride, 2].
 
-        side: where it is a function, it is asked for each batch when that is wanted, and what was decoded ahead in
-        another size is decoded again. count: without end if None. No photograph of a batch after the last is taken.
+        side: a number, or a function that is called when a batch is requested. Batches that were decoded ahead for
+        another side are decoded again. count: number of batches, None for an endless stream. No photograph is drawn
+        beyond the last batch. prefetch: number of batches that are decoded ahead.
         """
         side_of = side if callable(side) else lambda: side
         with worker_pool(threads, "photographs") as workers:
@@ -230,9 +235,9 @@ class Stream:
 
 
 def load_batch(entries: Sequence[Entry], side: int, spec: SampleSpec) -> Batch:
-    """The photographs as they are, as one batch; for a held-out set that fits into memory.
+    """Return photographs without augmentation as one batch, which must fit into memory.
 
-    Those that can't be read are left out. Raises UnreadablePhotograph when none can.
+    Unreadable ones are left out. Raises UnreadablePhotograph if all of them are.
     """
 
     def one(entry: Entry) -> Sample | None:

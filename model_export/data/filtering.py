@@ -1,4 +1,7 @@
-"""Which photographs are fit to learn from, and the manifest of those a run learns from, `data.json` in its folder."""
+"""Selection of the photographs to train on, and the manifest of a run's data, `data.json` in its folder.
+
+Photographs are left out that are broken, tiny, gray or toned, or duplicates.
+"""
 
 import hashlib
 import math
@@ -27,26 +30,27 @@ FAULTS: tuple[Fault, ...] = get_args(Fault)
 
 MANIFEST = "data.json"
 
-# Photographs that a thread judges before it reports.
+# Photographs per job of the thread pool.
 CHUNK = 64
 
-# A JPEG is decoded at a part of its size where its short side keeps so many pixels.
+# A JPEG is decoded at a reduced size if its short side keeps this many pixels.
 MIN_DECODED_SIDE = 128
 START_OF_SCAN, END_OF_IMAGE = 0xDA, b"\xff\xd9"
-# After 0xFF, what has no length and no content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
+# Bytes after 0xFF without a length and content (ITU-T T.81, B.1.1): a stuffed 0, TEM, RST0 to RST7.
 STANDALONE_MARKERS = frozenset({0x00, 0x01, *range(0xD0, 0xD8)})
 
-# Photographs are looked at in this size. Larger, the halved chroma planes of a JPEG would blur the edges of a toned
-# photograph, which looks like colour.
+# Side at which photographs are inspected. At a larger one, the halved chroma planes of a JPEG would blur the edges of
+# a toned photograph, which looks like colour.
 SIDE = 32
-# Tones are explained by a polynomial: a toned print has one colour a tone, with a bend where a channel is full.
+# Degree of the polynomial from lightness to chroma. A toned print has one colour per lightness, with a bend where a
+# channel saturates.
 TONE_DEGREE = 5
 
-# A perceptual hash is the signs of the lowest 8 x 8 frequencies.
+# A perceptual hash has one bit for each of the lowest 8 x 8 frequencies.
 FREQUENCIES = 8
-# Bits in which the hashes of duplicates differ at most. Of five pieces one is then the same in both.
+# Duplicates have hashes that differ in at most 4 bits. So at least one of five pieces of 13 bits is equal in both.
 MAX_DISTANCE, PIECE_BITS = 4, 13
-# Hashes compared at a time: 128 MiB.
+# Number of hashes that are compared at a time, in 128 MiB.
 BLOCK = 2**24
 
 Hashes = NDArray[np.uint64]
@@ -57,7 +61,7 @@ class _Record(BaseModel):
 
 
 class Collection(_Record):
-    """What one given path held: its photographs, their bytes, SHA-256 of names and sizes, and the names left out."""
+    """The data of one given path: photographs, bytes, SHA-256 of names and sizes, and the names left out by fault."""
 
     name: str
     photographs: int
@@ -67,7 +71,10 @@ class Collection(_Record):
 
 
 class Manifest(_Record):
-    """What a run learns from; with its recipe, this says all. `sha256` is of the kept photographs' names and sizes."""
+    """The data of a run. With the recipe it determines the training.
+
+    sha256: of the names and sizes of the photographs that are kept.
+    """
 
     sources: tuple[str, ...]
     sift: Filtering
@@ -77,7 +84,7 @@ class Manifest(_Record):
     sha256: str
 
     def summary(self) -> str:
-        """One line: how many are kept, how many were left out and why."""
+        """Return a line with the numbers of photographs that are kept and left out, by fault."""
         counts = {fault: sum(len(c.left_out.get(fault, ())) for c in self.collections) for fault in FAULTS}
         ranked = sorted(counts.items(), key=lambda item: -item[1])
         why = ", ".join(f"{fault} {count:,}" for fault, count in ranked if count)
@@ -86,18 +93,18 @@ class Manifest(_Record):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The photographs to learn from, and what the run's folder keeps about them."""
+    """The photographs to train on, and their manifest."""
 
     entries: list[Entry]
     manifest: Manifest
 
     def save(self, folder: Path) -> None:
-        """Writes the manifest."""
+        """Write the manifest into the run's folder."""
         files.write_atomic(folder / MANIFEST, (self.manifest.model_dump_json(indent=1) + "\n").encode())
 
 
 def _first_scan(jpeg: bytes) -> int:
-    """Where the photograph's own first scan begins, past a thumbnail in its Exif; -1 where none does."""
+    """Return the offset of the first scan of a JPEG, past any thumbnail in its EXIF, or -1 without a scan."""
     place = jpeg.find(0xFF, len(JPEG))
     while 0 <= place < len(jpeg) - 3:
         marker = jpeg[place + 1]
@@ -114,23 +121,26 @@ def _first_scan(jpeg: bytes) -> int:
 
 
 def _is_cut_off(jpeg: bytes) -> bool:
-    """Whether its end is missing. What may follow the end (a film of the same moment) is not looked into."""
+    """Return whether a JPEG has no end marker. Data after the end, such as a video of the same moment, is ignored."""
     scan = _first_scan(jpeg)
     return scan < 0 or jpeg.find(END_OF_IMAGE, scan) < 0
 
 
 def _decode(entry: Entry) -> tuple[Bytes, int]:
-    """The picture, RGB, large JPEGs at a part of their size; and its true short side. Raises UnreadablePhotograph."""
+    """Return a photograph, uint8 [H, W, 3], and the short side of its file. Large JPEGs are decoded at a reduced size.
+
+    Raises UnreadablePhotograph.
+    """
     data = entry.encoded()
     size = None
     if data.startswith(JPEG):
-        if _is_cut_off(data):  # Decoders fill what is missing with gray.
+        if _is_cut_off(data):  # Decoders would fill the missing part with gray.
             raise UnreadablePhotograph(f"{entry.name} is cut off")
         size = images.jpeg_size(data)
         if size is None:
             raise UnreadablePhotograph(f"{entry.name} has a broken header")
         if math.prod(size) > MAX_PIXELS:
-            raise UnreadablePhotograph(f"{entry.name} is said to have {size[1]} x {size[0]} pixels")
+            raise UnreadablePhotograph(f"{entry.name} has a header of {size[1]} x {size[0]} pixels")
     picture = images.decode(data, images.reduction(data, MIN_DECODED_SIDE))
     if picture is None:
         raise UnreadablePhotograph(f"{entry.name} can't be decoded")
@@ -138,10 +148,11 @@ def _decode(entry: Entry) -> tuple[Bytes, int]:
 
 
 def chroma_beyond_tone(rgb: Bytes) -> float:
-    """How much of a picture's chroma its tones don't explain, Lab units: 0 for gray, sepia, tinted or split-toned.
+    """Return the chroma of RGB, uint8 [H, W, 3], that lightness does not explain, in Lab units.
 
-    A polynomial gives each lightness its colour. What is left, root mean square, is weighted with its share of all
-    chroma, so that a strong tone with the noise of its JPEG counts less than a gray scene with one small red coat.
+    It is 0 for gray, sepia, tinted and split-toned photographs. A polynomial fits chroma to lightness. The result is
+    r^2 / c, where r is the root mean square of the residual and c that of all chroma. So a strong tone with JPEG noise
+    counts less than a gray scene with one small red coat.
     """
     lightness, chroma = split_rgb(square(rgb, SIDE), "lab")
     colors = chroma.reshape(-1, 2).astype(np.float64)
@@ -157,7 +168,7 @@ def _bits(frequencies: Floats) -> np.uint64:
 
 
 def perceptual_hashes(rgb: Bytes) -> tuple[np.uint64, np.uint64]:
-    """Perceptual hashes of a picture and of its mirror image."""
+    """Return the perceptual hashes of RGB, uint8 [H, W, 3], and of its mirror image."""
     small = luma_of_rgb(square(rgb, SIDE)).astype(np.float32)
     frequencies = np.asarray(cv2.dct(small), np.float32)[:FREQUENCIES, :FREQUENCIES]
     signs = np.where(np.arange(FREQUENCIES) % 2, -1, 1).astype(np.float32)
@@ -179,14 +190,14 @@ def _inspect(entry: Entry, settings: Filtering) -> tuple[Fault | None, tuple[np.
 
 
 def _equal_groups(keys: NDArray[np.uint64]) -> Iterator[NDArray[np.int64]]:
-    """Where keys are equal."""
+    """Yield the indices of equal keys, group by group."""
     order = np.argsort(keys, kind="stable")
     if len(order):
         yield from np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)
 
 
 def _near_pairs(straight: Hashes, mirrored: Hashes) -> NDArray[np.int64]:
-    """All pairs of photographs, int64 [P, 2], the first before the second, that are alike or each other's mirror."""
+    """Return all pairs of photographs, int64 [P, 2], whose hashes are close, or close to those of the mirror image."""
     count = len(straight)
     both = np.concatenate([straight, mirrored])
     pairs = [np.empty((0, 2), np.int64)]
@@ -205,9 +216,10 @@ def _near_pairs(straight: Hashes, mirrored: Hashes) -> NDArray[np.int64]:
 
 
 def find_duplicates(straight: Hashes, mirrored: Hashes) -> NDArray[np.bool_]:
-    """Which photographs look like one before them that is none itself, by the hashes of each and of its mirror image.
+    """Return which photographs, bool [N], look like an earlier one that is not a duplicate itself.
 
-    A million take seconds, and some hundred megabytes.
+    straight, mirrored: hashes of the photographs and of their mirror images, uint64 [N]. A million photographs take
+    seconds and a few hundred megabytes.
     """
     _, firsts = np.unique(np.minimum(straight, mirrored), return_index=True)
     firsts.sort()
@@ -224,14 +236,14 @@ def find_duplicates(straight: Hashes, mirrored: Hashes) -> NDArray[np.bool_]:
 def find_faults(
     entries: Sequence[Entry], settings: Filtering, *, threads: int = os.cpu_count() or 1
 ) -> list[Fault | None]:
-    """What is wrong with each photograph, if anything. Of duplicates the first is kept."""
+    """Return the fault of each photograph, or None. The first of several duplicates has no fault."""
     if not settings.enabled:
         return [None] * len(entries)
     parts = [entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK)]
     faults: list[Fault | None] = []
     found = np.zeros((len(entries), 2), np.uint64)
-    bar = tqdm(total=len(entries), desc="sifting", unit=" photographs", disable=None, leave=False)
-    with bar, worker_pool(threads, "sift") as pool:
+    bar = tqdm(total=len(entries), desc="filtering", unit=" photographs", disable=None, leave=False)
+    with bar, worker_pool(threads, "filtering") as pool:
         for looks in pool.map(lambda part: [_inspect(entry, settings) for entry in part], parts):
             found[len(faults) : len(faults) + len(looks)] = [pair for _, pair in looks]
             faults += [fault for fault, _ in looks]
@@ -251,7 +263,7 @@ def _sha256(entries: Sequence[Entry]) -> str:
 
 
 def _collection_name(path: Path) -> str:
-    """What a manifest calls a given path."""
+    """Return the name of a given path in a manifest."""
     return sources.printable(path.resolve().name)
 
 
@@ -286,7 +298,7 @@ def _filter(paths: Sequence[Path], found: Sequence[list[Entry]], recipe: Recipe)
 
 
 def _change(manifest: Manifest, paths: Sequence[Path], found: Sequence[list[Entry]], recipe: Recipe) -> str | None:
-    """What differs from the manifest, in words; None when nothing does."""
+    """Return a description of what differs from the manifest, or None if nothing does."""
     if (manifest.sift, manifest.sources) != (recipe.sift, recipe.sources):
         return "the recipe's `sift` or `sources` have changed"
     before = [collection.name for collection in manifest.collections]
@@ -310,7 +322,7 @@ def _kept_entries(manifest: Manifest, found: Sequence[list[Entry]]) -> list[Entr
 
 
 def _find_entries(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
-    """The photographs at each path that are of the recipe's sources."""
+    """Return the photographs at each path that belong to the recipe's sources."""
     found = [sources.find([path]) for path in paths]
     if not recipe.sources:
         return found
@@ -321,7 +333,7 @@ def _find_entries(paths: Sequence[Path], recipe: Recipe) -> list[list[Entry]]:
 
 
 def check_data(folder: Path, paths: Sequence[Path], recipe: Recipe) -> None:
-    """Raises ValueError unless every path holds what one had that the run in `folder` was given."""
+    """Raise ValueError unless the data at every path is part of the data of the run in `folder`."""
     given = {collection.sha256 for collection in load(folder).collections}
     for path, entries in zip(paths, _find_entries(paths, recipe), strict=True):
         if _sha256(entries) not in given:
@@ -329,15 +341,15 @@ def check_data(folder: Path, paths: Sequence[Path], recipe: Recipe) -> None:
 
 
 def load(folder: Path) -> Manifest:
-    """The manifest of the run in `folder`. Raises FileNotFoundError when it has none."""
+    """Return the manifest of the run in `folder`. Raises FileNotFoundError if there is no manifest."""
     return Manifest.model_validate_json((folder / MANIFEST).read_text("utf-8"))
 
 
 def select(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
-    """The photographs at `paths` that the run in `folder` learns from: sifted, or as its manifest says.
+    """Return the photographs at `paths` for the run in `folder`: filtered, or as its manifest lists them.
 
-    Raises FileNotFoundError when there are none, ValueError when none is of the recipe's sources, when none is fit, and
-    when a run that has begun is given other data than its manifest's.
+    Raises FileNotFoundError if there are no photographs. Raises ValueError if none belongs to the recipe's sources or
+    all have faults. It also does if a run that has begun gets other data than its manifest's.
     """
     found = _find_entries(paths, recipe)
     manifest = None
@@ -352,5 +364,5 @@ def select(folder: Path, paths: Sequence[Path], recipe: Recipe) -> Selection:
     selection = Selection(_kept_entries(manifest, found), manifest) if manifest else _filter(paths, found, recipe)
     tqdm.write(selection.manifest.summary())
     if not selection.entries:
-        raise ValueError("no photograph is fit to learn from: see [sift] in the recipe")
+        raise ValueError("no photograph is fit to learn from: relax [sift] in the recipe")
     return selection

@@ -1,6 +1,6 @@
-"""Collections of photographs: folders, tar shards and zip files as data sets are published; what is held out.
+"""Collections of photographs, in folders, tar shards and zip files, and the split into training and held-out ones.
 
-Nothing is unpacked. Photographs in a tar, in a tar within a tar, or in a zip are read where they lie.
+No archive is unpacked. Photographs in a tar, in a tar within a tar, or in a zip are read in place.
 """
 
 import hashlib
@@ -24,34 +24,34 @@ log = logging.getLogger(__name__)
 SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"})
 ARCHIVES = frozenset({"tar", "zip", "tgz", "gz", "bz2", "xz", "zst"})
 
-# How files begin: gzip, bzip2, xz and Zstandard; zip, and a zip of nothing. A tar begins with its first member's name,
-# which may be as short as PK or BZh.
+# Signatures of gzip, bzip2, xz and Zstandard files, of zip files and of empty ones. They are long enough not to match a
+# tar, which begins with the name of its first member, such as PK or BZh.
 COMPRESSED = re.compile(rb"\x1f\x8b|BZh[1-9]1AY&SY|\xfd7zXZ|\x28\xb5\x2f\xfd")
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 SIGNATURE_LENGTH = 10
 
-# Bytes of what follows a tar's end that are looked at together.
+# Bytes after a tar's end that are read at a time.
 READ_AHEAD = 2**20
 
-# APPNOTE.TXT of zip, 4.3.7: a local header's fixed part ends with the lengths of the name and of the extra field.
+# The fixed part of a zip's local header, APPNOTE.TXT 4.3.7. It ends with the lengths of the name and the extra field.
 ZIP_HEADER = struct.Struct("<26xHH")
 ZIP_ENCRYPTED = 0x1
 
 
 class UnreadablePhotograph(ValueError):
-    """A file among the photographs that can't be read, or that no decoder takes."""
+    """A photograph whose file can't be read or decoded."""
 
 
 def printable(name: str) -> str:
-    """A file's name that is not UTF-8 with its odd bytes spelt out: names are printed, hashed and written as JSON."""
+    """Return a file name with the bytes that are not UTF-8 escaped, so that it can be printed, hashed and stored."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Entry(NamedTuple):
-    """Where one encoded photograph lies: a file of its own, or a part of a tar or zip file.
+    """The location of an encoded photograph: a file, or a part of a tar or zip file.
 
-    A tuple, because there may be millions. `name` is the path within the folder or archive, `printable`; `size` that of
-    the part.
+    It is a tuple, because there may be millions. name: the path within the folder or archive, made `printable`.
+    offset, size: those of the part, in bytes. deflated: whether the part is compressed, in a zip file.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Entry(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The collection it belongs to: the first part of its name, empty where there is but one."""
+        """Return the collection of the photograph: the first folder of its name, or "" without a folder."""
         return self.name.partition("/")[0] if "/" in self.name else ""
 
     def _part(self) -> bytes:
@@ -73,26 +73,26 @@ class Entry(NamedTuple):
             os.close(descriptor)
 
     def encoded(self) -> bytes:
-        """The photograph's file. Raises UnreadablePhotograph where it can't be read, or a zip file is broken."""
+        """Return the bytes of the photograph's file. Raises UnreadablePhotograph if they can't be read or inflated."""
         try:
             data = self._part()
             return zlib.decompress(data, -zlib.MAX_WBITS) if self.deflated else data
         except (OSError, zlib.error) as error:
             raise UnreadablePhotograph(f"{self.name} in {self.file}: {error}") from error
 
-    def read(self, least: int | None = None) -> Bytes:
-        """Decodes it to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph.
+    def read(self, min_side: int | None = None) -> Bytes:
+        """Decode the photograph to RGB, uint8 [H, W, 3]. Raises UnreadablePhotograph.
 
-        least: pixels that its short side keeps, so that a large JPEG is decoded at a part of its size; whole if None.
+        min_side: pixels that the short side keeps when a large JPEG is decoded at a reduced size; None for full size.
         """
         data = self.encoded()
-        picture = images.decode(data, 1 if least is None else images.reduction(data, least))
+        picture = images.decode(data, 1 if min_side is None else images.reduction(data, min_side))
         if picture is None:
             raise UnreadablePhotograph(f"{self.name} in {self.file} can't be decoded")
         return picture
 
     def content_id(self) -> str:
-        """Stands for the photograph, whatever it is called and wherever it lies: its file's size and SHA-256.
+        """Return an identifier that depends on the file's bytes only: its size and 16 digits of its SHA-256.
 
         Raises UnreadablePhotograph.
         """
@@ -109,7 +109,7 @@ def _is_hidden(part: str) -> bool:
 
 
 def _member_name(name: str) -> str:
-    """A member's printable name without `./`; empty when a part of it is hidden."""
+    """Return the printable name of a member, without `./`, or "" if a part of it is hidden."""
     parts = [part for part in name.split("/") if part not in {"", "."}]
     return "" if any(map(_is_hidden, parts)) else printable("/".join(parts))
 
@@ -132,7 +132,7 @@ def _zip_entries(path: Path) -> Iterator[Entry]:
 
 def _tar_entries(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str = "") -> Iterator[Entry]:
     while (member := tar.next()) is not None:
-        # It remembers all that it has seen: gigabytes for a million photographs.
+        # `tarfile` keeps all members that it has read: gigabytes for a million photographs.
         tar.members.clear()  # type: ignore[attr-defined]
         name = _member_name(member.name)
         stream = tar.extractfile(member) if name and _suffix(name) == "tar" else None
@@ -145,10 +145,10 @@ def _tar_entries(tar: tarfile.TarFile, path: Path, start: int = 0, folder: str =
 
 
 def _check_end(tar: tarfile.TarFile, path: Path, start: int) -> None:
-    """Whether what was read as the end of a tar, which begins at `start` of the file, is one: `tarfile` doesn't look.
+    """Check the block at which `tarfile` stopped reading a tar that begins at `start` of the file.
 
-    Raises ValueError where a member's header is damaged, for all behind it would be lost. A tar that ends between two
-    members may have been written so; one behind another is passed over by most programs: of both is only told.
+    Raises ValueError if it is a damaged header, because all members after it would be lost. Logs a warning if the tar
+    has no end marker, and if there is more data after the end, such as another tar.
     """
     stream = tar.fileobj
     assert stream is not None  # noqa: S101, it is open
@@ -178,15 +178,15 @@ def _archive_entries(path: Path) -> Iterator[Entry]:
 
 
 def _is_reachable(is_kind: Callable[[], bool]) -> bool:
-    """Whether an entry is a folder or a file, by its method that says so."""
+    """Return the result of an entry's `is_dir` or `is_file`, and False for a link that leads to itself."""
     try:
         return is_kind()
-    except OSError:  # a link that leads to itself
+    except OSError:
         return False
 
 
 def _files(folder: Path | str, seen: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
-    """Every file below, in the order of their paths' parts. A folder that links lead to again is entered once."""
+    """Yield all files below a folder, ordered by the parts of their paths. A folder with several links counts once."""
     facts = os.stat(folder)  # noqa: PTH116, a Path for each of a hundred thousand folders
     if (facts.st_dev, facts.st_ino) in seen:
         return
@@ -214,10 +214,11 @@ def _folder_entries(folder: Path) -> Iterator[Entry]:
 
 
 def find(paths: Sequence[Path]) -> list[Entry]:
-    """All photographs in folders, tar shards and zip files, in a stable order.
+    """Return all photographs in folders, tar shards and zip files, in a stable order.
 
-    Of several members of one name in an archive the last counts, as when it is unpacked.
-    Raises FileNotFoundError where a path has none, ValueError for a file that is no archive or can't be read at random.
+    If several members of an archive have one name, the last one counts, as when the archive is unpacked. Raises
+    FileNotFoundError if a path has no photographs. Raises ValueError for a file that is not an archive, and for one
+    whose members can't be read independently.
     """
     entries: list[Entry] = []
     for path in paths:
@@ -229,12 +230,12 @@ def find(paths: Sequence[Path]) -> list[Entry]:
 
 
 def name_digest(name: str) -> str:
-    """Stands for a photograph's name where the name itself is nobody's business."""
+    """Return 16 digits of the SHA-256 of a photograph's name, for files that must not disclose the name."""
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def content_ids(entries: Sequence[Entry]) -> list[str | None]:
-    """The `content` of each photograph; None where it can't be read."""
+    """Return the `content_id` of each photograph, or None if it can't be read."""
 
     def one(entry: Entry) -> str | None:
         try:
@@ -247,7 +248,10 @@ def content_ids(entries: Sequence[Entry]) -> list[str | None]:
 
 
 def with_content_ids(entries: Sequence[Entry], known: Collection[str]) -> list[Entry]:
-    """The photographs that have one of these `contents`. Only those of a known size are read, and compressed ones."""
+    """Return the photographs that have one of these `content_ids`.
+
+    Only files of a matching size, and compressed ones, are read.
+    """
     wanted = set(known)
     sizes = {int(content.partition("-")[0]) for content in wanted}
     likely = [entry for entry in entries if wanted and (entry.deflated or entry.size in sizes)]
@@ -255,13 +259,13 @@ def with_content_ids(entries: Sequence[Entry], known: Collection[str]) -> list[E
 
 
 def hold_out(entries: Sequence[Entry], count: int) -> tuple[list[Entry], list[Entry]]:
-    """Splits off `count` photographs, drawn by their names' hashes: (the others, these)."""
+    """Return (the others, `count` photographs), drawn by the hashes of their names."""
     ranked = sorted(entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     return ranked[count:], ranked[:count]
 
 
 def split_off(entries: Sequence[Entry], names: Collection[str]) -> tuple[list[Entry], list[Entry]]:
-    """Splits off the photographs of these names: (the others, these). Raises FileNotFoundError when none is there."""
+    """Return (the others, the photographs of these names). Raises FileNotFoundError without any."""
     wanted = set(names)
     found = [entry for entry in entries if entry.name in wanted]
     if not found:

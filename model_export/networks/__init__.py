@@ -1,4 +1,4 @@
-"""The networks, one file each. Every file has the functions of `Architecture`."""
+"""Network architectures, one module each. Every module has the members of `Architecture`."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
@@ -14,29 +14,33 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 class Architecture(Protocol):
-    """What training and export need to know of a network.
+    """The members of an architecture that training and export use.
 
-    Bins are the centres of the chroma bins, float32 [Q, 2]; Q is 0 for a network that has none.
+    bins: centres of the chroma bins, float32 [Q, 2]. Q is 0 for an architecture without bins.
+    S is the side of the input and s that of the output, both in pixels; s = S / STRIDE.
     """
 
     STRIDE: int
-    """The network's input is so many times larger than its output."""
+    """The side of the network's input divided by that of its output."""
 
     def build(self, recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:
-        """Lightness in 0..1, float32 [N, S, S, 1], to the network's own answer, float32 [N, s, s, C].
+        """Build the network: lightness in 0..1, float32 [N, S, S, 1], to its raw output, float32 [N, s, s, C].
 
-        S is `side`, or any multiple of 32 where that is None.
+        side: S, or None for an input of any multiple of 32.
         """
 
     def loss(self, recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
-        """Of the true chroma, float32 [N, s, s, 2], and the network's own answer; one value a photo, or one for all."""
+        """Return the loss of true chroma, float32 [N, s, s, 2], and raw output: [N], or one value for the batch."""
 
     def chroma_layer(self, recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
-        """From the network's own answer to chroma as the service's contract has it, float32 [N, s, s, 2]."""
+        """Return the layer from raw output to chroma in the units of the service's contract, float32 [N, s, s, 2].
+
+        gain: factor of the chroma.
+        """
 
 
 def architecture(recipe: Recipe) -> Architecture:
-    """The file of a recipe's network."""
+    """Return the module of a recipe's network."""
     from model_export.networks import compact, resnet50_fcn, unet_gan
 
     match recipe.network.kind:

@@ -1,9 +1,10 @@
-"""Our network: a small residual U-Net with a global-context branch, over soft-encoded bins of chroma.
+"""Our own network: a small residual U-Net with a global-context branch.
 
-The head predicts a distribution over bins of chroma as in Zhang, Isola and Efros, "Colorful Image Colorization"
-(ECCV 2016), at a quarter of the input's size; the answer is the distribution's mean, times a gain, and where the recipe
-says so propagated within what it belongs to (propagation.py). The other head predicts chroma itself. The features of a
-classifier of photographs may join those of the encoder (efficientnet.py).
+With `head = bins` it predicts a distribution over soft-encoded bins of chroma, at a quarter of the input's size. This
+follows Zhang, Isola and Efros, "Colorful Image Colorization" (ECCV 2016). The chroma is the mean of the distribution
+times a gain, and is propagated within objects if the recipe says so (see `propagation`). With `head = chroma` it
+predicts chroma itself. The features of an ImageNet classifier can be added to those of the encoder (see
+`efficientnet`).
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from keras import layers, ops
 from numpy.typing import NDArray
 
 from model_export.networks import Loss, Tensor, efficientnet, propagation
-from model_export.networks.losses import Propagate, bin_loss, chroma_loss
+from model_export.networks.losses import BinLossTerms, Propagate, bin_loss, chroma_loss
 from model_export.recipe import Compact, Recipe
 
 STRIDE = 4
@@ -32,7 +33,10 @@ def _convolution(
     zero_init: bool = False,
     seed: int | None = None,
 ) -> Tensor:
-    """zero_init: its answer is nothing until it has learnt. seed: of its kernel; that of the run if None."""
+    """Return a convolution with batch norm.
+
+    zero_init: let it return zeros before training. seed: of the kernel; the run's own if None.
+    """
     begin = keras.initializers.HeNormal(seed)
     x = layers.Conv2D(
         filters, kernel, stride, padding="same", use_bias=False, kernel_initializer=begin, name=f"{name}_conv"
@@ -42,14 +46,14 @@ def _convolution(
 
 
 def _residual(x: Tensor, name: str) -> Tensor:
-    """Hands on what it is given until it has learnt, so that a trained network can be given more blocks."""
+    """Return a residual block that is the identity before training, so that a trained network can get more blocks."""
     filters = x.shape[-1]
     inner = layers.ReLU()(_convolution(x, filters, f"{name}_1"))
     return layers.ReLU()(layers.Add()([x, _convolution(inner, filters, f"{name}_2", zero_init=True)]))
 
 
 def _context(x: Tensor, hidden: int) -> Tensor:
-    """Tells every place what the whole picture is about."""
+    """Add a summary of the whole image to every pixel."""
     summary = layers.GlobalAveragePooling2D(keepdims=True)(x)
     summary = layers.Conv2D(hidden, 1, activation="relu", kernel_initializer="he_normal", name="context_1")(summary)
     return layers.Add()([x, layers.Conv2D(x.shape[-1], 1, name="context_2")(summary)])
@@ -62,31 +66,31 @@ def _up(x: Tensor, skip: Tensor, filters: int, name: str) -> Tensor:
 
 
 def _add_features(x: Tensor, found: Tensor, name: str) -> Tensor:
-    """Hands on the first until it has learnt what to make of the other."""
+    """Add features of the backbone by a convolution that returns zeros before training."""
     return layers.Add()([x, layers.Conv2D(x.shape[-1], 1, kernel_initializer="zeros", name=name)(found)])
 
 
 def _zero_convolution(x: Tensor, channels: int, name: str) -> Tensor:
-    """Says nothing until it has learnt."""
+    """Return a convolution that returns zeros before training."""
     return layers.Conv2D(channels, 3, padding="same", kernel_initializer="zeros", dtype="float32", name=name)(x)
 
 
 def _guide_channels(lightness: Tensor, x: Tensor, keys: int) -> list[Tensor]:
-    """The channels that lead chroma, and those by which places are alike."""
+    """Return the channels of the guide, and the keys if `keys`, their number, is not 0."""
     said = _zero_convolution(x, propagation.CHANNELS, "guide_conv")
     alike = []
     if keys:
         said = layers.Concatenate(dtype="float32")([said, _zero_convolution(x, 1, "given_conv")])
-        # Runs that are given keys by themselves can be averaged only if these begin alike.
+        # Runs that add keys on their own can be averaged only if these keys begin with the same weights.
         alike = [_convolution(x, keys, "keys", 1, seed=0)]
     places = layers.AveragePooling2D(STRIDE, dtype="float32", name="lightness_of_places")(lightness)
     return [propagation.Guide("guide")(places, said), *alike]
 
 
 def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:
-    """To logits of the bins, or to chroma in units of a bin's pitch. A fixed side makes a simpler graph.
+    """Build the network. Its output is the logits of the bins, or chroma in units of the distance between bins.
 
-    Where chroma is propagated, the guide lies behind the logits.
+    With propagation, the channels of the guide follow the logits. A fixed side makes a simpler graph.
     """
     settings = cast("Compact", recipe.network)
     stem, *widths = settings.widths
@@ -117,24 +121,18 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
 
 
 def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:
-    """Cross-entropy over the bins, or L1 of the chroma; and what the recipe adds to them."""
+    """Return the cross-entropy over the bins, or the L1 loss of the chroma, plus the terms of the recipe."""
     settings = cast("Compact", recipe.network)
     if settings.head == "bins":
-        return bin_loss(
-            bins,
-            settings.bin_size,
-            recipe.chroma_statistics,
-            recipe.difference,
-            recipe.gain,
-            recipe.steps,
-            recipe.evenness,
-            propagation.propagate if settings.propagation else None,
+        terms = BinLossTerms(
+            recipe.chroma_statistics, recipe.difference, recipe.steps, recipe.evenness, gain=recipe.gain
         )
+        return bin_loss(bins, settings.bin_size, terms, propagation.propagate if settings.propagation else None)
     return chroma_loss(settings.bin_size, recipe.chroma_statistics)
 
 
 def chroma_layer(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:
-    """The mean of the distribution, propagated where the recipe says so; or the answer in chroma's own units."""
+    """Return the layer to the expected chroma, propagated if the recipe says so, or to the chroma's own units."""
     settings = cast("Compact", recipe.network)
     if settings.head == "bins":
         return ExpectedChroma(bins, gain, propagation.propagate if settings.propagation else None)
@@ -142,11 +140,11 @@ def chroma_layer(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> kera
 
 
 class ExpectedChroma(layers.Layer):  # type: ignore[misc]
-    """Mean of a distribution over chroma bins, times a gain: logits [N, s, s, Q] to chroma [N, s, s, 2].
+    """Layer to the expected chroma: the mean of the distribution over the bins, times a gain.
 
-    propagate: takes the mean and what lies behind the logits.
-
-    Bins and gain are frozen weights: a constant that a traced function captures becomes an input of the ONNX graph.
+    Its input is logits, [N, s, s, Q], followed by the guide if there is `propagate`. Its output is chroma,
+    [N, s, s, 2]. Bins and gain are stored as frozen weights: a constant that a traced function captures would become an
+    input of the ONNX graph.
     """
 
     def __init__(self, bins: NDArray[np.float32], gain: float = 1.0, propagate: Propagate | None = None) -> None:
@@ -158,14 +156,14 @@ class ExpectedChroma(layers.Layer):  # type: ignore[misc]
         self.moments = self.add_weight(shape=kernel.shape, initializer=initializer, trainable=False, name="bins")
 
     def call(self, logits: Tensor) -> Tensor:
-        """Keras."""
+        """Return the chroma."""
         of_bins = logits[..., : self.count]
         likely = ops.exp(of_bins - ops.max(of_bins, axis=-1, keepdims=True))
-        # The sums over all bins, by a convolution: ONNX Runtime's softmax takes three times as long.
+        # A convolution sums over all bins. ONNX Runtime's softmax takes three times as long.
         sums = ops.conv(likely, self.moments, padding="valid")
         mean = sums[..., :2] / sums[..., 2:]
         return self.propagate(mean, logits[..., self.count :]) if self.propagate else mean
 
     def compute_output_shape(self, shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        """Keras."""
+        """Return the shape of the chroma, as Keras asks for it."""
         return (*shape[:-1], 2)

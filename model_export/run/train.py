@@ -118,7 +118,7 @@ class Run:
 
     def _stream(self, seed: int, shards: Shards | None = None, views: int = 0) -> batching.Stream:
         batch, augment = self.recipe.optimizer.batch, self.recipe.augment
-        return batching.Stream(self.training, batch, self.form, augment, seed, shards, views)
+        return batching.Stream(self.training, batch, self.form, augment, seed, shards=shards, views=views)
 
     @property
     def steps(self) -> int:

@@ -1,6 +1,6 @@
-"""A run's checkpoint: weights, bins, recipe, what is held out and how far it is, in a folder.
+"""Checkpoints of a training run: a folder with weights, bins, recipe, held-out photographs and progress.
 
-Kernels are stored in half precision, everything that is one-dimensional (biases, batch-norm) in single.
+Kernels are stored in half precision. One-dimensional weights (biases, batch norm) are stored in single precision.
 """
 
 import json
@@ -22,16 +22,19 @@ from model_export.weights.post_processing import PostProcessing
 
 Weights: TypeAlias = list[NDArray[np.float32]]
 
-WEIGHTS = "weights.npz"  # as the optimizer left them, to resume from
-AVERAGE = "average.npz"  # their average, batch norm settled, of the newest checkpoint
-BEST = "best.npz"  # the average with the lowest loss
+WEIGHTS = "weights.npz"  # those of the last step, from which training resumes
+AVERAGE = "average.npz"  # their average, with batch-norm statistics of its own, of the newest checkpoint
+BEST = "best.npz"  # the average with the lowest loss so far
 CONTENTS = "held-out-contents.json"
 DISCRIMINATOR = "discriminator.npz"  # of an adversarial run
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """How far a run is. start_loss: of what it began with, on what validates."""
+    """The progress of a run.
+
+    progress: in 0..1. minutes: training time of all calls. start_loss: validation loss of the initial weights.
+    """
 
     views: int = 0
     progress: float = 0.0
@@ -42,10 +45,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run is: its recipe, the chroma bins, float32 [Q, 2], the names of the photographs held out.
+    """What a run consists of besides its weights.
 
-    origins: the runs and files it started from, each a name and the SHA-256 of its weights. contents: of what is held
-    out, see `sources.content_ids`; older runs have none. post_processing: that of the ONNX files it started from.
+    bins: the chroma bins, float32 [Q, 2]. held_out: the names of the held-out photographs. origins: the runs and files
+    that it was initialized from, each a name and the SHA-256 of its weights. content_ids: those of the held-out
+    photographs (see `sources.content_ids`); runs of older versions have none. post_processing: that of the ONNX files
+    that the run was initialized from.
     """
 
     recipe: Recipe
@@ -57,7 +62,7 @@ class Setup:
 
 
 def _write_new(path: Path, model: keras.Model) -> Path:
-    """Writes all of a model's weights, in their order, beside where they are to be."""
+    """Write all weights of a model, in their order, to a temporary file in the folder of `path`. Return its path."""
     arrays = {f"{number:03d}": array for number, array in enumerate(model.get_weights())}
     stored = {k: a.astype(np.float16 if a.ndim > 1 else np.float32) for k, a in arrays.items()}
     new = path.with_name("new-" + path.name)
@@ -66,12 +71,12 @@ def _write_new(path: Path, model: keras.Model) -> Path:
 
 
 def save_weights(path: Path, model: keras.Model) -> None:
-    """Writes all of a model's weights, in their order."""
+    """Write all weights of a model, in their order."""
     _write_new(path, model).replace(path)
 
 
 def measure_save_time(run: Path, model: keras.Model) -> float:
-    """Write the weights of a model once for nothing, and return the seconds. Raise OSError where there is no room."""
+    """Return the seconds that saving the weights of a model takes. Raises OSError if there is no space for them."""
     begun = time.monotonic()
     new = run / f"new-{WEIGHTS}"
     try:
@@ -82,9 +87,9 @@ def measure_save_time(run: Path, model: keras.Model) -> float:
 
 
 def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:
-    """Writes the weights of models, by their files' names, and how far the run is.
+    """Write a checkpoint: the weights of models, by file name, and the state.
 
-    All are written before the first is put in its place, so that a program that is killed leaves them as they were.
+    All files are written before the first one is replaced. A program that is killed before leaves the old checkpoint.
     """
     written = {run / name: _write_new(run / name, model) for name, model in models.items()}
     for path, new in written.items():
@@ -93,28 +98,28 @@ def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads them back."""
+    """Return the weights of a file, in their order."""
     with np.load(path) as stored:
         return [stored[key].astype(np.float32) for key in sorted(stored.files)]
 
 
 def load_weights(path: Path, model: keras.Model) -> None:
-    """Gives a model the weights of a file; raises ValueError when their number or a shape differs."""
+    """Set the weights of a model from a file. Raises ValueError if their number or a shape differs."""
     model.set_weights(read_weights(path))
 
 
 def save_state(run: Path, state: State) -> None:
-    """Writes how far the run is."""
+    """Write the progress of a run."""
     files.write_atomic(run / "state.json", json.dumps(asdict(state), indent=1).encode())
 
 
 def load_state(run: Path) -> State:
-    """Reads how far the run is."""
+    """Return the progress of a run."""
     return State(**json.loads((run / "state.json").read_text("utf-8")))
 
 
 def save_setup(run: Path, setup: Setup) -> None:
-    """Writes what the network is rebuilt from, and what it must never be trained on."""
+    """Write the setup of a run: what its network is rebuilt from, and which photographs it must never be trained on."""
     files.write_atomic(run / "recipe.json", setup.recipe.model_dump_json(indent=1).encode())
     files.write_atomic(run / "bins.json", json.dumps(np.round(setup.bins, 6).tolist()).encode())
     files.write_atomic(run / "held-out.json", json.dumps(setup.held_out, indent=1).encode())
@@ -127,7 +132,7 @@ def save_setup(run: Path, setup: Setup) -> None:
 
 
 def load_setup(run: Path) -> Setup:
-    """Reads a run's setup."""
+    """Return the setup of a run."""
     recipe = Recipe.model_validate_json((run / "recipe.json").read_text("utf-8"))
     bins = np.array(json.loads((run / "bins.json").read_text("utf-8")), np.float32)
     held_out, origins = (json.loads((run / f"{name}.json").read_text("utf-8")) for name in ("held-out", "origins"))
@@ -136,10 +141,10 @@ def load_setup(run: Path) -> Setup:
 
 
 def find_held_out(run: Path, paths: Sequence[Path]) -> list[sources.Entry]:
-    """Those photographs at `paths` that a run has held out of its training.
+    """Return the photographs at `paths` that a run has held out of training, found by their contents.
 
-    By their contents. An older run knows their names only, which other photographs may have too: it has to be its own
-    data. Raises FileNotFoundError when none is there, ValueError for other data.
+    A run of an older version knows only their names, which other photographs may have too. `paths` must then be the
+    run's own data. Raises FileNotFoundError if none of them is found, ValueError if the data is not the run's own.
     """
     setup = load_setup(run)
     if not setup.content_ids:
@@ -147,12 +152,12 @@ def find_held_out(run: Path, paths: Sequence[Path]) -> list[sources.Entry]:
         return sources.split_off(sources.find(paths), setup.held_out)[1]
     found = sources.with_content_ids(sources.find(paths), setup.content_ids)
     if not found:
-        raise FileNotFoundError(f"none of the {len(setup.content_ids)} photographs that {run} has held out is there")
+        raise FileNotFoundError(f"none of the {len(setup.content_ids)} photographs held out by {run} is in the data")
     return found
 
 
 def load_network(run: Path, weights: str = BEST, side: int | None = None) -> tuple[keras.Model, Setup]:
-    """A run's network with its weights; of a fixed input size if one is given."""
+    """Return the network of a run with its weights, and the setup. side: of a fixed input, None for any size."""
     setup = load_setup(run)
     network = networks.architecture(setup.recipe).build(setup.recipe, setup.bins, side)
     load_weights(run / weights, network)

@@ -1,13 +1,14 @@
-"""A network's weights, kept in its ONNX file so that training can go on from there.
+"""A network's weights in the metadata of its ONNX file, so that training can resume from the file.
 
-The graph holds the kernels, each multiplied, channel by channel, with what its batch norm would have done. So the file
-also says which tensor is which kernel. It holds the factors, everything one-dimensional, and the channels that became
-too small for half precision. Of the photographs held out it has digests of the names and of the files.
+The graph holds the kernels, folded: each channel is multiplied by the factor of its batch norm. The metadata maps the
+kernels to the tensors of the graph. It also holds the factors, all one-dimensional weights, and the channels that the
+stored precision loses. For the held-out photographs it has digests of the names and of the files.
 """
 
 import base64
 import io
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from model_export.weights.checkpoint import Setup, Weights
 from model_export.weights.quantization import HALF_TOLERANCE, INT8_SUFFIX, INT8_TOLERANCE, kernels, stored_name
 
 METADATA_KEY = "tomau.training"
-# The smallest number of half precision, by which any weight may be off.
+# The smallest number of half precision: the error that any weight may have.
 SMALLEST = float(np.finfo(np.float16).smallest_subnormal)
-# How far a whole tensor may be from its kernel times the factors, as a share of its largest weight.
+# Maximum difference of an uncompressed tensor from its kernel times the factors, as a fraction of its largest weight.
 FACTOR_TOLERANCE = 1e-5
-# What the names of a kernel's lost channels, and of their weights, end with.
+# Suffixes of the keys of a kernel's lost channels and of their weights.
 LOST_SUFFIX, WHOLE_SUFFIX = "-lost", "-whole"
 
 
@@ -38,17 +39,17 @@ def _pack(arrays: dict[str, NDArray[Any]]) -> str:
 
 
 def _as_kernel(tensor: NDArray[np.float32]) -> NDArray[np.float32]:
-    """From ONNX's [out, in, rows, columns] to [rows, columns, in, out]."""
+    """Return a tensor of ONNX, [out, in, rows, columns], as [rows, columns, in, out]."""
     return tensor.transpose(2, 3, 1, 0)
 
 
 def _swap_depthwise_axes(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A depthwise kernel, from Keras's form to that of the others or back: one of its last axes is of length one."""
+    """Return a depthwise kernel with its last axes swapped: Keras's layout to that of other kernels, or back."""
     return kernel.transpose(0, 1, 3, 2)
 
 
 def _factors(kernel: NDArray[np.float32], tensor: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
-    """Return what each output channel of `kernel` is multiplied with to be `tensor`, and the largest difference."""
+    """Return the factors of the output channels that fit `kernel` to `tensor`, and the largest difference left."""
     exact = kernel.astype(np.float64)
     power = np.square(exact).sum(axis=(0, 1, 2))
     factors = (exact * tensor).sum(axis=(0, 1, 2)) / np.where(power == 0, 1, power)
@@ -63,7 +64,7 @@ def _divided(tensor: NDArray[np.float32], factors: NDArray[np.float32]) -> NDArr
 def _lost_channels(
     kernel: NDArray[np.float32], tensor: NDArray[np.float32], factors: NDArray[np.float32], precision: float
 ) -> NDArray[np.int64]:
-    """Return the channels of a kernel that its stored tensor doesn't give back with this precision."""
+    """Return the channels of a kernel that can't be restored from its stored tensor with this precision."""
     distance = np.abs(_divided(tensor, factors) - kernel).max(axis=(0, 1, 2))
     return np.flatnonzero((factors == 0) | ~(distance <= precision * np.abs(kernel).max()))
 
@@ -75,9 +76,9 @@ def _kernels(proto: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
 def _find(
     kernel: NDArray[np.float32], tensors: dict[str, NDArray[np.float32]]
 ) -> tuple[str, NDArray[np.float32]] | None:
-    """Return the tensor that is the kernel times a factor for each channel, and these factors; None without one.
+    """Return the name of the tensor that is the kernel times a factor per channel, and the factors, or None.
 
-    A tensor of zeros only, of a batch norm that lets nothing through, is no kernel's.
+    A tensor of zeros, which a batch norm without any output gives, matches no kernel.
     """
     found: list[tuple[float, str, NDArray[np.float32]]] = []
     for name, tensor in tensors.items():
@@ -88,17 +89,16 @@ def _find(
                 found.append((distance / largest, name, factors))
     if not found:
         return None
-    _, name, factors = min(found, key=lambda each: each[0])
+    _, name, factors = min(found, key=itemgetter(0))
     return name, factors
 
 
 def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setup: Setup) -> None:
     """Add what `load` needs to the metadata of `proto`.
 
-    whole: the same model before its weights were stored narrowly. Only there are a channel's weights all multiplied
-    with one factor: in eight bits each is rounded, and a factor estimated from those may lean. A kernel that is none of
-    the graph's tensors is kept beside them, in half precision. Raises UnusableWeights, and adds nothing, when the
-    weights can't be read back.
+    whole: the same model before its weights were compressed. Only its channels have one exact factor each: a factor
+    estimated from rounded weights would be biased. A kernel that matches no tensor of the graph is stored in the
+    metadata, in half precision. Raises UnusableWeights, and adds nothing, if the weights can't be restored.
     """
     tensors, stored = _kernels(whole), _kernels(proto)
     names: dict[str, str] = {}
@@ -107,7 +107,7 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
     for number, array in enumerate(weights):
         key = f"{number:03d}"
         kernel, found = array, _find(array, tensors) if array.ndim == 4 else None
-        # Only the graph tells a depthwise kernel from one with a single output: Keras gives both the same form.
+        # Keras gives depthwise kernels and kernels with one output the same shape. Only the graph tells which it is.
         if found is None and array.ndim == 4 and array.shape[-1] == 1:
             kernel = _swap_depthwise_axes(array)
             found = _find(kernel, tensors)
@@ -134,12 +134,12 @@ def embed(proto: onnx.ModelProto, whole: onnx.ModelProto, weights: Weights, setu
         if not np.allclose(
             read, given, rtol=1e-3, atol=INT8_TOLERANCE * float(np.abs(given).max(initial=0)) + SMALLEST
         ):
-            raise UnusableWeights(f"weight {number}, of shape {given.shape}, is not read back as it is")
+            raise UnusableWeights(f"weight {number}, of shape {given.shape}, can't be restored exactly enough")
     proto.metadata_props.add(key=METADATA_KEY, value=json.dumps(document))
 
 
 def _weights(document: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> Weights:
-    """Return the weights that a document of `embed` and the stored kernels of its file give."""
+    """Return the weights from a document of `embed` and the stored kernels of its file."""
     with np.load(io.BytesIO(base64.b64decode(document["arrays"]))) as stored:
         arrays = {key: stored[key] for key in stored.files}
     for key, name in document["kernels"].items():
@@ -150,14 +150,14 @@ def _weights(document: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) 
 
 
 def load(path: Path) -> tuple[Weights, Setup]:
-    """Return a network's weights, its kernels as precise as the file keeps them, and its setup.
+    """Return the weights of a network, with the precision of the file, and its setup.
 
-    In place of the names held out stand their digests. Raises UnusableWeights for a file without them.
+    Digests take the place of the held-out names. Raises UnusableWeights if the file has no such metadata.
     """
     try:
         proto = onnx.load(path)
     except DecodeError as error:
-        raise UnusableWeights(f"{path} is no ONNX file, or broken: {error}") from error
+        raise UnusableWeights(f"{path} is not an ONNX file, or is broken: {error}") from error
     text = next((entry.value for entry in proto.metadata_props if entry.key == METADATA_KEY), None)
     if text is None:
         raise UnusableWeights(f"{path} has no {METADATA_KEY}: it was not exported from a run of a compact network")

@@ -1,7 +1,7 @@
-"""The gain and the cast of an exported file: its chroma is multiplied with the one, and loses a share of the other.
+"""The post-processing of an exported model: a gain of its chroma, and the removal of a part of its colour cast.
 
-A file says both in its metadata, and a run that began with the file exports with the same. The service reads neither:
-they are part of the graph.
+An ONNX file has both in its metadata, and a run that was initialized from the file exports with the same values. The
+service reads neither, because both are part of the graph.
 """
 
 import json
@@ -19,15 +19,15 @@ from model_export import files
 
 GAIN, CAST = "tomau.gain", "tomau.cast"
 FILE = "post-processing.json"
-# The name of the layer that takes the cast away, which its nodes in the graph begin with.
+# The name of the layer that removes the cast. The names of its nodes in the graph begin with it.
 CAST_LAYER = "without_cast"
-# Digits that half precision keeps of the bins times the gain.
+# Decimal digits of the gain that survive the half precision of the bins.
 DIGITS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class PostProcessing:
-    """gain: what the chroma is multiplied with. cast: the share of each photograph's mean chroma taken away, 0..1."""
+    """gain: factor of the chroma. cast: fraction of each photograph's mean chroma that is removed, in 0..1."""
 
     gain: float
     cast: float
@@ -36,24 +36,24 @@ class PostProcessing:
         return f"gain {self.gain:g} and cast {self.cast:g}"
 
     def to_metadata(self) -> dict[str, str]:
-        """Return the keys that `from_onnx` reads."""
+        """Return the metadata that `from_onnx` reads."""
         return {GAIN: f"{self.gain:.6g}", CAST: f"{self.cast:.6g}"}
 
     def save(self, run: Path) -> None:
-        """Write it into a run's folder."""
+        """Write the post-processing into a run's folder."""
         files.write_atomic(run / FILE, json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, run: Path) -> Self | None:
-        """Read that of a run's folder; None where the run began with no file that has one."""
+        """Return the post-processing in a run's folder, or None if the folder has no file of it."""
         path = run / FILE
         return cls(**json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
 def from_onnx(proto: onnx.ModelProto, bins: NDArray[np.float32]) -> PostProcessing | None:
-    """Return what an exported file does: by its metadata, or by its graph's constants where these are not there.
+    """Return the post-processing of an exported model, from its metadata or else from constants of its graph.
 
-    bins: float32 [Q, 2], the chroma bins of its network. Return None where neither says it.
+    bins: the chroma bins of its network, float32 [Q, 2]. Return None if neither source has a gain.
     """
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
     if GAIN in metadata and CAST in metadata:
@@ -63,15 +63,15 @@ def from_onnx(proto: onnx.ModelProto, bins: NDArray[np.float32]) -> PostProcessi
 
 
 def common_to_all(found: Sequence[PostProcessing | None]) -> PostProcessing | None:
-    """Return what all of them are; None where they differ or one is unknown."""
+    """Return the value that all have in common, or None if they differ or one is unknown."""
     first = found[0] if found else None
     return first if all(each == first for each in found) else None
 
 
 def _gain_of_graph(graph: onnx.GraphProto, bins: NDArray[np.float32]) -> float | None:
-    """Return what the bins are multiplied with in the tensor that holds them; None where there is no such tensor.
+    """Return the factor of the bins in the tensor that holds them, or None without such a tensor.
 
-    It is [3, Q, 1, 1], with a row of ones, or [Q, 2] in older files.
+    Its shape is [3, Q, 1, 1], with a row of ones, or [Q, 2] in older files.
     """
     if not np.any(bins):
         return None
@@ -87,7 +87,7 @@ def _gain_of_graph(graph: onnx.GraphProto, bins: NDArray[np.float32]) -> float |
 
 
 def _cast_of_graph(graph: onnx.GraphProto) -> float:
-    """Return the number that the layer multiplies the mean with; 0 where there is no such layer."""
+    """Return the factor of the mean chroma in the layer that removes the cast, or 0 without such a layer."""
     numbers = {tensor.name: tensor for tensor in graph.initializer if numpy_helper.to_array(tensor).size == 1}
     for node in graph.node:
         if node.op_type == "Mul" and CAST_LAYER in node.name:

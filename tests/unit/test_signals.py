@@ -1,3 +1,5 @@
+"""Interruption of the training program by SIGINT and SIGTERM."""
+
 import os
 import signal
 import subprocess
@@ -12,7 +14,7 @@ from model_export.signals import SIGNALS, DeferredSignal, exit_code, interruptib
 
 @pytest.fixture(autouse=True)
 def foreground() -> Iterator[None]:
-    """A shell starts what is in the background with SIGINT ignored; here, and in children, it is as in a terminal."""
+    """Handle SIGINT as in a terminal, here and in child processes. A shell lets background jobs ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -59,7 +61,7 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 def test_a_command_that_is_interrupted_says_so_in_a_line(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in the middle of the sift."""
+    """The signal arrives while a command runs, for example during filtering."""
     monkeypatch.setattr(cli, "_half", lambda _: send(number))
     with pytest.raises(SystemExit) as ended:
         cli.main(["half", "m.onnx", "--data", "d"])
@@ -67,8 +69,8 @@ def test_a_command_that_is_interrupted_says_so_in_a_line(
     assert capsys.readouterr().err == "stopping: no file is written; another Ctrl-C ends at once\ninterrupted\n"
 
 
-# A library's call that returns for no signal: a lock that is taken twice. No handler of Python's runs meanwhile, nor
-# does one end the program that runs just before the call.
+# A library call that no signal interrupts: it locks a mutex twice. No Python handler runs meanwhile. `_raise` has no
+# effect, so that a handler which runs just before the call does not end the program.
 CHILD = """
 import ctypes
 from model_export import signals

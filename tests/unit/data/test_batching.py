@@ -157,7 +157,7 @@ def test_shards_are_the_same_after_a_resume(shard: Path) -> None:
     shards = Shards(count=5, drawn=3, epochs=2)
 
     def drawn(views: int, batches: int) -> list[list[tuple[str, tuple[int, int]]]]:
-        stream = batching.Stream(sources.find([shard]), 4, LAB, Augment(), 1, shards, views)
+        stream = batching.Stream(sources.find([shard]), 4, LAB, Augment(), 1, shards=shards, views=views)
         return [[(entry.name, seed) for entry, seed in stream._next_items()] for _ in range(batches)]
 
     whole = drawn(0, 40)

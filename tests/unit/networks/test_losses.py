@@ -29,26 +29,30 @@ def test_soft_encoding_is_a_distribution_whose_mean_is_the_chroma() -> None:
 
 
 def test_the_loss_is_least_at_the_truth() -> None:
-    from model_export.networks.losses import bin_loss, soft_encode
+    from model_export.networks.losses import BinLossTerms, bin_loss, soft_encode
 
     chroma = np.random.default_rng(1).uniform(-40, 40, (2, 4, 4, 2)).astype(np.float32)
     truth = np.log(np.asarray(soft_encode(chroma, BINS, 10.0)) + 1e-12)
     for weight in (0.0, 0.5):
-        loss = bin_loss(BINS, 10.0, weight)
+        loss = bin_loss(BINS, 10.0, BinLossTerms(chroma_statistics=weight))
         best = np.asarray(loss(chroma, truth))
         assert best.shape == (2,)
         assert (np.asarray(loss(chroma, np.zeros_like(truth))) > best + 1).all()
         assert (np.asarray(loss(chroma, np.roll(truth, 3, axis=-1))) > best + 1).all()
     entropy = -(np.exp(truth) * truth).sum(axis=-1).mean(axis=(1, 2))
-    np.testing.assert_allclose(np.asarray(bin_loss(BINS, 10.0, 0.0)(chroma, truth)), entropy, atol=1e-3)
+    np.testing.assert_allclose(
+        np.asarray(bin_loss(BINS, 10.0, BinLossTerms(chroma_statistics=0.0))(chroma, truth)), entropy, atol=1e-3
+    )
 
 
 def statistics_error(chroma: NDArray[np.float32], answer: NDArray[np.float32]) -> float:
     """What the chroma statistics add to the loss of an answer, in bins."""
-    from model_export.networks.losses import bin_loss, soft_encode
+    from model_export.networks.losses import BinLossTerms, bin_loss, soft_encode
 
     logits = np.log(np.asarray(soft_encode(answer, BINS, 10.0)) + 1e-12)
-    extra = bin_loss(BINS, 10.0, 1.0)(chroma, logits) - bin_loss(BINS, 10.0, 0.0)(chroma, logits)
+    extra = bin_loss(BINS, 10.0, BinLossTerms(chroma_statistics=1.0))(chroma, logits) - bin_loss(
+        BINS, 10.0, BinLossTerms(chroma_statistics=0.0)
+    )(chroma, logits)
     return float(np.asarray(extra)[0])
 
 
@@ -152,10 +156,10 @@ def test_what_is_compared_with_learns_nothing_from_who_lacks_colour() -> None:
 def test_the_losses_gradient_is_finite_for_a_flat_answer() -> None:
     import tensorflow as tf
 
-    from model_export.networks.losses import bin_loss
+    from model_export.networks.losses import BinLossTerms, bin_loss
 
     chroma = np.random.default_rng(3).uniform(-40, 40, (2, 8, 8, 2)).astype(np.float32)
-    loss = bin_loss(BINS, 10.0, 0.5, difference=1.0, steps=1.0, evenness=1.0)
+    loss = bin_loss(BINS, 10.0, BinLossTerms(chroma_statistics=0.5, difference=1.0, steps=1.0, evenness=1.0))
     logits = tf.Variable(tf.zeros((2, 8, 8, len(BINS))))
     with tf.GradientTape() as tape:
         total = tf.reduce_sum(loss(chroma, logits))
@@ -166,10 +170,10 @@ def test_the_loss_knows_photos_of_two_sizes() -> None:
     """Keras traces a graph whose sides are not known once it has seen two."""
     import tensorflow as tf
 
-    from model_export.networks.losses import bin_loss
+    from model_export.networks.losses import BinLossTerms, bin_loss
 
     loss = tf.function(
-        bin_loss(BINS, 10.0, 0.5, steps=1.0, evenness=1.0),
+        bin_loss(BINS, 10.0, BinLossTerms(chroma_statistics=0.5, steps=1.0, evenness=1.0)),
         input_signature=[tf.TensorSpec((None, None, None, 2)), tf.TensorSpec((None, None, None, len(BINS)))],
     )
     for side in (8, 12):

@@ -154,14 +154,14 @@ def test_who_looks_like_none_keeps_its_color() -> None:
 
 
 def test_the_loss_measures_what_has_been_propagated() -> None:
-    from model_export.networks.losses import bin_loss
+    from model_export.networks.losses import BinLossTerms, bin_loss
     from model_export.networks.propagation import propagate
 
     truth = halves(40, -40, channels=2)
     logits = np.zeros((1, SIDE, SIDE, len(BINS)), np.float32)
     logits[..., (BINS == (40, 40)).all(axis=1)] = halves(30, 0)
     logits[..., (BINS == (-40, -40)).all(axis=1)] = halves(0, 30)
-    loss = bin_loss(BINS, 10.0, 0.0, difference=1.0, propagate=propagate)
+    loss = bin_loss(BINS, 10.0, BinLossTerms(difference=1.0), propagate)
     wall, even = (np.concatenate([logits, guided(halves(0.2, right))], axis=-1) for right in (0.9, 0.2))
     assert float(loss(truth, wall)[0]) + 0.5 < float(loss(truth, even)[0])
 

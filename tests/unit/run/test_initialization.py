@@ -118,7 +118,7 @@ def test_broken_origins_are_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"best\.npz is damaged"):
         initialization.load(tiny(), [run])
     (tmp_path / "broken.onnx").write_bytes(b"\x08no model at all")
-    with pytest.raises(ValueError, match=r"broken\.onnx is no ONNX file, or broken"):
+    with pytest.raises(ValueError, match=r"broken\.onnx is not an ONNX file, or is broken"):
         initialization.load(tiny(), [tmp_path / "broken.onnx"])
 
 

@@ -222,7 +222,7 @@ def test_a_run_that_has_begun_is_refused_other_data(
     assert callable(change)
     filtering.select(tmp_path, [folder], recipe).save(tmp_path)
     change(folder)
-    # One that has not begun yet is sifted anew.
+    # The data of a run that has not begun is filtered again.
     fresh = filtering.select(tmp_path, [folder], recipe)
     assert fresh.manifest.photographs == len(sources.find([folder]))
     (tmp_path / "state.json").write_text("{}")

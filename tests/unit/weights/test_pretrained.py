@@ -41,7 +41,7 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
 
 
 def torch_file(path: Path, tensor: Global) -> Path:
-    """A file of PyTorch's first form with one tensor, which looks at the numbers 0 to 5."""
+    """A file in PyTorch's legacy format with one tensor, a view of the numbers 0 to 5."""
     with path.open("wb") as stream:
         for document in (0x1950A86A20F9469CFC6C, 1001, {}, collections.OrderedDict(w=tensor), ["7"]):
             Pickler(stream, protocol=2).dump(document)
@@ -63,7 +63,7 @@ def test_a_tensor_looks_at_its_numbers_as_its_strides_say(tmp_path: Path) -> Non
 def test_nothing_in_a_file_is_run(tmp_path: Path) -> None:
     from model_export.weights import pretrained
 
-    with pytest.raises(UnusableWeights, match=r"os\.mkdir has no place"):
+    with pytest.raises(UnusableWeights, match=r"os\.mkdir is not allowed"):
         pretrained.read(torch_file(tmp_path / "x.pth", Global("os.mkdir", str(tmp_path / "made"))))
     assert not (tmp_path / "made").exists()
 

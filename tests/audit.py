@@ -1,6 +1,6 @@
-"""Asks the advisory database about every locked dependency of the service: python -m tests.audit
+"""Ask the advisory database about every locked dependency of the service: python -m tests.audit
 
-Where the database can't be reached nothing is known, and that is said; it is no failure.
+If the database can't be reached, the result is unknown. This is printed, and is not a failure.
 """
 
 import json
@@ -13,7 +13,7 @@ TIMEOUT_S = 300
 
 
 def audit(lock: Path) -> list[dict[str, object]] | None:
-    """What is known of each dependency; None when there was no answer."""
+    """Return the known advisories of each dependency; None if the database did not respond."""
     command = [Path(sys.executable).with_name("pip-audit"), "--disable-pip", "--require-hashes", "--format", "json"]
     try:
         done = subprocess.run(
@@ -35,9 +35,9 @@ def main() -> int:
             continue
         for one in known:
             for fault in one["vulns"]:  # type: ignore[attr-defined]
-                print(f"{name}: {one['name']} {one['version']}: {fault['id']}, mended in {fault['fix_versions']}")
+                print(f"{name}: {one['name']} {one['version']}: {fault['id']}, fixed in {fault['fix_versions']}")
                 vulnerable += 1
-        print(f"{name}: {len(known)} of {len(found or ())} dependencies asked about")
+        print(f"{name}: {len(known)} of {len(found or ())} dependencies checked")
     return bool(vulnerable)
 
 

@@ -1,4 +1,4 @@
-"""What several test files share: small models, photographs, a real server."""
+"""Shared fixtures: small models, photographs, a real server."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def contract(**changes: object) -> Contract:
 
 
 def tint_model(facts: Contract, chroma: tuple[float, float], *, metadata: dict[str, str] | None = None) -> bytes:
-    """A graph that answers lightness, a quarter of its size, times a chroma: brighter is more colourful."""
+    """Return a model whose chroma is the lightness, at a quarter of its size, times a constant chroma."""
     size = facts.input_size
     weight = np.array(chroma, np.float32).reshape(2, 1, 1, 1)
     graph = helper.make_graph(
@@ -64,7 +64,7 @@ def put_model(folder: Path, version: str, chroma: tuple[float, float] = (40.0, 3
 
 
 def unrunnable_model() -> bytes:
-    """A graph that loads: the shape that it reshapes to is computed, so that only a run shows that it does not fit."""
+    """Return a model that loads but can't run: the shape of its Reshape is computed, and does not fit."""
     size = 32
     graph = helper.make_graph(
         [
@@ -83,7 +83,7 @@ def unrunnable_model() -> bytes:
     return model.SerializeToString()
 
 
-# The gray, 0..255, of an even photo that the moody model fails on; each stands in one of its bands of mean lightness.
+# The moody model fails on uniform photos of these grays, 0..255. Each is inside one of its bands of mean lightness.
 HANGS, ANSWERS_NAN, RAISES, ANSWERS_ANOTHER_SHAPE = 255, 232, 204, 177
 MOODY = """
 <ir_version: 10, opset_import: ["": 18]>
@@ -127,7 +127,7 @@ moody (float[batch, 1, 32, 32] lightness) => (float[batch, 2, h, w] chroma)
 
 
 def moody_model(facts: Contract) -> bytes:
-    """A graph that answers a gray's chroma, but fails, each in its own way, on the photos named above."""
+    """Return a model that tints a photo, but fails in a different way on each of the photos named above."""
     model = onnx.parser.parse_model(MOODY)
     helper.set_model_props(model, facts.to_metadata())
     onnx.checker.check_model(model)
@@ -136,7 +136,7 @@ def moody_model(facts: Contract) -> bytes:
 
 @pytest.fixture(scope="session", autouse=True)
 def patient_clients() -> Iterator[None]:
-    """httpx waits as long as the tests do: its own five seconds are too few on a busy machine."""
+    """Give httpx the timeout of the tests. Its own five seconds are too short on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("get", "head", "options", "post", "put", "delete", "request", "stream", "Client", "AsyncClient"):
             patch.setattr(httpx, name, partial(getattr(httpx, name), timeout=WAIT_S))
@@ -145,7 +145,7 @@ def patient_clients() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a `lab` model, named as the default one, and an `hsv` one."""
+    """Return a folder with a `lab` model, named as the default one, and an `hsv` model."""
     folder = tmp_path_factory.mktemp("models")
     (folder / "compact.onnx").write_bytes(tint_model(contract(name="compact"), (20.0, 30.0)))
     (folder / "warm.onnx").write_bytes(tint_model(contract(name="warm", color_space="hsv"), (0.3, 0.3)))
@@ -154,13 +154,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def astronaut() -> np.ndarray:
-    """A colour photograph, uint8 RGB [512, 512, 3]."""
+    """Return a colour photograph, uint8 RGB [512, 512, 3]."""
     return skimage.data.astronaut()
 
 
 @pytest.fixture(scope="session")
 def gray(astronaut: np.ndarray) -> np.ndarray:
-    """The same photograph as luma, with odd sides: uint8 [333, 501]."""
+    """Return the luma of a part of the same photograph, with odd sides: uint8 [333, 501]."""
     return cv2.cvtColor(astronaut, cv2.COLOR_RGB2GRAY)[:333, :501].copy()
 
 
@@ -172,7 +172,7 @@ def encoded(pixels: np.ndarray, format_: str, **options: object) -> bytes:
 
 @pytest.fixture(scope="session")
 def jpeg(gray: np.ndarray) -> bytes:
-    """The gray photograph as a JPEG of quality 90."""
+    """Return the gray photograph as a JPEG of quality 90."""
     return encoded(gray, "JPEG", quality=90)
 
 
@@ -181,7 +181,7 @@ def decoded(data: bytes) -> np.ndarray:
 
 
 def luma(data: bytes) -> np.ndarray:
-    """The Y plane of an encoded picture, as it is stored where there is one."""
+    """Return the Y plane of an encoded image, as stored if it is a JPEG."""
     image = Image.open(io.BytesIO(data))
     if image.format == "JPEG":
         image.draft("L", image.size)
@@ -195,13 +195,13 @@ def free_port() -> int:
 
 
 def environment_of(**settings: object) -> dict[str, str]:
-    """That of this process, with these settings of the service and no others."""
+    """Return this process's environment, with these settings of the service and no others."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
     return environment | {f"TOMAU_{key.upper()}": str(value) for key, value in settings.items() if value is not None}
 
 
 class Server:
-    """A `tomau serve` of its own."""
+    """A process of `tomau serve`."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.process = process
@@ -210,7 +210,7 @@ class Server:
         self.log = log
 
     def wait_until_ready(self) -> None:
-        """Return when it is ready. Raises RuntimeError when it ends instead, AssertionError: not in time."""
+        """Wait until it is ready. Raises RuntimeError if it ends instead, AssertionError on a timeout."""
         until(self._is_ready, pause=0.05)
 
     def _is_ready(self) -> bool:
@@ -227,7 +227,7 @@ Serve = Callable[..., "contextmanager[Server]"]
 
 @pytest.fixture(scope="session")
 def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
-    """A function that starts a server with settings of its own, as a context manager; `shell` is how it is called."""
+    """Return a function that starts a server with the given settings, as a context manager. shell: how it is called."""
 
     @contextmanager
     def start(*, shell: str = 'exec "$@"', **settings: object) -> Iterator[Server]:
@@ -260,7 +260,7 @@ def serve(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Serve:
 
 @pytest.fixture(scope="session")
 def server(serve: Serve) -> Iterator[Server]:
-    """A server with the default settings and the small models."""
+    """Return a server with the default settings and the small models."""
     with serve() as running:
         yield running
 

@@ -1,6 +1,7 @@
-"""Waiting for what threads and other processes do, however busy the machine is: tests that sleep instead fail there.
+"""Functions that wait for threads and other processes, however slow the machine is.
 
-What takes long is told by the CPU time that it takes, which a busy machine does not change.
+Tests that sleep instead fail on a busy machine. A test for slow code measures CPU time, which does not depend on other
+load.
 """
 
 import asyncio
@@ -11,13 +12,13 @@ from contextlib import contextmanager
 
 import psutil
 
-# For what comes in a moment on an idle machine: it only ends a test that would hang.
+# Far more than needed on an idle machine: this timeout only ends a test that would hang.
 WAIT_S = 60.0
 PAUSE_S = 0.005
 
 
 def until(condition: Callable[[], bool], seconds: float = WAIT_S, pause: float = PAUSE_S) -> None:
-    """Return when the condition is true. Raises AssertionError: not in time."""
+    """Wait until the condition is true. Raises AssertionError on a timeout."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s"
@@ -25,7 +26,7 @@ def until(condition: Callable[[], bool], seconds: float = WAIT_S, pause: float =
 
 
 async def eventually(condition: Callable[[], bool], seconds: float = WAIT_S) -> None:
-    """As `until`, and the event loop goes on meanwhile."""
+    """Wait as `until` does, while the event loop runs."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds:g} s"
@@ -34,7 +35,7 @@ async def eventually(condition: Callable[[], bool], seconds: float = WAIT_S) -> 
 
 @contextmanager
 def cpu_within(seconds: float, pid: int | None = None) -> Iterator[None]:
-    """Assert that a process, by default this one, takes no more CPU time meanwhile, of all its threads together."""
+    """Assert that the block uses less CPU time, in seconds over all threads of a process. pid: this process if None."""
     process = psutil.Process(pid or os.getpid())
     before = sum(process.cpu_times()[:2])
     yield

@@ -1,4 +1,4 @@
-"""What tomau has to reach, and whether it does."""
+"""The targets of the benchmark, and whether tomau reaches them."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -16,13 +16,13 @@ GROWTH = 0.05
 READY_S = 3.0
 LUMA_LEVELS, DE00 = 1.0, 1.0
 
-# Of one figure, the worst value and where it was measured; NaN where it was not.
+# The worst value of a figure, NaN if it was not measured, and where it was measured.
 Worst = tuple[float, str]
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar; `met` is None where the run did not measure it."""
+    """One target. `met` is None if the run did not measure it."""
 
     text: str
     value: str
@@ -58,13 +58,13 @@ def _bar(text: str, worst: Worst, met: bool, form: str) -> Bar:
 
 
 def of_peers(results: Results, size: Size, clients: int, figure: Callable[[Cell], float]) -> dict[str, float]:
-    """Of each peer that answered, how many times its figure is tomau's."""
+    """Return for each peer with results its figure divided by tomau's."""
     ratios = {peer: results.ratio(peer, TOMAU, size, clients, figure) for peer in results.peers}
     return {peer: ratio for peer, ratio in ratios.items() if not math.isnan(ratio)}
 
 
 def _silent(results: Results, size: Size, value: float) -> list[Worst]:
-    """That value for each cell that tomau failed to answer: what is not there must not be met by what is."""
+    """Return `value` for each cell in which tomau failed, so that a missing result does not reach a target."""
     has_failed = any((failure.server, failure.size) == (TOMAU, size) for failure in results.failures)
     silent = [clients for clients in results.clients if has_failed and not results.rounds(TOMAU, size, clients)]
     return [(value, f"{clients} clients: no answer") for clients in silent]
@@ -90,12 +90,12 @@ def _less_cpu(results: Results, size: Size) -> Bar:
 
 
 def _rates(results: Results) -> list[Worst]:
-    """For each cell tomau's images/s by those of the best peer."""
+    """Return for each cell tomau's images/s divided by those of the best peer."""
     values = []
     for size in results.sizes:
         for clients in results.clients:
             peers = of_peers(results, size, clients, rate)
-            # A server that answers nothing is not slower than its peers: it has lost.
+            # A server without any response counts as 0, not as missing.
             answers = bool(results.rounds(TOMAU, size, clients))
             best = 1 / max(peers.values()) if peers else math.nan if answers else 0.0
             values.append((best, f"{name_of(size)}, {clients} clients"))
@@ -162,7 +162,7 @@ def _all_answered(results: Results) -> Bar:
 
 
 def bars(results: Results) -> list[Bar]:
-    """All bars, those that were not measured too."""
+    """Return all targets, including those that were not measured."""
     ready = _worst([(start.seconds, "") for start in results.starts if start.server == TOMAU], max)
     sizes = sorted(LESS_CPU)
     return [

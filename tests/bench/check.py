@@ -1,6 +1,6 @@
-"""Are the answers right? Each is held against the reference, service.imaging.color's float32 merge at full size.
+"""Check the outputs against the reference, which is service.imaging.color's float32 merge at full size.
 
-CIEDE2000 is computed on a grid of at most 250,000 pixels, luma on all of them.
+CIEDE2000 is computed on a grid of at most 250,000 pixels, luma on all pixels.
 """
 
 import http.client
@@ -19,17 +19,17 @@ from tests.bench import load
 
 GRID_PIXELS = 250_000
 ANSWER_S = 120.0
-# Merging 8-bit colours that leave the gamut differs by one to three; a gray answer, or another photo's, by far more.
+# Merging out-of-gamut colours in 8 bits differs by one to three. A gray output, or another photo's, differs far more.
 SAME_DE00 = 5.0
 
 
 class WrongAnswer(Exception):
-    """A server answered something else than a coloured photo."""
+    """A server returned something else than a coloured photo."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A photo, its luma, uint8 [H, W], and what its answer should look like on the grid, uint8 [h, w, 3]."""
+    """A photo, its luma, uint8 [H, W], and its expected output on the grid, uint8 [h, w, 3]."""
 
     photo: bytes
     luma: Bytes
@@ -57,18 +57,18 @@ def reference(photo: bytes, model: Path) -> Reference:
 
 
 def de00(one: Bytes, other: Bytes) -> float:
-    """Mean CIEDE2000 of two RGB pictures."""
+    """Return the mean CIEDE2000 of two RGB images."""
     return float(np.mean(deltaE_ciede2000(rgb2lab(one), rgb2lab(other))))  # type: ignore[no-untyped-call]
 
 
 def luma_difference(answer: bytes, luma: Bytes) -> tuple[float, int]:
-    """Mean and greatest difference of an answer's Y plane, levels."""
+    """Return the mean and the largest difference of an output's Y plane, in levels."""
     difference = np.abs(luma_of(answer).astype(np.int16) - luma)
     return float(difference.mean()), int(difference.max())
 
 
 def compare(answer: bytes, reference: Reference) -> tuple[Bytes, float]:
-    """The answer on the grid, and its mean CIEDE2000. Raises WrongAnswer when it is another picture."""
+    """Return the output on the grid, and its mean CIEDE2000. Raises WrongAnswer if it is another image."""
     rgb = rgb_of(answer)
     if rgb.shape[:2] != reference.luma.shape:
         raise WrongAnswer(f"{rgb.shape[1]} x {rgb.shape[0]} pixels to a photo of another size")
@@ -80,7 +80,7 @@ def compare(answer: bytes, reference: Reference) -> tuple[Bytes, float]:
 
 
 def ask(port: int, photo: bytes) -> bytes:
-    """A server's answer to one photo. Raises WrongAnswer."""
+    """Return a server's output for one photo. Raises WrongAnswer."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_S)
     try:
         connection.request("POST", load.PATH, load.form(photo), {"Content-Type": load.MEDIA_TYPE})

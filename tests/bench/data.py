@@ -1,6 +1,7 @@
-"""How fast photographs are decoded and augmented for training, beside the bare decode: python -m tests.bench.data.
+"""Measure how fast photographs are decoded and augmented for training: python -m tests.bench.data
 
-Both run in turns on the same photographs and threads; what counts is their ratio. Cores are those really used.
+The bare decode of the same photographs, on the same number of threads, alternates with it. The result is the ratio of
+both. Cores are the ones that were busy.
 """
 
 import argparse
@@ -29,7 +30,7 @@ BATCH = 32
 
 
 def write_shard(path: Path, count: int, short: int) -> Path:
-    """Crops of the libraries' photographs as JPEG 85. Places365 has a short side of 256, too."""
+    """Write crops of the libraries' photographs as JPEG 85. In Places365, too, the short side is 256 pixels."""
     random = np.random.default_rng(0)
     pictures = [skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea(), *load_sample_images().images]
     with tarfile.open(path, "w") as tar:
@@ -47,7 +48,7 @@ def write_shard(path: Path, count: int, short: int) -> Path:
 
 
 def measure(work: Callable[[], int]) -> tuple[float, float]:
-    """Photographs a second, and cores in use."""
+    """Return photographs per second and the number of busy cores."""
     wall, used = time.perf_counter(), time.process_time()
     count = work()
     wall, used = time.perf_counter() - wall, time.process_time() - used

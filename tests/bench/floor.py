@@ -1,11 +1,13 @@
-"""The floor: what the stages of one photo cost when nothing else happens: python -m tests.bench.floor --help
+"""Measure the floor, which is the cost of a photo's stages alone: python -m tests.bench.floor --help
 
-Straight calls of OpenCV, simplejpeg and ONNX Runtime, in this file alone: a slower service can't slow its own floor.
-`planes` is tomau's way: the luma plane is decoded, kept and encoded again as it is; colour is made at half size, in
-float32, for in 8 bits its mean CIEDE2000 to the reference would pass 1.
-`pixels` is the way of the peers: colour pixels at full size, in 8 bits. With as many threads as cores, each has its own
-photos to do: what memory and caches shared by busy cores cost is then part of the floor too. Prints JSON: images, and
-CPU milliseconds an image.
+This file calls OpenCV, simplejpeg and ONNX Runtime directly, so that a slower service does not raise its own floor.
+
+`planes` is tomau's route. The luma plane is decoded, kept, and encoded as it is. Colour is computed at half size in
+float32: with 8 bits, its mean CIEDE2000 to the reference would exceed 1.
+
+`pixels` is the peers' route: colour pixels at full size, in 8 bits. If there are as many threads as cores, each thread
+has its own photos. The floor then includes the cost of shared memory and caches. Prints JSON: the number of images, and
+CPU milliseconds per image.
 """
 
 import argparse
@@ -22,23 +24,23 @@ import onnxruntime as ort
 import simplejpeg
 
 QUALITY = 90
-# Temporaries stay in the processor's cache.
+# With this size, the temporary arrays fit the CPU cache.
 STRIP_PIXELS = 16_384
 SIDE = 224
-# L* of each gray level.
+# The L* of each gray level.
 GRAYS = np.arange(256, dtype=np.float32).reshape(1, 256) / 255
 LIGHTNESS = np.ascontiguousarray(cv2.cvtColor(cv2.merge([GRAYS] * 3), cv2.COLOR_RGB2Lab)[0, :, 0])
 
 
 def load(model: Path) -> ort.InferenceSession:
-    """A session of one thread: photos run beside one another."""
+    """Return a session with one thread, because photos run in parallel."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return ort.InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
 def predict(session: ort.InferenceSession, gray: np.ndarray) -> np.ndarray:
-    """a* and b*, float32 [2, s, s], of a luma plane."""
+    """Return a* and b*, float32 [2, s, s], of a luma plane."""
     height, width = gray.shape
     if min(height, width) >= 4 * SIDE:
         gray = cv2.resize(gray, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     arguments = parser.parse_args()
     cv2.setNumThreads(1)
-    # Freed memory is kept (<malloc.h>: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD): handing pages out anew is no stage's work.
+    # Freed memory is kept (<malloc.h>: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD), because no stage should pay for new pages.
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-3, 1 << 30)
         mallopt(-1, 1 << 28)

@@ -1,6 +1,7 @@
-"""What a photo costs by its format: python -m tests.bench.formats --megapixels 12
+"""Measure the cost of a photo by its format: python -m tests.bench.formats --megapixels 12
 
-CPU milliseconds of the whole way of one photo, without HTTP, in one thread; medians of several.
+The result is CPU milliseconds of the whole pipeline for one photo, in one thread and without HTTP: the median of
+several runs.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from tests.conftest import encoded
 
 
 def gray(megapixels: float) -> np.ndarray:
-    """A made-up scan, uint8 [H, W]: an enlarged photograph with grain."""
+    """Return an artificial scan, uint8 [H, W]: an enlarged photograph with grain."""
     height, width = round(np.sqrt(megapixels * 0.75e6)), round(np.sqrt(megapixels * 4e6 / 3))
     small = cv2.cvtColor(skimage.data.astronaut(), cv2.COLOR_RGB2GRAY)
     large = cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -28,7 +29,7 @@ def gray(megapixels: float) -> np.ndarray:
 
 
 def ways(scan: np.ndarray) -> Iterator[tuple[str, bytes, Options]]:
-    """Names, uploads and options."""
+    """Return uploads and options, by name."""
     deep = (scan.astype(np.uint16) << 8) + np.random.default_rng(1).integers(0, 256, scan.shape).astype(np.uint16)
     jpeg = encoded(scan, "JPEG", quality=90)
     yield "jpeg", jpeg, Options()

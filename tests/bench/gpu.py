@@ -1,15 +1,15 @@
-"""A GPU: what the model alone can do on it, what the batcher makes of that, and what is left over HTTP: --help
+"""Measure a GPU: the model alone, through the batcher, and over HTTP: python -m tests.bench.gpu --help
 
-Three steps, each in the same process conditions as the service's own:
+There are three steps, each under the same conditions as in the service's process:
 
-- bare: a session with IO binding in a loop, for each batch size and precision, in one thread and in as many as a GPU
-  has executors. Inputs are copied in and answers out, nothing else is done. For comparison: `run` without binding, of
-  ordinary and of pinned memory, which lets other threads go on while it copies.
+- bare: a loop over a session with IO binding, for each batch size and precision. It runs in one thread, and in one
+  thread per executor of a GPU. Only inputs and outputs are copied. For comparison, `run` without binding is measured
+  with pageable and with pinned memory. Copies of pinned memory let other threads run.
 - batcher: many threads, each with one photo at a time.
-- photos of 512x384: the whole way of a photo in as many threads as the service has, and the same over HTTP.
+- photos of 512x384: the whole pipeline in as many threads as the service has, without and with HTTP.
 
-It needs no LitServe. Without ONNX Runtime's converter there (`onnxruntime.transformers`), make the model's two files
-elsewhere (`--models FOLDER --make`) and bring the folder along. `--device cpu` measures the same on a CPU.
+LitServe is not needed. If ONNX Runtime's converter (`onnxruntime.transformers`) is missing, create the two model files
+on another machine (`--models FOLDER --make`) and copy the folder. `--device cpu` measures the same on a CPU.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def _say(text: str) -> None:
 
 
 def machine(plan: Plan) -> dict[str, str]:
-    """What the figures were measured on."""
+    """Return what the measurements ran on."""
     facts = {"device": plan.device, "GPU": "none", "cores": str(CORES), "processor": _processor()}
     if plan.device == "cuda":
         facts["GPU"] = _gpu_name()
@@ -77,7 +77,7 @@ def _version(package: str) -> str | None:
 def run(plan: Plan, folder: Path, scratch: Path) -> Results:
     make_models(folder)
     files = photos.write(scratch, SIZE)
-    # A CPU's engine runs one photo at a time, whatever is asked for.
+    # A CPU engine always has a batch size of 1.
     results = Results(machine(plan), plan.device, plan.max_batch if plan.device == "cuda" else 1)
     for bare in measure_bare(folder, plan):
         _say(f"bare: {bare}")
@@ -95,7 +95,7 @@ def run(plan: Plan, folder: Path, scratch: Path) -> Results:
 
 
 def write(results: Results, folder: Path) -> str:
-    """Writes the report as Markdown and JSON; returns the text."""
+    """Write the report as Markdown and JSON; return the text."""
     folder.mkdir(parents=True, exist_ok=True)
     reached = bars(results)
     text = markdown(results, reached)
@@ -119,15 +119,21 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds",
         type=float,
         default=Plan.seconds,
-        help="of each figure (default 2; bare loops: half), after a quarter of warming",
+        help="seconds per measurement (default 2; bare loops: half of it), after a quarter of that as warm-up",
     )
-    parser.add_argument("--clients", type=int, help="over HTTP; by default 4 x max-batch, or 4 x cores on a CPU")
-    parser.add_argument("--graphs", action="store_true", help="CUDA graphs, for all but the bare loops")
-    parser.add_argument("--option", type=_option, nargs="+", default=[], help="of ONNX Runtime's CUDA: prefer_nhwc=1")
+    parser.add_argument("--clients", type=int, help="clients over HTTP; default: 4 x max-batch, or 4 x cores on a CPU")
+    parser.add_argument("--graphs", action="store_true", help="use CUDA graphs, except in the bare loops")
     parser.add_argument(
-        "--models", type=Path, help="folder of the model's two files, which are made if they are missing"
+        "--option",
+        type=_option,
+        nargs="+",
+        default=[],
+        help="options of ONNX Runtime's CUDA provider, as prefer_nhwc=1",
     )
-    parser.add_argument("--make", action="store_true", help="only make them")
+    parser.add_argument(
+        "--models", type=Path, help="folder of the two model files, which are created if they are missing"
+    )
+    parser.add_argument("--make", action="store_true", help="only create the model files")
     parser.add_argument("--output", type=Path, default=Path("runs/bench-gpu"), help="folder of the report")
     return parser
 
@@ -137,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.make:
         if args.models is None:
-            parser.error("--make: say where, with --models")
+            parser.error("--make: give the folder with --models")
         make_models(args.models)
         return
     plan = Plan(args.device, args.max_batch, args.seconds, args.clients, args.graphs, dict(args.option))

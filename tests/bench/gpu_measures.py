@@ -1,4 +1,4 @@
-"""The measurements of a GPU: bare loops, the batcher, the whole way of a photo without HTTP and with it."""
+"""The measurements on a GPU: bare loops, the batcher, and the whole pipeline without and with HTTP."""
 
 import hashlib
 import http.client
@@ -37,9 +37,9 @@ VARIANTS = (FP32, TF32, FP16)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, and for how long each (seconds; bare loops, of which there are many, half as long).
+    """What is measured. seconds: per measurement; the many bare loops get half of it.
 
-    options: ONNX Runtime's for CUDA, over the service's.
+    options: of ONNX Runtime's CUDA provider, in addition to the service's.
     """
 
     device: Device = "cuda"
@@ -58,7 +58,7 @@ class Plan:
         return EXECUTORS_PER_GPU if self.device == "cuda" else CORES
 
     def gpu(self, variant: str) -> Gpu:
-        # Half precision needs TF32 to be allowed: see ModelRegistry.
+        # Half precision needs TF32: see ModelRegistry.
         return Gpu(0, variant != FP32, self.graphs, options=self.options)
 
     def settings(self, folder: Path) -> Settings:
@@ -73,7 +73,7 @@ class Plan:
 
 
 def make_models(folder: Path) -> None:
-    """The benchmark's model and its half, unless they are there."""
+    """Create the benchmark's model and its half-precision version, unless they exist."""
     folder.mkdir(parents=True, exist_ok=True)
     whole = folder / f"{model.NAME}.onnx"
     if not whole.exists():
@@ -92,9 +92,9 @@ def _file(folder: Path, variant: str) -> Path:
 
 
 def photos_a_second(calls: Sequence[Callable[[], int]], seconds: float) -> tuple[int, float]:
-    """Calls each again and again in a thread of its own; the photos that they say they did, and those a second.
+    """Call each function repeatedly in a thread of its own. Return the number of photos and the photos per second.
 
-    Raises what a call raised.
+    Each call returns its number of photos. Raises what a call raised.
     """
     counts, errors = [0] * len(calls), list[BaseException]()
     start = threading.Barrier(len(calls) + 1)
@@ -104,7 +104,7 @@ def photos_a_second(calls: Sequence[Callable[[], int]], seconds: float) -> tuple
         try:
             while not errors and (counts[number] == 0 or time.monotonic() < until):
                 counts[number] += calls[number]()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by the caller's thread
             errors.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(calls))]
@@ -122,7 +122,7 @@ def photos_a_second(calls: Sequence[Callable[[], int]], seconds: float) -> tuple
 
 
 def _session(file: Path, plan: Plan, variant: str, batch: int) -> ort.InferenceSession:
-    """As the service makes them. A captured graph is one thread's only, so bare loops run without."""
+    """Return a session as in the service. A captured graph belongs to one thread, so bare loops run without graphs."""
     gpu = replace(plan.gpu(variant), graphs=False)
     return SessionLoader(file, file.read_bytes(), plan.device, gpu).session(batch)
 
@@ -132,7 +132,7 @@ def _inputs(batch: int) -> np.ndarray:
 
 
 def _pinned_run(session: ort.InferenceSession, place: DeviceRef, batch: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A plain run of an input that is copied into pinned memory first."""
+    """Return a function that copies its input into pinned memory and calls `run`."""
     value = host_memory((batch, 1, model.INPUT_SIZE, model.INPUT_SIZE), place)
     host = value.numpy()
 
@@ -178,7 +178,7 @@ def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
         )
         engine.warm_up()
         ready_s = time.monotonic() - started
-        # So many that each executor can be full while as many photos wait.
+        # This number of threads keeps every executor full while the same number of photos waits.
         threads = 2 * plan.executors * engine.max_batch
         batcher = Batcher(engine.executors, max_batch=engine.max_batch, capacity=threads)
         items = _inputs(threads)
@@ -196,13 +196,13 @@ def measure_batched(folder: Path, plan: Plan) -> Iterator[Batched]:
 
 
 def _precision(folder: Path, sha256: str) -> str:
-    """Which of the model's files has that hash."""
+    """Return which of the model's files has that hash."""
     half = _file(folder, FP16)
     return FP16 if hashlib.sha256(half.read_bytes()).hexdigest() == sha256 else FP32
 
 
 def measure_direct(folder: Path, plan: Plan, files: list[Path]) -> Served:
-    """The service's own way of a photo in as many threads as it has, without HTTP."""
+    """Measure the service's pipeline in as many threads as the service has, without HTTP."""
     memory.keep_freed_memory()
     cv2.setNumThreads(1)
     settings = plan.settings(folder)
@@ -234,7 +234,7 @@ def _served_hash(server: Server) -> str:
 
 
 def _loop_seconds(pid: int) -> float:
-    """CPU time of the process's first thread, which the event loop runs in; NaN where it isn't told."""
+    """Return the CPU time of the process's first thread, which runs the event loop; NaN if unknown."""
     try:
         times = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
     except psutil.Error:
@@ -271,7 +271,7 @@ def measure_http(folder: Path, plan: Plan, files: list[Path], log: Path) -> Serv
         clients,
         len(answered),
         len(answered) / busy if busy else 0.0,
-        # The load generator's own start is no time of work.
+        # The start of the load generator is not counted.
         used / min(wall, busy or wall),
         p50,
         p99,

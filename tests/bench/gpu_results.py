@@ -1,4 +1,4 @@
-"""What is measured of a GPU, its bars, and the figures as Markdown."""
+"""The results of the GPU benchmark, their targets, and their report as Markdown."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ BATCHER_BAR, HALF_BAR, HTTP_BAR = 0.95, 1.6, 0.7
 
 @dataclass(frozen=True)
 class Bare:
-    """Photos a second of bare loops side by side."""
+    """Photos per second of parallel bare loops."""
 
     variant: str
     batch: int
@@ -28,7 +28,7 @@ class Bare:
 
 @dataclass(frozen=True)
 class Batched:
-    """Photos a second through the batcher, and how many ran together on average; seconds to load and warm the model."""
+    """Photos per second through the batcher, the mean batch size, and the seconds to load and warm up the model."""
 
     variant: str
     threads: int
@@ -39,9 +39,9 @@ class Batched:
 
 @dataclass(frozen=True)
 class Served:
-    """The whole way of photos. `cores` is the CPU time of all threads by the time that went by.
+    """The results of the whole pipeline. `cores` is the CPU time of all threads divided by the wall time.
 
-    Over HTTP, `loop` is the share of one core that the event loop's thread took, else None.
+    Over HTTP, `loop` is the share of one core that the event loop's thread used; otherwise None.
     """
 
     way: str
@@ -59,7 +59,7 @@ class Served:
 
 @dataclass
 class Results:
-    """Everything that was measured, and on what."""
+    """All measurements, and the machine that they ran on."""
 
     machine: dict[str, str]
     device: Device
@@ -69,14 +69,14 @@ class Results:
     served: list[Served] = field(default_factory=list)
 
     def best_bare(self, variant: str, batch: int | None = None) -> float:
-        """Of one loop and of several side by side; NaN when it was not measured."""
+        """Return the best rate of one loop or of several parallel ones; NaN if it was not measured."""
         wanted = (variant, batch or self.max_batch)
         bound = [bare for bare in self.bare if bare.way == BOUND]
         return max((bare.rate for bare in bound if (bare.variant, bare.batch) == wanted), default=np.nan)
 
 
 def bars(results: Results) -> list[Bar]:
-    """What an H200 has to reach; a CPU measures none of it."""
+    """Return the targets for an H200; a CPU measures none of them."""
     batched = {found.variant: found.rate / results.best_bare(found.variant) for found in results.batched}
     worst = min(batched, key=lambda variant: batched[variant], default="")
     half = results.best_bare(FP16, 32) / results.best_bare(FP32, 32)

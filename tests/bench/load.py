@@ -1,13 +1,14 @@
-"""The load generator, a process of its own, so that its CPU time is not the server's: python -m tests.bench.load --help
+"""The load generator, a separate process whose CPU time is not the server's: python -m tests.bench.load --help
 
-It shares the machine with the server, so it has to be cheap: one thread, a bare asyncio protocol on uvloop, requests
-built once, answers read into one buffer and thrown away. Beside aiohttp on the same loop that took a half to three
-quarters of the CPU time a request: 1.1 ms against 1.9 for 2.4 MB each way, 0.03 to 0.09 against 0.12 for 50 kB.
+It shares the machine with the server, so it must be cheap. It has one thread, a bare asyncio protocol on uvloop,
+prebuilt requests, and one buffer into which all responses are read. Compared to aiohttp on the same loop, it takes a
+half to three quarters of the CPU time per request: 1.1 ms instead of 1.9 for 2.4 MB each way, 0.03 to 0.09 instead of
+0.12 for 50 kB.
 
-Closed loop (`--clients`): each client sends its next photo when the last one is answered. A client that is refused
-waits as long as `Retry-After` says and up to half as long again, then tries once more, or at once (`--impatient`); the
-photo's latency counts from its first attempt. Open loop (`--rate`): photos are sent at times drawn beforehand, however
-the server fares, and latency counts from the time that was drawn. Prints a Result as JSON.
+Closed loop (`--clients`): each client sends its next photo after the response to the last one. A refused client waits
+for `Retry-After` seconds and up to half of that more, then retries. With `--impatient` it retries immediately. The
+photo's latency counts from its first attempt. Open loop (`--rate`): photos are sent at precomputed random times, in any
+state of the server, and latency counts from these times. Prints a Result as JSON.
 """
 
 import argparse
@@ -32,24 +33,24 @@ BUFFER = memoryview(bytearray(1 << 18))
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 RETRY = re.compile(rb"\r\nretry-after: *(\d+)", re.IGNORECASE)
 CLOSE = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
-# A connection that was idle for longer may be closed by the server just when it is used again.
+# The server may close a connection that is idle for longer, in the moment when it is used again.
 MAX_IDLE_S = 2.0
-# How long answers are waited for when nothing is sent any more.
+# Responses may arrive for this long after the last request.
 PATIENCE_S = 90.0
 REFUSED = 503
-# Batches round a little differently from single photos.
+# Batches round slightly differently than single photos do.
 SAME_LENGTH = 0.01
 
 
 @dataclass
 class Result:
-    """What a run saw. Times in seconds, from the start of the run where they are points in time."""
+    """The observations of a run. Times in seconds; points in time count from the start of the run."""
 
     answered: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
-    # Of photos that were refused until the run's end: how long, at least, they would have taken.
+    # The latencies so far of photos that were still refused when the run ended.
     given_up: list[float] = field(default_factory=list)
-    # What else happened, and how often: a status, `reset`, `unreadable`, `unanswered`.
+    # The number of each other outcome: a status, `reset`, `unreadable`, `unanswered`.
     errors: Counter[str] = field(default_factory=Counter)
     last_answer: float = 0.0
     cpu: float = 0.0
@@ -57,7 +58,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The head of an answer; its body has come too, and is gone. `retry_after` in seconds."""
+    """The status and headers of a response, whose body was read and discarded. `retry_after` in seconds."""
 
     status: int
     retry_after: float
@@ -66,11 +67,11 @@ class Reply:
 
 
 class Unreadable(Exception):
-    """An answer without a length."""
+    """A response without a Content-Length."""
 
 
 class Connection(asyncio.BufferedProtocol):
-    """One keep-alive connection: one request, one answer, and again."""
+    """A keep-alive connection that alternates between one request and its response."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -87,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         return is_open and time.monotonic() - self.idle_since < MAX_IDLE_S
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's is one by its methods, not by its class.
+        # uvloop's transport has the methods of asyncio.Transport, but not its class.
         self._transport = cast("asyncio.Transport", transport)
 
     def ask(self, request: bytes) -> asyncio.Future[Reply]:
@@ -135,7 +136,7 @@ class Connection(asyncio.BufferedProtocol):
 
 
 class Run:
-    """One run against one server."""
+    """A run against one server."""
 
     def __init__(self, port: int, photos: list[bytes], seed: int, *, impatient: bool = False) -> None:
         self._port = port
@@ -166,7 +167,7 @@ class Run:
         return reply
 
     async def _try(self, body: bytes, since: float) -> Reply | None:
-        """One attempt, noted unless it was refused; None when there was no answer to it."""
+        """Make one attempt, and record it unless it was refused. Return None if there was no response."""
         try:
             reply = await self._ask(body)
         except (OSError, Unreadable) as error:
@@ -183,7 +184,7 @@ class Run:
         return reply
 
     def _is_expected(self, body: bytes, reply: Reply) -> bool:
-        """Whether an answer is about as long as the photo's first: swapped or cut ones are not counted."""
+        """Return whether a response is about as long as the photo's first. Swapped or truncated ones do not count."""
         first = self._lengths.setdefault(body, reply.length)
         return abs(reply.length - first) <= SAME_LENGTH * first
 
@@ -202,7 +203,7 @@ class Run:
                     self.result.given_up.append(attempt - since)
                     return
             if reply is None or reply.status != 200:
-                await asyncio.sleep(0.05)  # A server that answers errors at once must not be hammered.
+                await asyncio.sleep(0.05)  # Avoid a busy loop against a server that responds with errors immediately.
 
     async def _single(self, at: float) -> None:
         reply = await self._try(self._next(), at)
@@ -236,14 +237,14 @@ class Run:
 
 
 def form(photo: bytes) -> bytes:
-    """The body of a request: the photo as the form's field `file`."""
+    """Return the body of a request: the photo as the form field `file`."""
     disposition = 'Content-Disposition: form-data; name="file"; filename="photo.jpg"'
     head = f"--{BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n"
     return head.encode() + photo + f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def request(photo: bytes) -> bytes:
-    """A whole HTTP request."""
+    """Return a whole HTTP request."""
     body = form(photo)
     head = (
         f"POST {PATH} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -252,7 +253,7 @@ def request(photo: bytes) -> bytes:
 
 
 def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
-    """Times, in seconds, of a Poisson process with `rate` arrivals a second; the same ones for the same seed."""
+    """Return the times, in seconds, of a Poisson process with `rate` arrivals per second; the seed fixes them."""
     chance = random.Random(seed)
     times = itertools.accumulate(iter(lambda: chance.expovariate(rate), None))
     return list(itertools.takewhile(lambda at: at < seconds, times))

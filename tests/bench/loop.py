@@ -1,8 +1,8 @@
-"""What the event loop costs a request, with an engine that does nothing: python -m tests.bench.loop
+"""Measure the event loop's cost per request, with an engine that does nothing: python -m tests.bench.loop
 
-The whole service but its colours: uploads are parsed, admitted, handed to a worker thread, which answers the very bytes
-that came. Prints, for each size and number of clients, requests a second and CPU milliseconds a request of the event
-loop's thread and of all others together.
+The service runs without colouring: uploads are parsed, admitted, and handed to a worker thread, which returns the
+received bytes. For each size and number of clients, it prints requests per second. It also prints CPU milliseconds per
+request, of the event loop's thread and of all other threads.
 """
 
 import argparse
@@ -24,7 +24,7 @@ SIZES = ((512, 384), (4000, 3000))
 
 
 def serve() -> None:
-    """The service, in a process of its own."""
+    """Run the service in a process of its own."""
     from service.cli import main
     from service.pipeline.colorizer import ColoredImage, Colorizer
 
@@ -41,14 +41,14 @@ def _kind() -> Kind:
 
 
 def _cpu_seconds(server: Server) -> tuple[float, float]:
-    """Of the event loop's thread, and of all others."""
+    """Return the CPU seconds of the event loop's thread, and of all others."""
     threads = {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(server.pid).threads()}
     loop = threads.pop(server.pid)
     return loop, sum(threads.values())
 
 
 def measure(size: Size, clients: Sequence[int], seconds: float) -> list[tuple[int, float, float, float]]:
-    """For each number of clients: itself, requests a second, CPU milliseconds of the loop and of the other threads."""
+    """Return for each number of clients: it, requests per second, CPU milliseconds of the loop and of other threads."""
     rows = []
     with tempfile.TemporaryDirectory() as name, patch.dict(KINDS, {NAME: _kind()}):
         folder = Path(name)
@@ -69,7 +69,7 @@ def measure(size: Size, clients: Sequence[int], seconds: float) -> list[tuple[in
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8])

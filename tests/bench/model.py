@@ -1,8 +1,8 @@
-"""The benchmark's model: a fixed network of 1.3 GMAC that keeps to the contract, so that figures never move with the
-shipped one: python -m tests.bench.model FILE.onnx
+"""Create the benchmark's model: python -m tests.bench.model FILE.onnx
 
-A small U-Net with random weights from a seed. Its colours mean nothing; they are finite, smooth and moderate, which is
-all that the work of the other stages depends on.
+It is a fixed network of 1.3 GMAC that follows the contract, so that figures do not change with the shipped model. It is
+a small U-Net with random weights from a seed. Its colours mean nothing, but they are finite, smooth and moderate. The
+work of the other stages depends on nothing else.
 """
 
 import math
@@ -22,14 +22,14 @@ INPUT_SIZE = 224
 GRID = 56
 TARGET_MACS = 1.3e9
 LARGEST_CHROMA = 40.0
-# Found by trying: with these the colours are as vivid as a photograph's, and warm.
+# Found by trial: these give warm colours that are as vivid as a photograph's.
 SEED = 1
 GAIN = -1.0
 FACTS = Contract(NAME, "1", "lab", INPUT_SIZE, "Apache-2.0", "nothing: random weights from a seed")
 
 
 class _Builder:
-    """Collects nodes and weights; every method returns the name of its output."""
+    """A collection of nodes and weights. Every method returns the name of its output."""
 
     def __init__(self, seed: int) -> None:
         self._random = np.random.default_rng(seed)
@@ -47,13 +47,13 @@ class _Builder:
         return name
 
     def conv(self, x: str, inside: int, outside: int, *, kernel: int = 3, stride: int = 1) -> str:
-        """A convolution with the weights of He et al. 2015: what it answers has the spread of what it is given."""
+        """Add a convolution with the initialization of He et al. (2015), which preserves the variance."""
         weights = self._weights(inside, outside, kernel)
         pads, strides = [kernel // 2] * 4, [stride] * 2
         return self.node("Conv", [x, self.constant(weights)], kernel_shape=[kernel] * 2, pads=pads, strides=strides)
 
     def head(self, x: str, inside: int, outside: int) -> str:
-        """A convolution whose weights have a mean of nothing, so that no colour is everywhere."""
+        """Add a convolution whose weights have a mean of 0, so that the output has no overall cast."""
         weights = self._weights(inside, outside, 3)
         weights = GAIN * (weights - weights.mean(axis=(1, 2, 3), keepdims=True))
         return self.node("Conv", [x, self.constant(weights)], kernel_shape=[3, 3], pads=[1] * 4)
@@ -93,14 +93,14 @@ def _network(net: _Builder) -> None:
 
 
 def _room(net: _Builder) -> str:
-    """The largest chroma of each place: 4 L (1 - L) of it. Black and white have no room for colour, nor have photos."""
+    """Return the largest chroma of each pixel, 4 L (1 - L). Black and white have no room for colour."""
     lightness = net.node("AveragePool", [INPUT], kernel_shape=[4, 4], strides=[4, 4])
     rest = net.node("Sub", [net.constant(1), lightness])
     return net.node("Mul", [net.node("Mul", [lightness, rest]), net.constant(4 * LARGEST_CHROMA)])
 
 
 def build() -> bytes:
-    """The model as an ONNX file."""
+    """Return the model as an ONNX file."""
     net = _Builder(SEED)
     _network(net)
     size = INPUT_SIZE
@@ -119,12 +119,12 @@ def build() -> bytes:
 
 def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, list[int]]]:
     for value in (*graph.input, *graph.output, *graph.value_info):
-        # The batch axis has no number: one photo.
+        # The batch axis has no size, so it counts as 1.
         yield value.name, [axis.dim_value or 1 for axis in value.type.tensor_type.shape.dim]
 
 
 def macs(data: bytes) -> int:
-    """Multiply-accumulates of one photo, counted from the graph's convolutions; the rest has next to none."""
+    """Return the multiply-accumulates per photo, counted over the convolutions; the other nodes are negligible."""
     graph = shape_inference.infer_shapes(onnx.load_model_from_string(data)).graph
     shapes = dict(_shapes(graph))
     weights = {weight.name: list(weight.dims) for weight in graph.initializer}

@@ -1,4 +1,4 @@
-"""The figures as Markdown, and the drawing of latency against load."""
+"""The benchmark's report as Markdown, and the plot of latency over load."""
 
 import math
 import statistics
@@ -10,7 +10,7 @@ from tests.bench.photos import Size
 from tests.bench.results import TOMAU, Cell, Results, megapixels, name_of
 from tests.bench.servers import KINDS
 
-# Okabe and Ito's palette, which the colour-blind can tell apart; and each line has its own marker.
+# Okabe and Ito's palette is safe for colour-blind readers. Each line also has its own marker.
 LOOKS = (("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"))
 
 
@@ -152,7 +152,7 @@ def markdown(results: Results, bars: Sequence[Bar]) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Latency against the number of clients, one panel a size: p50 as a line, p99 dashed."""
+    """Plot latency over the number of clients, one panel per size: p50 as a solid line, p99 dashed."""
     import matplotlib as mpl
 
     mpl.use("Agg")

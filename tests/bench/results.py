@@ -1,4 +1,4 @@
-"""What was measured, and how it is brought together: medians of rounds, and ratios within one round."""
+"""The benchmark's measurements, and their summary: medians over rounds, and ratios within one round."""
 
 import math
 import statistics
@@ -12,7 +12,7 @@ TOMAU = "tomau"
 
 @dataclass(frozen=True)
 class Cell:
-    """One server, size and number of clients in one round. CPU and memory are those of the whole process tree."""
+    """One server, size and number of clients in one round. CPU time and memory are of the whole process tree."""
 
     server: str
     size: Size
@@ -28,12 +28,12 @@ class Cell:
     refused: int
     errors: dict[str, int]
     client_cpu_ms: float  # of the load generator, an image
-    given_up: int = 0  # photos that were refused until the end; they are in the percentiles, as long as they lasted
+    given_up: int = 0  # photos that were still refused at the end; the percentiles include their latency so far
 
 
 @dataclass(frozen=True)
 class Floor:
-    """The plain sum of the stages by one route, in that many threads, in one round."""
+    """The sum of the stages by one route, on that number of threads, in one round."""
 
     route: str
     size: Size
@@ -44,7 +44,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Overload:
-    """One server at twice its capacity. Rates in images a second, times in ms; None where nothing was measured."""
+    """One server at twice its capacity. Rates in images per second, times in ms; None if nothing was measured."""
 
     server: str
     size: Size
@@ -63,9 +63,9 @@ class Overload:
 
 @dataclass(frozen=True)
 class Check:
-    """A server's answer to one photo beside the reference: mean CIEDE2000, and levels of luma.
+    """A server's output for one photo compared with the reference: mean CIEDE2000, and levels of luma.
 
-    `de00_first` is beside the answer of the server that was asked first.
+    `de00_first` compares it with the output of the first server.
     """
 
     server: str
@@ -79,7 +79,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Start:
-    """From the start of the process to ready, seconds."""
+    """The time from the start of the process until it is ready, seconds."""
 
     server: str
     seconds: float
@@ -87,7 +87,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Failure:
-    """A server that did not start, ended, or could not be measured, and why."""
+    """A server that did not start, ended, or could not be measured, and the reason."""
 
     server: str
     size: Size
@@ -97,7 +97,7 @@ class Failure:
 
 @dataclass
 class Results:
-    """Everything that one benchmark measured, and on what."""
+    """All measurements of one benchmark, and the machine that they ran on."""
 
     machine: dict[str, str]
     cores: int
@@ -116,17 +116,17 @@ class Results:
         return [server for server in self.servers if server != TOMAU]
 
     def rounds(self, server: str, size: Size, clients: int) -> list[Cell]:
-        """Those in which the server answered anything."""
+        """Return the rounds in which the server returned any image."""
         asked = (server, size, clients)
         return [cell for cell in self.cells if (cell.server, cell.size, cell.clients) == asked and cell.images]
 
     def median(self, server: str, size: Size, clients: int, figure: Callable[[Cell], float]) -> float:
-        """NaN where nothing was answered."""
+        """Return the median of a figure over the rounds; NaN if there is no such round."""
         values = [figure(cell) for cell in self.rounds(server, size, clients)]
         return statistics.median(values) if values else math.nan
 
     def ratio(self, over: str, under: str, size: Size, clients: int, figure: Callable[[Cell], float]) -> float:
-        """The median of the ratios within each round, `over` by `under`; NaN where they have no round in common."""
+        """Return the median over the rounds of `over` divided by `under`; NaN if they have no common round."""
         below = {cell.round: figure(cell) for cell in self.rounds(under, size, clients)}
         rounds = self.rounds(over, size, clients)
         values = [figure(cell) / below[cell.round] for cell in rounds if below.get(cell.round)]
@@ -138,11 +138,11 @@ class Results:
         return statistics.median(values) if values else math.nan
 
     def threads(self, clients: int) -> int:
-        """Of the floor that is as busy as a server with that many clients: one core, or all."""
+        """Return the number of threads of the floor that matches this number of clients: up to all cores."""
         return min(clients, self.cores)
 
     def above_floor(self, server: str, size: Size, clients: int) -> float:
-        """CPU an image as a multiple of the floor of the server's own route, a median over the rounds."""
+        """Return CPU time per image as a multiple of the floor of the server's own route, a median over the rounds."""
         route, threads = "planes" if server == TOMAU else "pixels", self.threads(clients)
         floors = {
             floor.round: floor.cpu_ms
@@ -155,7 +155,7 @@ class Results:
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least so many percent of all do not exceed (nearest rank); NaN of none."""
+    """Return the smallest value that at least `percent` percent of the values do not exceed; NaN if there are none."""
     if not values:
         return math.nan
     return sorted(values)[max(0, math.ceil(percent / 100 * len(values)) - 1)]

@@ -1,6 +1,6 @@
-"""The servers side by side: how each is started, when it is ready, how it is stopped.
+"""The servers under test: how each is started, when it is ready, how it is stopped.
 
-A server gets a process group of its own, so that all of its processes can be stopped, whatever became of the first.
+Each server has its own process group, so that all its processes can be stopped even if the first one has ended.
 """
 
 import http.client
@@ -21,19 +21,19 @@ from typing import Any
 from tests.bench import model
 
 ROOT = Path(__file__).parents[2]
-# On a GPU a start takes longer: CUDA's libraries, a session for each batch size, cuDNN's search.
+# A start on a GPU takes longer: it loads CUDA, creates a session per batch size, and runs cuDNN's search.
 START_S = 120.0
 STOP_S = 10.0
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class ServerFailed(Exception):
-    """A server did not start, or ended by itself; the text is the end of its log."""
+    """A server did not start, or ended by itself. The text is the end of its log."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How to start a server, from its port and the model's file, and the path that answers 200 when it is ready."""
+    """The command and environment of a server, from its port and the model's file, and its readiness path."""
 
     title: str
     command: Callable[[int, Path], list[str]]
@@ -43,7 +43,7 @@ class Kind:
 
 @dataclass
 class Server:
-    """A server that is ready, and how long that took, in seconds."""
+    """A server that is ready, and the seconds until it was."""
 
     kind: Kind
     process: subprocess.Popen[bytes]
@@ -61,7 +61,7 @@ class Server:
 
 
 def _tomau(_port: int, _model: Path) -> list[str]:
-    # Not the installed command, which may belong to another checkout.
+    # The installed command may belong to another checkout.
     return [sys.executable, "-c", "from service.cli import main; main()", "serve"]
 
 
@@ -75,7 +75,7 @@ def _tomau_environment(port: int, file: Path) -> dict[str, str]:
     }
 
 
-# <malloc.h>'s thresholds as variables: freed memory stays with the process, as tomau has it.
+# These set <malloc.h>'s thresholds, so that the process keeps freed memory, as tomau does.
 HEAP_KEPT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str(1 << 28)}
 
 
@@ -118,7 +118,7 @@ def free_port() -> int:
 
 
 def _environment(kind: Kind, port: int, file: Path, settings: Mapping[str, str]) -> dict[str, str]:
-    """That of this process without anybody's own settings, and what the server needs."""
+    """Return the environment of this process without its own settings of tomau, plus what the server needs."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("TOMAU_")}
     given = kind.environment(port, file)
     own = {f"TOMAU_{key.upper()}": value for key, value in settings.items()} if kind is KINDS["tomau"] else {}
@@ -152,7 +152,7 @@ def _signal(server: Server, number: signal.Signals) -> None:
 
 
 def _is_alive(server: Server) -> bool:
-    """Whether any process of the group is left."""
+    """Return whether any process of the group is left."""
     server.process.poll()
     try:
         os.killpg(server.pid, 0)
@@ -172,9 +172,9 @@ def _stop(server: Server) -> None:
 
 @contextmanager
 def running(name: str, file: Path, log: Path, settings: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Starts a server with the model of that file, waits until it is ready, and stops it however the block ends.
+    """Start a server with a model file, wait until it is ready, and stop it at the end of the block.
 
-    settings: of tomau, by the names of its fields. Raises ServerFailed.
+    settings: tomau's, by field name. Raises ServerFailed.
     """
     kind, port = KINDS[name], free_port()
     environment = _environment(kind, port, file, settings or {})
@@ -192,7 +192,7 @@ def running(name: str, file: Path, log: Path, settings: Mapping[str, str] | None
 
 
 def load(server: Server, paths: Sequence[Path], seconds: float, clients: int, *options: str) -> dict[str, Any]:
-    """What so many clients in a closed loop saw, as `tests.bench.load` says. Raises ServerFailed on any error."""
+    """Return the Result of `tests.bench.load` with closed-loop clients. Raises ServerFailed on any error."""
     command = [sys.executable, "-m", "tests.bench.load", server.port, *paths, "--seconds", seconds]
     command += ["--clients", clients, *options]
     ended = subprocess.run(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, check=True)

@@ -1,10 +1,11 @@
-"""tomau beside its peers, in one run, on the same photographs and model: `make bench`, or --help.
+"""Compare tomau with its peers in one run, on the same photographs and model: `make bench`, or --help.
 
-Every round visits every size, and at each size every server and the floor, in an order that is drawn anew for each
-visit. A visit starts a server afresh, warms it up, and measures it with each number of clients from idle to idle: CPU
-time and images are those of whole requests. Then it is started afresh once more and sent twice as much as it can do:
-tomau in every round, its peers in the last.
-What is printed are medians over the rounds, and ratios taken within one round.
+Every round visits every size. At each size it visits every server and the floor, in a random order. A visit starts the
+server, warms it up, and measures it with each number of clients. Each measurement starts and ends idle, so CPU time and
+images are those of whole requests. Then the server is started again and gets twice its capacity: tomau in every round,
+its peers in the last.
+
+The report has medians over the rounds, and ratios within one round.
 """
 
 import argparse
@@ -42,7 +43,7 @@ REFUSAL = re.compile(r"POST /colorize 503 ([\d.]+) ms")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. Times in seconds: how long photos are sent for a cell, for warming up, in the overload."""
+    """What is measured. Times in seconds: of a cell, of the warm-up, and of the overload."""
 
     servers: Sequence[str] = DEFAULT
     sizes: Sequence[Size] = SIZES
@@ -60,7 +61,7 @@ QUICK = Plan(clients=(1, 8), rounds=1, seconds=1.0, warm=0.3, overload=3.0, over
 
 
 class ScriptFailed(Exception):
-    """One of the benchmark's own scripts failed; what it said is on standard error."""
+    """A script of the benchmark failed; its messages are on standard error."""
 
 
 def _say(text: str) -> None:
@@ -68,7 +69,7 @@ def _say(text: str) -> None:
 
 
 def _script(name: str, *arguments: object) -> dict[str, Any]:
-    """The JSON that one of the benchmark's own scripts prints."""
+    """Return the JSON that a script of the benchmark prints."""
     command = [sys.executable, "-m", f"tests.bench.{name}", *map(str, arguments)]
     ended = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
     if ended.returncode:
@@ -78,7 +79,7 @@ def _script(name: str, *arguments: object) -> dict[str, Any]:
 
 
 class Bench:
-    """One run: its folder with the model and the photographs, and its results."""
+    """A run of the benchmark: its folder with the model and the photographs, and its results."""
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan = plan
@@ -116,7 +117,7 @@ class Bench:
                 _say(f"round {number + 1}, {name_of(size)}: floor, {route}, {threads}: {answer['cpu_ms']:.1f} ms")
 
     def _visit(self, name: str, size: Size, number: int) -> None:
-        """A server that fails is written down, and the run goes on."""
+        """Measure one server. A failure is recorded, and the run continues."""
         log = self.folder / f"{name}-{name_of(size)}-{number}.log"
         try:
             with running(name, self.model, log, self.plan.settings) as server:
@@ -127,7 +128,7 @@ class Bench:
                 capacity = max(self._cell(name, server, size, clients, number) for clients in self.plan.clients)
             is_due = name == TOMAU or number == self.plan.rounds - 1
             if is_due and self.plan.overload and name in self.plan.overload_servers and capacity:
-                # Afresh: what the closed loops left in memory would hide what this adds.
+                # A new process, because memory left by the closed loops would hide the growth.
                 with running(name, self.model, log.with_suffix(".overload.log"), self.plan.settings) as server:
                     self._load(server, size, self.plan.warm, "--clients", 2 * CORES)
                     self._overload(name, server, size, capacity)
@@ -156,7 +157,7 @@ class Bench:
             self.results.checks.append(found)
 
     def _cell(self, name: str, server: Server, size: Size, clients: int, number: int) -> float:
-        """Measures one cell; returns its images a second."""
+        """Measure one cell; return its images per second."""
         before = tree.cpu_seconds(server.pid)
         with tree.Watch(server.pid) as watch:
             seen = self._load(server, size, self.plan.seconds, "--clients", clients)
@@ -217,7 +218,7 @@ class Bench:
 
 
 def machine(plan: Plan) -> dict[str, str]:
-    """What the figures were measured on, and how."""
+    """Return what the measurements ran on, and with which settings."""
     cpu = re.search(r"model name\s*: (.*)", _read(Path("/proc/cpuinfo")))
     packages = ("fastapi", "uvicorn", "litserve", "onnxruntime", "opencv-python-headless", "simplejpeg", "numpy")
     is_pss = Path("/proc/self/smaps_rollup").exists()
@@ -282,7 +283,9 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
     names = ("rounds", "sizes", "clients", "servers", "seconds", "overload")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     if "clients" in given:
-        given["clients"] = sorted(given["clients"])  # From few to many: memory that stays must not count for fewer.
+        given["clients"] = sorted(
+            given["clients"]
+        )  # Ascending: memory kept from a larger load must not count for a smaller one.
     if "seconds" in given:
         given["warm"] = min(base.warm, given["seconds"])
     if "servers" in given and not arguments.quick:
@@ -291,7 +294,7 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
 
 
 def write(results: Results, folder: Path) -> str:
-    """Writes the report's files; returns its text."""
+    """Write the report's files; return its text."""
     folder.mkdir(parents=True, exist_ok=True)
     reached = bars(results)
     text = report.markdown(results, reached)
@@ -305,18 +308,18 @@ def write(results: Results, folder: Path) -> str:
 
 
 def _interrupt(number: int, _frame: object) -> None:
-    """SIGTERM and a closed terminal end the run as Ctrl-C does: servers are stopped."""
+    """Let SIGTERM and SIGHUP end the run as Ctrl-C does, so that servers are stopped."""
     raise KeyboardInterrupt
 
 
 def _allow_many_connections() -> None:
-    """For the servers and the load generator, which inherit it: an unbounded queue is as many connections."""
+    """Raise the limit of open files for servers and load generator: an unbounded queue needs many sockets."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the benchmark; what was measured until an interruption is still written."""
+    """Run the benchmark. After an interruption, the results so far are still written."""
     arguments = _parser().parse_args(argv)
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:

@@ -1,9 +1,8 @@
-"""What is left of the service when many clients don't wait: python -m tests.bench.storm
+"""Measure the throughput that is left when many clients retry immediately: python -m tests.bench.storm
 
-Clients that are refused and try again at once cost the event loop a refusal each time, and the more of them there are
-the less is left for the photos. Prints, for each size, images a second and CPU milliseconds an image with as many
-patient clients as the machine serves best, with many impatient ones, and the share that is left, medians of rounds.
-The clients are on the same machine, and take their part of it.
+Every refusal costs the event loop time, which is then missing for the photos. For each size, it measures the best
+number of patient clients, and then adds many impatient ones. It prints images per second, CPU milliseconds per image,
+and the remaining share, as medians over rounds. The clients share the machine with the server.
 """
 
 import argparse
@@ -24,7 +23,7 @@ PATIENT = 4 * CORES
 
 @dataclass(frozen=True)
 class Load:
-    """What a server did under one load: images and refusals a second, CPU milliseconds an image."""
+    """The results under one load: images and refusals per second, CPU milliseconds per image."""
 
     rate: float
     refusals: float
@@ -40,7 +39,7 @@ def _load(server: Server, paths: Sequence[Path], seconds: float, clients: int, *
 
 
 def measure(size: Size, impatient: int, seconds: float, rounds: int) -> list[tuple[Load, Load]]:
-    """For each round: with the patient clients, and with so many impatient ones."""
+    """Return per round: the results with patient clients only, and with that number of impatient ones."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "models" / f"{model.NAME}.onnx"
@@ -56,7 +55,7 @@ def measure(size: Size, impatient: int, seconds: float, rounds: int) -> list[tup
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measures and prints a table."""
+    """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--rounds", type=int, default=3)

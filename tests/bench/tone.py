@@ -1,7 +1,7 @@
-"""How often service.tone is wrong, by kind of photo: python -m tests.bench.tone --data shards and folders.
+"""Measure how often service.imaging.tone is wrong, by kind of photo: python -m tests.bench.tone --data PATH ...
 
-The photographs given are taken to be in colour. Each is also made gray and then toned, stained, made noisy and so on,
-saved as a JPEG of quality 50 to 95 at 4:2:0 or 4:4:4, and must not be in colour any more.
+The given photographs count as colour. Each is also converted to gray, then toned, stained, made noisy and so on. It is
+saved as a JPEG of quality 50 to 95 with 4:2:0 or 4:4:4, and must then not count as colour.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from service.imaging.tone import tone_of_rgb
 
 Random = np.random.Generator
 SEPIA = np.array([1.1, 0.98, 0.76])
-# Shadows and highlights of duotones: selenium, cyanotype, bromoil, gold, split toning.
+# The shadows and highlights of duotones: selenium, cyanotype, bromoil, gold, split toning.
 DUOTONES = (
     ((32, 20, 24), (250, 240, 232)),
     ((8, 28, 60), (225, 240, 250)),
@@ -71,7 +71,7 @@ def grainy(gray: np.ndarray, random: Random) -> np.ndarray:
 
 
 def fringed(gray: np.ndarray, random: Random, most: float = 0.25) -> np.ndarray:
-    """A scanner's red and blue lie up to a quarter of a pixel off."""
+    """Return the photo with its red and blue shifted by up to a quarter of a pixel, as by a scanner."""
     picture = any_base(gray, random).astype(np.float32)
     for channel in (0, 2):
         move = np.column_stack([np.eye(2), random.uniform(-most, most, 2)])
@@ -108,7 +108,7 @@ def chart(gray: np.ndarray, random: Random) -> np.ndarray:
 
 
 def stamp(gray: np.ndarray, random: Random) -> np.ndarray:
-    """A red or blue one on 0.4 to 2 % of the photo."""
+    """Return the photo with a red or blue stamp on 0.4 to 2 % of its area."""
     picture = any_base(gray, random).copy()
     side = int(np.sqrt(random.uniform(0.004, 0.02) * gray[..., 0].size))
     top, left = (random.integers(max(1, length - side)) for length in gray.shape[:2])

@@ -1,8 +1,8 @@
-"""What a process and all its children use: CPU time, and memory.
+"""Measure the CPU time and memory of a process and all its children.
 
-CPU time of children that have ended counts too, once their parent has waited for them. Memory is PSS where the kernel
-tells it, which shares pages out among the processes that have them in common, else RSS; for a tree of one process the
-peak is the kernel's own high-water mark of RSS, which misses nothing between two samples.
+The CPU time of an ended child counts once its parent has waited for it. Memory is PSS if the kernel reports it, which
+divides shared pages among their processes; otherwise it is RSS. For a tree of one process, the peak is the kernel's
+high-water mark of RSS, which also covers the time between two samples.
 """
 
 import re
@@ -15,13 +15,13 @@ from typing import Self
 import psutil
 
 INTERVAL_S = 0.1
-# A sample of several processes walks their page tables: it must not take the machine from them.
+# A sample walks the page tables of several processes, so it must not take much CPU time from them.
 SHARE_OF_TIME = 0.02
 GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
 
 
 def processes(root: int) -> list[psutil.Process]:
-    """The process and its children, theirs, and so on; empty when it has ended."""
+    """Return the process and its descendants; empty if it has ended."""
     try:
         process = psutil.Process(root)
         return [process, *process.children(recursive=True)]
@@ -30,7 +30,7 @@ def processes(root: int) -> list[psutil.Process]:
 
 
 def cpu_seconds(root: int) -> float:
-    """CPU time, user and system, of the whole tree so far."""
+    """Return the CPU time, user and system, of the whole tree so far."""
     total = 0.0
     for process in processes(root):
         try:
@@ -42,7 +42,7 @@ def cpu_seconds(root: int) -> float:
 
 
 def memory_bytes(root: int) -> int:
-    """PSS of the whole tree, or RSS where PSS can't be read."""
+    """Return the PSS of the whole tree, or its RSS if PSS can't be read."""
     total = 0
     for process in processes(root):
         try:
@@ -60,7 +60,7 @@ def _pss(process: psutil.Process) -> int:
 
 
 def high_water_bytes(root: int) -> int | None:
-    """The largest RSS that the process ever had; None where the kernel does not tell."""
+    """Return the largest RSS of the process so far; None if the kernel does not report it."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{root}/status").read_text())
     except OSError:
@@ -69,13 +69,13 @@ def high_water_bytes(root: int) -> int | None:
 
 
 class Watch:
-    """Samples a tree's memory from a thread, as a context manager."""
+    """A context manager that samples a tree's memory from a thread."""
 
     def __init__(self, root: int) -> None:
         self._root = root
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
-        # Seconds since the start, and bytes.
+        # Each sample has the seconds since the start, and the bytes.
         self.samples: list[tuple[float, int]] = []
 
     def _sample(self) -> None:
@@ -98,12 +98,12 @@ class Watch:
 
     @property
     def peak_bytes(self) -> int:
-        """The largest sample; for one process alone, the largest RSS of its life."""
+        """The largest sample; for a single process, the largest RSS of its life."""
         alone = len(processes(self._root)) == 1
         return (high_water_bytes(self._root) if alone else None) or max((size for _, size in self.samples), default=0)
 
     def growth_bytes(self, seconds: float) -> int:
-        """How much the largest sample of the last third of the first `seconds` is above that of the middle third."""
+        """Return the growth of the largest sample from the middle third of the first `seconds` to their last third."""
         middle = [size for at, size in self.samples if seconds / 3 <= at < 2 * seconds / 3]
         last = [size for at, size in self.samples if 2 * seconds / 3 <= at <= seconds]
         return max(last) - max(middle) if middle and last else 0

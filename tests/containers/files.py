@@ -1,4 +1,4 @@
-"""What is deployed, before it runs: compose files, Prometheus' rules and queries, the image."""
+"""The deployment files before they run: compose files, Prometheus' rules and queries, the image."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def test_every_combination_is_a_project(monkeypatch: pytest.MonkeyPatch, overrid
 
 
 def promtool(*arguments: str, **files: str) -> str:
-    """Runs promtool in Prometheus' image, in its folder; `files` are put there."""
+    """Run promtool in Prometheus' image, in its folder, with `files` mounted."""
     image = next(name for name in images() if "prometheus" in name)
     mounts = [part for name, path in files.items() for part in ("-v", f"{path}:/{name}:ro")]
     folder = ["-v", f"{ROOT / 'docker' / 'prometheus'}:/rules:ro", "-w", "/rules"]

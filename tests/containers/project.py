@@ -1,4 +1,4 @@
-"""The compose project under test, and a client beside it."""
+"""The compose project under test, and a client for it."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ PHOTO_APP = ROOT / "docker" / "photo-app"
 
 
 def photo_app() -> ModuleType:
-    """docker/photo-app/post.py: what the documentation shows is what is tested."""
+    """Return docker/photo-app/post.py as a module: the documented client is the tested one."""
     spec = importlib.util.spec_from_file_location("post", PHOTO_APP / "post.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -28,7 +28,7 @@ def photo_app() -> ModuleType:
 
 
 def docker(*arguments: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs docker; what it said is shown when it fails."""
+    """Run docker. The error has its output if it fails."""
     ended = subprocess.run(
         ["docker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False
     )
@@ -38,7 +38,7 @@ def docker(*arguments: str, timeout: float = 120, check: bool = True) -> subproc
 
 
 def images() -> list[str]:
-    """The images of the project under test."""
+    """Return the images of the project under test."""
     return docker("compose", "--profile", "gateway", "--profile", "monitoring", "config", "--images").stdout.split()
 
 
@@ -51,7 +51,7 @@ class Project:
         self.service, self.gateway, self.prometheus = (f"http://127.0.0.1:{port}" for port in ports.values())
 
     def compose(self, *arguments: str, files: Sequence[str] = (), **options: Any) -> str:
-        """Standard output of a compose command for the project."""
+        """Return the standard output of a compose command for the project."""
         given = [part for file in files for part in ("-f", file)]
         return docker(
             "compose", *given, "--profile", "gateway", "--profile", "monitoring", *arguments, **options
@@ -61,15 +61,15 @@ class Project:
         return self.compose("ps", "--all", "--quiet", service).strip()
 
     def facts(self, service: str = "colorize") -> dict[str, Any]:
-        """What the engine knows about a service's container."""
+        """Return what the engine reports about a service's container."""
         return json.loads(docker("inspect", self.container(service)).stdout)[0]
 
     def python(self, code: str, service: str = "colorize", **options: Any) -> subprocess.CompletedProcess[str]:
-        """Runs Python inside a service's container."""
+        """Run Python inside a service's container."""
         return docker("exec", self.container(service), "python3", "-c", code, **options)
 
     def kill(self) -> None:
-        """Ends the service's process as a crash would; `docker kill` would be a wish of the operator's."""
+        """End the service's process as a crash would. After `docker kill`, the engine would not restart it."""
         os.kill(self.facts()["State"]["Pid"], signal.SIGKILL)
 
     def wait_until_ready(self, seconds: float = 30) -> None:

@@ -1,4 +1,4 @@
-"""The deployed service as it runs: compose project, gateway, monitoring, a photo app beside it; in this order."""
+"""The running deployment: compose project, gateway, monitoring and a photo app. The order of the tests matters."""
 
 import io
 import itertools
@@ -35,7 +35,7 @@ JPEG = {"Content-Type": "image/jpeg"}
 
 @pytest.fixture(scope="session")
 def project() -> Project:
-    """Up, and ready; how long that took is noted."""
+    """Start the project, wait until it is ready, and record how long that took."""
     project = Project()
     started = time.monotonic()
     project.compose("up", "--detach", "--no-build")
@@ -51,7 +51,7 @@ def gateway(project: Project) -> Iterator[httpx.Client]:
 
 
 def problem_of(answer: httpx.Response) -> str:
-    """The code of an answer that is a problem in the service's shape."""
+    """Return the code of a response that is a problem in the service's format."""
     assert answer.headers["Content-Type"] == "application/problem+json"
     problem = answer.json()
     assert problem["status"] == answer.status_code
@@ -209,7 +209,7 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 
 def package_index() -> tuple[str, str]:
-    """Host and port of where pip gets packages: what every machine that ran `make` reaches."""
+    """Return host and port of pip's package index, which every machine that ran `make` can reach."""
     ask = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
     default = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
     url = urlsplit(os.environ.get("PIP_INDEX_URL") or default)
@@ -217,7 +217,7 @@ def package_index() -> tuple[str, str]:
 
 
 def outside() -> tuple[str, str] | None:
-    """An address and a port outside this machine that a container on an ordinary network reaches."""
+    """Return an address and a port outside this machine that a container on an ordinary network can reach."""
     image = next(name for name in images() if "nginx" in name)
     for name, port in (package_index(), ("example.org", "443")):
         if not name:
@@ -243,11 +243,11 @@ def test_there_is_no_way_out(project: Project) -> None:
         assert "timed out" in tried.stderr or "unreachable" in tried.stderr
 
 
-# ---- Under load, and through what goes wrong ----
+# ---- Under load and during failures ----
 
 
 def large_photos() -> dict[str, bytes]:
-    """The largest that are taken, of the kinds that need most memory, by their query."""
+    """Return the largest accepted photos of the kinds that need most memory, by their query."""
     rng = np.random.default_rng(0)
     color = cv2.resize(skimage.data.astronaut(), (11_500, 8_600), interpolation=cv2.INTER_NEAREST)
     noisy = np.clip(color[:4_000, :5_000, 1] + rng.normal(0, 8, (4_000, 5_000)), 0, 255).astype(np.uint8)
@@ -279,7 +279,7 @@ def test_the_memory_limit_is_survived_under_load(project: Project) -> None:
 
 
 def memory_peak(project: Project) -> int:
-    """Bytes that the container has had at most, its pages of files included where the kernel counts them."""
+    """Return the container's peak memory in bytes, including file pages if the kernel counts them."""
     code = (
         "from pathlib import Path\n"
         "for name in ('memory.peak', 'memory/memory.max_usage_in_bytes'):\n"
@@ -316,7 +316,7 @@ def test_a_stopped_service_is_unavailable(gateway: httpx.Client, jpeg: bytes) ->
 
 
 def test_a_photo_app_waits_and_loses_nothing(project: Project, tmp_path: Path, astronaut: np.ndarray) -> None:
-    """Another compose project joins the network while the service is down; it comes, and is restarted."""
+    """Another compose project joins the network while the service is down. The service starts, and is restarted."""
     source, target = tmp_path / "photos", tmp_path / "coloured"
     for folder in (tmp_path, source, target):
         folder.mkdir(exist_ok=True)
@@ -373,7 +373,7 @@ def test_a_thousand_photos_through_restarts_and_a_kill(project: Project, astrona
         until(lambda: count >= 150, 120)
         project.compose("restart", "colorize")
         until(lambda: count >= 400, 120)
-        # As docs/deployment.md does it: after `docker kill --signal=HUP` no crash would be followed by a restart.
+        # As in docs/deployment.md: after `docker kill --signal=HUP`, the engine restarts nothing after a crash.
         docker("exec", project.container(), "sh", "-c", "kill -HUP 1")
         until(lambda: metric(project, 'tomau_reloads_total{result="success"}') == 1, 30)
         restarts = project.facts()["RestartCount"]

@@ -1,4 +1,4 @@
-"""Every fuzzer, one after another, each for some seconds: python -m tests.fuzz --seconds 40 --seed 1"""
+"""Run every fuzzer, one after another, for a number of seconds: python -m tests.fuzz --seconds 40 --seed 1"""
 
 import argparse
 import subprocess

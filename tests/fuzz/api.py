@@ -1,6 +1,6 @@
-"""Asks a real server what its OpenAPI document allows and forbids: python -m tests.fuzz.api --help
+"""Test a real server against its OpenAPI document: python -m tests.fuzz.api --help
 
-schemathesis makes the requests, and checks that every answer is one that the document describes.
+schemathesis makes the requests, and checks that the document describes every response.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> int:
             command += [] if arguments.seed is None else ["--seed", str(arguments.seed)]
             command.append(f"http://127.0.0.1:{port}/openapi.json")
             hooks = {"SCHEMATHESIS_HOOKS": "tests.fuzz.hooks", "PYTHONPATH": str(ROOT)}
-            # It leaves a folder where it is run.
+            # It creates a folder in its working directory.
             code = subprocess.run(command, cwd=folder, env=os.environ | hooks, check=False).returncode
         finally:
             process.terminate()

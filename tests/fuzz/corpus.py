@@ -1,4 +1,4 @@
-"""Valid files of every kind that may be uploaded, small, for fuzzers to start from."""
+"""Small valid files of every kind that may be uploaded, as a start for fuzzers."""
 
 import io
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ XMP = (
 
 
 def picture() -> np.ndarray:
-    """A small colour picture, uint8 RGB, with odd sides."""
+    """Return a small colour image, uint8 RGB, with odd sides."""
     down, across = np.indices((SIDE + 1, SIDE + 3))
     return np.stack([4 * down, 5 * across, 3 * (down + across)], axis=-1).astype(np.uint8)
 
 
 def exif() -> bytes:
-    """A block with a caption, an orientation and directories below the first."""
+    """Return an Exif block with a caption, an orientation and subdirectories."""
     block = Image.Exif()
     block[0x010E], block[0x0112], block[0x0131] = "A caption", 6, "A scanner"
     block.get_ifd(0x8769)[0x9003] = "1931:05:04 10:00:00"
@@ -35,7 +35,7 @@ def exif() -> bytes:
 
 
 def files() -> Iterator[tuple[str, bytes]]:
-    """Names and contents."""
+    """Yield names and contents."""
     rgb = picture()
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"):
@@ -44,7 +44,7 @@ def files() -> Iterator[tuple[str, bytes]]:
             stream = io.BytesIO()
             try:
                 image.save(stream, format_)
-            except (OSError, ValueError, KeyError):  # not every format has every mode
+            except (OSError, ValueError, KeyError):  # some formats lack this mode
                 continue
             yield f"{mode}.{format_.lower()}", stream.getvalue()
     yield from _jpegs(rgb, profile)
@@ -65,7 +65,7 @@ def _jpegs(rgb: np.ndarray, profile: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _rich(rgb: np.ndarray, profile: bytes) -> Iterator[tuple[str, bytes]]:
-    """Files with all the metadata that their format has room for."""
+    """Yield files with all the metadata that their format supports."""
     text = PngImagePlugin.PngInfo()
     text.add_text("Title", "words")
     text.add_text("Packed", "words" * 50, zip=True)

@@ -1,7 +1,7 @@
-"""Feeds damaged files to the decoder and to the readers of metadata: python -m tests.fuzz.decoder --help
+"""Fuzz the decoder and the readers of metadata with damaged files: python -m tests.fuzz.decoder --help
 
-libFuzzer, by atheris, changes valid files and keeps the changes that reach new code of ours. What it looks for: any
-exception but a problem that tells the client, a crash of a library, ten seconds, two gigabytes.
+libFuzzer, through atheris, changes valid files, and keeps the changes that reach new code. It looks for exceptions
+other than problems of the client, crashes of a library, ten seconds, and two gigabytes.
 """
 
 import logging
@@ -27,7 +27,7 @@ CRC_IS_RIGHT = 0.75
 
 
 def one_file(data: bytes) -> None:
-    """The way of a file through everything that reads it, and of what was read into an answer."""
+    """Send a file through all its readers, and write what was read into an output."""
     try:
         file = identification.identify(data, LIMITS)
         said = transfer.read(data, file.source)
@@ -49,7 +49,7 @@ def one_file(data: bytes) -> None:
 
 
 def change(data: bytes, largest: int, seed: int) -> bytes:
-    """libFuzzer's own change; a PNG's checksums are put right most of the time, or nothing behind them is reached."""
+    """Change a file as libFuzzer does. A PNG mostly gets valid checksums, so that the code behind them is reached."""
     changed = bytes(atheris.Mutate(data, largest))
     if changed[:4] != b"\x89PNG" or seed % 100 >= 100 * CRC_IS_RIGHT:
         return changed

@@ -1,4 +1,4 @@
-"""Runs a fuzzer for some seconds."""
+"""The entry point of the fuzzers: it runs one for a number of seconds."""
 
 import argparse
 import tempfile
@@ -11,9 +11,9 @@ import atheris
 def run(
     test: Callable[[bytes], None], seeds: Iterable[tuple[str, bytes]], *, largest: int, name: str, **options: object
 ) -> None:
-    """Never returns: libFuzzer ends the process, with 0 when nothing was found.
+    """Run a fuzzer. It does not return: libFuzzer ends the process, with 0 if nothing was found.
 
-    seeds: valid inputs. With --corpus, what reached new code is kept there, for the next run to start from.
+    seeds: valid inputs. With --corpus, inputs that reached new code are kept there for the next run.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=60)

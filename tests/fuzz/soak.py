@@ -1,7 +1,7 @@
-"""Thousands of mixed requests, good and bad, and clients that hang up: python -m tests.fuzz.soak --requests 20000
+"""Send thousands of mixed requests from clients that may disconnect: python -m tests.fuzz.soak --requests 20000
 
-Every request that waits for its answer gets one, its own, with the status that it must have; the log has each once;
-what was inside is given back, threads and files are as many as before, and memory does not grow.
+Every request that waits for its response gets its own, once, with the expected status. The log has each request once.
+At the end, all slots are free, the numbers of threads and files are as at the start, and memory has not grown.
 """
 
 import argparse
@@ -26,13 +26,13 @@ import psutil
 from tests.conftest import Server, contract, encoded, free_port, tint_model
 
 CLIENTS = 8
-# Of the requests, after which memory is looked at; until then it is still filling its pools.
+# Memory is sampled after this share of the requests. Before that, it still fills its pools.
 WARM = 0.3
-# Megabytes from the first look to the last, as a line through all of them tells it.
+# The allowed growth from the first sample to the last, along a fitted line, MB.
 MOST_GROWTH = 20.0
-# The event loop's own threads, which come one by one: for zips, figures and pages.
+# The event loop creates its own threads gradually, for zips, metrics and pages.
 POOL = min(32, (os.cpu_count() or 1) + 4)
-# A share of the requests: eight clients are no load for the default limits.
+# The allowed share of refused requests: eight clients do not reach the default limits.
 MOST_REFUSED = 0.01
 BOUNDARY = "soak"
 LIMIT = 1_000_000
@@ -40,7 +40,7 @@ LIMIT = 1_000_000
 
 @dataclass
 class Tally:
-    """What all clients saw."""
+    """The observations of all clients."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     sent: int = 0
@@ -50,7 +50,7 @@ class Tally:
 
 
 def photos() -> dict[str, bytes]:
-    """Small photographs of every format."""
+    """Return small photographs of every format."""
     down, across = np.indices((151, 203))
     gray = (120 + 60 * np.sin(down / 9) + 50 * np.cos(across / 13)).astype(np.uint8)
     rgb = np.dstack([gray, gray // 2, 255 - gray])
@@ -69,7 +69,7 @@ def form(*files: bytes, **options: str) -> bytes:
 
 
 class Client(threading.Thread):
-    """Sends requests of all kinds, one after another, over connections that it keeps."""
+    """A client that sends requests of all kinds, one after another, over keep-alive connections."""
 
     def __init__(self, port: int, seed: int, count: int, tally: Tally) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ class Client(threading.Thread):
             kind = self.random.choices(kinds, (50, 3, 12, 12, 8, 15))[0]
             try:
                 kind()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - any error of a request is a finding
                 self.connection.close()
                 with self.tally.lock:
                     self.tally.wrong.append(f"{kind.__name__}: {error!r}")
@@ -98,7 +98,7 @@ class Client(threading.Thread):
         return self.random.choice(list(self.photos.values()))
 
     def ask(self, path: str, body: bytes | None, expected: set[int], kind: str = "") -> bytes:
-        """One request; its answer must be its own, whole, and have an expected status."""
+        """Send one request. Its response must be complete, belong to it, and have an expected status."""
         name = uuid.uuid4().hex
         headers = {"X-Request-ID": name, "Content-Type": kind or f"multipart/form-data; boundary={BOUNDARY}"}
         self.connection.request("GET" if body is None else "POST", path, body, headers)
@@ -129,7 +129,7 @@ class Client(threading.Thread):
     def batch(self) -> None:
         content = self.ask("/colorize/batch", form(self.photo(), b"no photo", self.photo()), {200})
         if b"report.json" not in content:
-            raise AssertionError("a zip without a report")
+            raise AssertionError("the zip has no report")
 
     def damaged(self) -> None:
         data = bytearray(self.photo())
@@ -157,7 +157,7 @@ class Client(threading.Thread):
         self.ask(self.random.choice(["/models", "/readyz", "/livez", "/metrics", "/openapi.json"]), None, {200})
 
     def hang_up(self) -> None:
-        """In the middle of the upload, without reading the answer, or in the middle of it."""
+        """Disconnect during the upload, before reading the response, or while reading it."""
         body = form(self.photos["large"], format="png")
         head = f"POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary={BOUNDARY}\r\n"
         request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
@@ -176,25 +176,25 @@ def memory(process: psutil.Process) -> float:
 
 
 def growth(looks: list[tuple[int, float]]) -> float:
-    """Megabytes from the first look to the last, along a line through all of them."""
+    """Return the growth from the first sample to the last, in MB, along a fitted line."""
     at, megabytes = np.array(looks).T
     return float(np.polyfit(at, megabytes, 1)[0] * (at[-1] - at[0]))
 
 
 def logged_ids(log: Path) -> Counter[str]:
-    """How often the log has each request's end."""
+    """Return how often the log has the end of each request."""
     lines = (json.loads(line) for line in log.read_text().splitlines() if line.startswith("{"))
     return Counter(line["request_id"] for line in lines if "status" in line)
 
 
 def faults(log: Path) -> list[str]:
-    """Lines of the log that tell of a fault of the service, or that are no lines of it."""
+    """Return the log lines that report an error of the service, and lines that it did not write."""
     lines = log.read_text().splitlines()
     return [line for line in lines if not line.startswith("{") or json.loads(line)["level"] in ("error", "critical")]
 
 
 def settle(process: psutil.Process, threads: int, files: int) -> bool:
-    """Waits until there are no more threads and files than at the start."""
+    """Wait until there are no more threads and files than at the start. Return whether that happened."""
     for _ in range(100):
         if process.num_threads() <= threads and process.num_fds() <= files:
             return True
@@ -203,7 +203,7 @@ def settle(process: psutil.Process, threads: int, files: int) -> bool:
 
 
 def soak(server: Server, requests: int) -> list[str]:
-    """What went wrong."""
+    """Return what went wrong."""
     process = psutil.Process(server.process.pid)
     tally = Tally()
     first = Client(server.port, 0, 200, tally)
@@ -230,7 +230,7 @@ def soak(server: Server, requests: int) -> list[str]:
     print(f"{tally.sent} requests in {seconds:.0f} s: {dict(tally.kinds)}")
     print(f"memory {looks[0][1]:.0f} to {looks[-1][1]:.0f} MB, along a line {grown:+.1f} MB")
     if tally.kinds["503"] > MOST_REFUSED * tally.sent:
-        wrong.append(f"{tally.kinds['503']} requests are refused as too many")
+        wrong.append(f"{tally.kinds['503']} requests were refused for overload")
     if grown > MOST_GROWTH:
         wrong.append(f"memory grows by {grown:.1f} MB")
     times = logged_ids(server.log)

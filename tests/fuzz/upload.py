@@ -1,4 +1,4 @@
-"""Feeds damaged forms, in chunks of any size, to the upload's parser: python -m tests.fuzz.upload --help"""
+"""Fuzz the upload's parser with damaged forms, in chunks of any size: python -m tests.fuzz.upload --help"""
 
 import asyncio
 import logging
@@ -22,7 +22,7 @@ SEPARATOR = b"\0\0"
 
 
 def seeds() -> Iterator[tuple[str, bytes]]:
-    """Forms and bare bodies: a line of settings of this test, the type, the body."""
+    """Yield forms and bare bodies. Each has the chunk size, the content type and the body."""
     part = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
     photo = part % (b"file", b'; filename="a.jpg"\r\nContent-Type: image/jpeg', b"pixels" * 9)
     option = part % (b"strength", b"", b"1.5")
@@ -34,7 +34,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
 
 
 def channel(chunks: list[bytes]) -> Callable[[], Awaitable[dict[str, object]]]:
-    """ASGI's, with these messages."""
+    """Return an ASGI receive function with these messages."""
     messages = iter([{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks[:-1]])
 
     async def receive_message() -> dict[str, object]:
@@ -44,7 +44,7 @@ def channel(chunks: list[bytes]) -> Callable[[], Awaitable[dict[str, object]]]:
 
 
 def one_body(data: bytes) -> None:
-    """Whatever comes, it is a photo or a problem of the client's, and every byte is given back."""
+    """Check that any input is a photo or a problem of the client, and that every byte is released."""
     if not data:
         return
     declared, _, body = data[1:].partition(SEPARATOR)
@@ -57,13 +57,13 @@ def one_body(data: bytes) -> None:
                 headers = {"content-type": declared.decode("latin-1")}
                 upload = RUNNER.run(call(headers, channel(chunks), receiving, SETTINGS))
                 if isinstance(upload, Upload) and len(upload.data) > SETTINGS.max_bytes:
-                    raise AssertionError("more bytes than are taken")
+                    raise AssertionError("the upload exceeds max_bytes")
                 options_of([], upload.fields, "")
         except Problem as problem:
             if not 400 <= problem.status < 500:
                 raise
         if uploads.in_use or held.in_use:
-            raise AssertionError(f"{uploads.taken} places and {held.taken} bytes are not given back")
+            raise AssertionError(f"{uploads.in_use} slots and {held.in_use} bytes are not released")
 
 
 if __name__ == "__main__":

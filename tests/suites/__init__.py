@@ -1,1 +1,1 @@
-"""Runs the image suites of other projects through the service: python -m tests.suites --help."""
+"""Run the image suites of other projects through the service: python -m tests.suites --help."""

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A file of a suite, with its path inside, and what the service made of it."""
+    """A file of a suite, with its path inside the suite, and the verdict on the service's result."""
 
     suite: str
     path: str
@@ -27,17 +27,19 @@ class Tried:
 
 
 def main() -> int:
-    """Run the suites. Return 1 when a file's outcome is wrong and not known, or the table is not what was seen."""
-    parser = argparse.ArgumentParser(prog="python -m tests.suites", description="Tries the image suites of others.")
+    """Run the suites. Return 1 if a file's outcome is wrong and not known, or if the table on the page is outdated."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.suites", description="Run the image suites of other projects through the service."
+    )
     parser.add_argument("--cache", type=Path, default=ROOT / ".suites", help="folder of the source packages")
-    parser.add_argument("--only", nargs="*", default=[], help="names of suites, as Pillow; without them, all")
+    parser.add_argument("--only", nargs="*", default=[], help="names of suites, as Pillow (default: all)")
     parser.add_argument("--write", action="store_true", help="write the table into docs/formats.md")
-    parser.add_argument("--details", type=Path, help="a file for all that is known of each image, as lines of JSON")
+    parser.add_argument("--details", type=Path, help="file for all results of each image, as lines of JSON")
     arguments = parser.parse_args()
     suites = [suite for suite in sources.SUITES if not arguments.only or suite.name in arguments.only]
     unpacked = list(_fetched(suites, arguments.cache))
     tried = list(_tried(unpacked, arguments.details))
-    wrong = _tell(tried)
+    wrong = _print_wrong(tried)
     is_whole = len(unpacked) == len(sources.SUITES)
     table = report.table({one.suite.name: one.version for one in unpacked}, (one.verdict for one in tried))
     if arguments.write and is_whole:
@@ -52,7 +54,7 @@ def _fetched(suites: list[sources.Suite], cache: Path) -> Iterator[sources.Unpac
         try:
             yield sources.fetch(suite, cache)
         except sources.Unavailable as error:
-            print(f"SKIPPED: {suite.name} can't be had: {error}", flush=True)
+            print(f"SKIPPED: {suite.name} is not available: {error}", flush=True)
 
 
 def _tried(suites: list[sources.Unpacked], details: Path | None) -> Iterator[Tried]:
@@ -79,8 +81,8 @@ def _tried(suites: list[sources.Unpacked], details: Path | None) -> Iterator[Tri
             log.close()
 
 
-def _tell(tried: list[Tried]) -> int:
-    """Print what is wrong and not known. Return how many files that are."""
+def _print_wrong(tried: list[Tried]) -> int:
+    """Print the files whose outcome is wrong and not known. Return their number."""
     listed = known()
     unused = set(listed)
     wrong = 0
@@ -98,13 +100,13 @@ def _tell(tried: list[Tried]) -> int:
 
 
 def _is_stale(table: str) -> bool:
-    """Whether the page says something else of the same suites. Other versions of them are no fault."""
+    """Return whether the page has other results for the same suites. Other versions of the suites are not an error."""
     on_page = report.on_page()
     if report.versions_line(on_page) != report.versions_line(table):
-        print("the table of docs/formats.md is of other versions of the suites; --write makes it of these")
+        print("the table of docs/formats.md is for other versions of the suites; --write updates it")
         return False
     if on_page != table:
-        print("the table of docs/formats.md is not what was seen; --write mends it")
+        print("the table of docs/formats.md differs from these results; --write updates it")
     return on_page != table
 
 

@@ -15,7 +15,7 @@ from tests.suites.worker import serve
 
 
 def main() -> None:
-    """Answer {path, answer}: the file is coloured into `answer`, a PNG; the status, the code and the detail."""
+    """Serve questions {path, answer}: colour the file into `answer`, a PNG; return status, code and detail."""
     logging.disable()
     warnings.simplefilter("ignore")
     settings = Settings(models=Settings().models)
@@ -26,7 +26,7 @@ def main() -> None:
             answer = colorizer.colorize(Path(question["path"]).read_bytes(), Options(format="png"))
         except Problem as problem:
             return {"status": problem.status, "code": problem.code, "detail": problem.detail}
-        except Exception:
+        except Exception:  # noqa: BLE001 - as the service, which reports any error as 500
             return {"status": 500, "code": "internal_error", "detail": traceback.format_exc(limit=-3)}
         Path(question["answer"]).write_bytes(answer.data)
         return {"status": 200}

@@ -1,4 +1,4 @@
-"""Says whether what the service did with a file is right, from what independent readers say of the file."""
+"""The verdict on the service's result for a file, compared with what independent readers report about the file."""
 
 import re
 from collections.abc import Callable
@@ -7,12 +7,12 @@ from typing import Any
 
 from service.settings import Settings
 
-# Of 255. Decoders differ by a level or two: in rounding, in enlarging 5 bits to 8.
-MOST_LUMA = 3.0
-MOST_ALPHA = 1.0
-# For one file of these suites, all small.
-MOST_CPU_S = 10.0
-MOST_MEMORY = 1 << 30
+# Levels, of 255. Decoders differ by one or two, in rounding and in scaling 5 bits to 8.
+MAX_LUMA = 3.0
+MAX_ALPHA = 1.0
+# Limits for one file; all files of these suites are small.
+MAX_CPU_S = 10.0
+MAX_MEMORY = 1 << 30
 TAKEN = {"JPEG", "MPO", "PNG", "WEBP", "TIFF", "AVIF", "HEIF", "BMP", "GIF"}
 
 Answers = dict[str, Any]
@@ -21,7 +21,7 @@ Check = Callable[[Answers, re.Match[str]], bool]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the service did with a file, in words for the table, and what is wrong with that, if anything."""
+    """The outcome of a file as a text for the table, and the errors in it, if any."""
 
     kind: str
     outcome: str
@@ -29,7 +29,7 @@ class Verdict:
 
 
 def judge(ours: Answers, other: Answers) -> Verdict:
-    """Return the verdict on one file: `ours` from the colouring worker, `other` from the reference worker."""
+    """Return the verdict on one file. ours: from the colouring worker. other: from the reference worker."""
     kind = _kind(other)
     if "died" in ours:
         return Verdict(kind, "the process died", (f"the process died: {ours['died']}",))
@@ -40,8 +40,8 @@ def judge(ours: Answers, other: Answers) -> Verdict:
     detail = str(ours["detail"])
     if ours["status"] >= 500:
         wrong.append(f"{ours['status']}: {detail}")
-    elif "died" not in other and (lie := _lie(ours, other)):
-        wrong.append(f"{ours['status']} {detail!r}: {lie}")
+    elif "died" not in other and (claim := _false_claim(ours, other)):
+        wrong.append(f"{ours['status']} {detail!r}: {claim}")
     return Verdict(kind, f"{ours['status']}: {_general(detail)}", tuple(wrong))
 
 
@@ -51,9 +51,9 @@ def _kind(other: Answers) -> str:
 
 def _costs(ours: Answers) -> list[str]:
     found = []
-    if ours["cpu"] > MOST_CPU_S:
+    if ours["cpu"] > MAX_CPU_S:
         found.append(f"it took {ours['cpu']:.0f} s of a processor")
-    if ours["grown"] > MOST_MEMORY:
+    if ours["grown"] > MAX_MEMORY:
         found.append(f"it took {ours['grown'] / 2**20:.0f} MiB")
     if ours["stderr"]:
         found.append(f"a library wrote to standard error: {ours['stderr'].splitlines()[0][:80]}")
@@ -61,7 +61,7 @@ def _costs(ours: Answers) -> list[str]:
 
 
 def _differences(other: Answers) -> list[str]:
-    """What no independent decoder agrees with."""
+    """Return how the output differs from all independent decoders; empty if one agrees."""
     if "died" in other:
         return [f"the reference died: {other['died']}"]
     differences: dict[str, dict[str, Any]] = other["differences"]
@@ -74,14 +74,14 @@ def _differences(other: Answers) -> list[str]:
 
 
 def _own(other: Answers) -> str | None:
-    """The decoder that the service itself uses for such a file, and which is no witness for it."""
+    """Return the decoder that the service itself uses for such a file: it is not independent."""
     if other["kind"] in ("jpeg", "heic"):
         return None
     return "opencv" if other["is_deep"] else "pillow"
 
 
 def _agrees(difference: dict[str, Any]) -> bool:
-    return "size" not in difference and difference["luma"] <= MOST_LUMA and difference["alpha"] <= MOST_ALPHA
+    return "size" not in difference and difference["luma"] <= MAX_LUMA and difference["alpha"] <= MAX_ALPHA
 
 
 def _words(difference: dict[str, Any], size: list[int]) -> str:
@@ -91,30 +91,30 @@ def _words(difference: dict[str, Any], size: list[int]) -> str:
 
 
 def _general(detail: str) -> str:
-    """The detail without what is of this file alone."""
+    """Return the detail without the parts that are specific to this file."""
     detail = re.sub(r"damaged or cut short \(.*\)", "damaged or cut short", detail, flags=re.DOTALL)
     return re.sub(r"\d[\d,./]*", "N", detail)
 
 
-def _lie(ours: Answers, other: Answers) -> str | None:
-    """What is not true about a refusal."""
+def _false_claim(ours: Answers, other: Answers) -> str | None:
+    """Return what is not true about a refusal; None if it is right."""
     detail, status = str(ours["detail"]), ours["status"]
     if status == 400:
         if re.search("unsupported|not supported|not implemented", detail, re.IGNORECASE):
-            return "not supported is no damage"
+            return "an unsupported file is not damaged"
         return _undamaged(other)
     for pattern, check in REASONS:
         if found := re.search(pattern, detail):
-            return None if check(other, found) else "that is not so"
-    return "nobody has checked this reason yet: add it to tests/suites/judge.py"
+            return None if check(other, found) else "this reason is wrong"
+    return "this reason is unknown: review it, and add it to tests/suites/judge.py"
 
 
 def _undamaged(other: Answers) -> str | None:
-    """Who decodes a file that was called damaged, and finds nothing wrong."""
+    """Return which decoder reads a file that was reported as damaged; None if none does."""
     pillow = other["pillow"]
     if "error" not in pillow and "damage" not in pillow:
         return "Pillow finds no damage"
-    # Others decode what there is without a word.
+    # Other decoders return the undamaged part without a warning.
     others = [name for name in other["decoded_by"] if name != "pillow"]
     if others and "pillow" not in other["decoded_by"]:
         return f"{' and '.join(others)} can decode it"
@@ -122,7 +122,7 @@ def _undamaged(other: Answers) -> str | None:
 
 
 def _says(reader: str, name: str, *values: int) -> Check:
-    """Whether a reader says one of these values, or else the number in the text."""
+    """Return a check whether a reader reports one of these values, or else the number in the text."""
 
     def is_said(other: Answers, found: re.Match[str]) -> bool:
         return (other[reader] or {}).get(name) in (values or (int(found.group(1)),))
@@ -152,7 +152,7 @@ def _is_large(other: Answers, found: re.Match[str]) -> bool:
 
 
 def _is_a(*kinds: str) -> Check:
-    """No reader here tells more than the format; the texts themselves were reviewed."""
+    """Return a check of the format alone. No reader here reports more; the texts were reviewed by hand."""
     return lambda other, _: other["kind"] in kinds
 
 
@@ -160,7 +160,7 @@ def _is_unread(other: Answers, _: re.Match[str]) -> bool:
     return not set(other["decoded_by"]) - {_own(other)}
 
 
-# What may be said of a file that is refused without being damaged, and who tells whether it is so. The first counts.
+# The reasons for refusing an undamaged file, each with its check. The first matching one counts.
 REASONS: tuple[tuple[str, Check], ...] = (
     (r"is not a .* image$", _is_other_type),
     (r"animated|several images", _is_animated),

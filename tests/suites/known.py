@@ -1,4 +1,4 @@
-"""What is known to differ between the service and other decoders, and why: known.toml."""
+"""The known differences between the service and other decoders, with reasons: known.toml."""
 
 import tomllib
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ PAGE = Path(__file__).with_name("known.toml")
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Files of one suite, as shell patterns of paths inside it, that all differ for the reason that `why` tells."""
+    """Files of one suite, as shell patterns of paths inside it, that differ for the reason `why`."""
 
     suite: str
     files: tuple[str, ...]
     why: str
 
     def covers(self, suite: str, path: str) -> bool:
-        """Return whether this is said of the file."""
+        """Return whether the entry is about this file."""
         return suite == self.suite and any(fnmatchcase(path, pattern) for pattern in self.files)
 
 

@@ -1,4 +1,4 @@
-"""The worker that decodes a file with decoders the service does not use for it, and compares the answer with them."""
+"""The worker that decodes a file with decoders that the service does not use for it, and compares the outputs."""
 
 import io
 import itertools
@@ -33,15 +33,15 @@ SIGNATURES = {
     b"RIFF": "webp",
 }
 FRAMES = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
-# What a TIFF says of a channel that is alpha; how a BMP says that it has masks.
+# TIFF's kinds of alpha channels; BMP's compression types that have bit masks.
 PREMULTIPLIED, STRAIGHT = 1, 2
 BIT_FIELDS, ALPHA_BIT_FIELDS = 3, 6
-# A directory may lead to itself.
+# A directory may refer to itself, so the loop needs a limit.
 MOST_PAGES = 10
 
 
 def main() -> None:
-    """Answer {path, answer}: `facts` of the file, and how far the answer is from each decoder's picture."""
+    """Serve questions {path, answer}: return `facts` of the file, and the difference to each decoder's output."""
     warnings.simplefilter("ignore")
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     pillow_heif.register_heif_opener()
@@ -64,7 +64,7 @@ def _compare(path: Path, answer: Path) -> dict[str, Any]:
 
 
 def difference(ours: Picture, other: Picture) -> dict[str, Any]:
-    """Return mean and greatest differences in luma, where it can be seen, and in alpha, of 255; or the other size."""
+    """Return the mean and largest difference of visible luma, and that of alpha, in 0..255; or the other's size."""
     if ours.shape != other.shape:
         return {"size": [other.shape[1], other.shape[0]]}
     seen = (ours[..., 1] > 0) & (other[..., 1] > 0)
@@ -75,7 +75,7 @@ def difference(ours: Picture, other: Picture) -> dict[str, Any]:
 
 
 def facts(data: bytes) -> dict[str, Any]:
-    """Return what independent readers say of a file."""
+    """Return what independent readers report about a file."""
     return {
         "pillow": _attempt(_by_pillow, data),
         "tiff": _attempt(_by_tifffile, data),
@@ -87,7 +87,7 @@ def facts(data: bytes) -> dict[str, Any]:
 
 
 def _is_deep(data: bytes) -> bool:
-    """Whether a PNG or a TIFF has 16 bits a channel."""
+    """Return whether a PNG or a TIFF has 16 bits per channel."""
     if data[:4] == b"\x89PNG":
         return data[24:25] == b"\x10"
     tiff = _attempt(_by_tifffile, data)
@@ -95,7 +95,7 @@ def _is_deep(data: bytes) -> bool:
 
 
 def _kind(data: bytes) -> str | None:
-    """The format, of those that the service takes."""
+    """Return the format; None if the service does not accept it."""
     brands = {b"heic": "heic", b"heix": "heic", b"mif1": "heic", b"hevc": "heic", b"avif": "avif", b"avis": "avif"}
     if data[4:8] == b"ftyp":
         return brands.get(data[8:12])
@@ -105,12 +105,12 @@ def _kind(data: bytes) -> str | None:
 def _attempt(read: Callable[[bytes], Any], data: bytes) -> Any:
     try:
         return read(data)
-    except Exception as error:  # third parties' decoders on damaged files
+    except Exception as error:  # noqa: BLE001 - third-party decoders on damaged files
         return {"error": f"{type(error).__name__}: {error}"[:200]}
 
 
 def _by_pillow(data: bytes) -> dict[str, Any]:
-    """The header, and whether the pixels of the first frame decode without a complaint."""
+    """Return the header, and the error of the first frame's pixels if they do not decode."""
     with warnings.catch_warnings(record=True):
         image = _opened(data)
         found: dict[str, Any] = {"format": image.format, "mode": image.mode, "size": image.size}
@@ -118,7 +118,7 @@ def _by_pillow(data: bytes) -> dict[str, Any]:
         found["icc"] = image.info.get("icc_profile") is not None
         try:
             image.load()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - any error means damage
             found["damage"] = f"{type(error).__name__}: {error}"[:200]
     return found
 
@@ -141,7 +141,7 @@ def _by_tifffile(data: bytes) -> dict[str, Any] | None:
 
 
 def _jpeg_frame(data: bytes) -> dict[str, Any] | None:
-    """The kind of the first frame, and its bits a channel."""
+    """Return the type of the first frame, and its bits per channel."""
     if data[:2] != b"\xff\xd8":
         return None
     at = 2
@@ -157,7 +157,7 @@ def _jpeg_frame(data: bytes) -> dict[str, Any] | None:
 
 
 def _bmp_header(data: bytes) -> dict[str, Any] | None:
-    """What the header of 40 bytes and more says."""
+    """Return the fields of a header of at least 40 bytes."""
     if data[:2] != b"BM" or len(data) < 54:
         return None
     header, width, height = struct.unpack_from("<Iii", data, 14)
@@ -169,14 +169,14 @@ def _pictures(data: bytes) -> Iterator[tuple[str, Picture]]:
     header = _attempt(_header, data)
     orientation, icc, gamma = header if isinstance(header, tuple) else (1, None, None)
     is_tiff = data[:2] in (b"II", b"MM")
-    # OpenCV and Pillow turn TIFFs themselves.
+    # OpenCV and Pillow rotate TIFFs themselves.
     turns = {"opencv": not is_tiff, "tifffile": True, "pillow": not is_tiff, "masks": False}
     tiff = _attempt(_by_tifffile, data) or {}
     decoders = {"opencv": _opencv, "tifffile": _tifffile, "pillow": _pillow, "masks": _masks}
     for name, decode in decoders.items():
         try:
             pixels = decode(data)
-        except Exception:  # it can't
+        except Exception:  # noqa: BLE001 - this decoder does not support the file
             continue
         if pixels is not None:
             picture = _luma_and_alpha(_managed(pixels, icc, gamma))
@@ -186,19 +186,19 @@ def _pictures(data: bytes) -> Iterator[tuple[str, Picture]]:
 
 
 def _opened(data: bytes) -> Image.Image:
-    """An image, not decoded yet. Without the hint, libheif takes an AVIF whose first brand is not its own."""
+    """Return an image that is not decoded yet. Without a hint, libheif would open some AVIF files."""
     is_avif = data[4:8] == b"ftyp" and (b"avif" in data[8:64] or b"avis" in data[8:64])
     return Image.open(io.BytesIO(data), formats=("AVIF",) if is_avif else None)
 
 
 def _header(data: bytes) -> tuple[int, bytes | None, float | None]:
-    """Orientation, profile and gamma, as far as Pillow tells."""
+    """Return orientation, profile and gamma, as far as Pillow reports them."""
     image = _opened(data)
     gamma = image.info.get("gamma") if image.format == "PNG" and "srgb" not in image.info else None
     if image.format == "HEIF":  # libheif turns the pixels itself
         return 1, image.info.get("icc_profile"), None
     if image.format == "AVIF":
-        # Pillow tells the file's own transformations there; `getexif` would look into XMP as well.
+        # Here Pillow reports the file's own transformations. `getexif` would also read XMP.
         exif = Image.Exif()
         exif.load(image.info.get("exif", b""))
         return int(exif.get(ORIENTATION, 1)), image.info.get("icc_profile"), None
@@ -216,7 +216,7 @@ def _opencv(data: bytes) -> np.ndarray | None:
 
 
 def _clear_gray(data: bytes, gray: np.ndarray) -> list[np.ndarray]:
-    """The alpha of a gray PNG with one transparent value, at which OpenCV does not look."""
+    """Return the alpha of a gray PNG with one transparent value, which OpenCV ignores."""
     at = data.find(b"tRNS")
     if data[:4] != b"\x89PNG" or data[25] or at < 0:
         return []
@@ -252,14 +252,14 @@ def _tifffile(data: bytes) -> np.ndarray | None:
 
 
 def _straight(pixels: np.ndarray) -> np.ndarray:
-    """Colours that were multiplied with alpha, the last channel, as they were before."""
+    """Return straight colours from premultiplied ones; alpha is the last channel."""
     most = np.iinfo(pixels.dtype).max
     colours = pixels[..., :-1].astype(float) * most / np.maximum(pixels[..., -1:], 1)
     return np.concatenate([colours.round().clip(0, most).astype(pixels.dtype), pixels[..., -1:]], axis=2)
 
 
 def _masks(data: bytes) -> np.ndarray | None:
-    """A BMP whose header tells which bits are of which channel: neither OpenCV nor Pillow takes any masks."""
+    """Return a BMP with bit masks per channel, which neither OpenCV nor Pillow supports fully."""
     header = _bmp_header(data)
     if header is None or header["compression"] not in (BIT_FIELDS, ALPHA_BIT_FIELDS):
         return None
@@ -276,7 +276,7 @@ def _masks(data: bytes) -> np.ndarray | None:
 
 
 def _pillow(data: bytes) -> np.ndarray:
-    """Pillow, which decodes what there is of a damaged file."""
+    """Return Pillow's pixels, as far as a damaged file has them."""
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
         image = _opened(data)
@@ -305,7 +305,7 @@ def _to_srgb(image: Image.Image, icc: bytes) -> Image.Image:
 
 
 def _managed(pixels: np.ndarray, icc: bytes | None, gamma: float | None) -> np.ndarray:
-    """Apply a profile to 8 bits, or a PNG's gamma. [H, W, 1 to 4]."""
+    """Return pixels, [H, W, 1 to 4], after applying a profile, for 8 bits, or a PNG's gamma."""
     colours = pixels[..., : 1 if pixels.shape[2] < 3 else 3]
     if (colours == colours[..., :1]).all():
         colours = colours[..., :1]  # OpenCV knows no gray with alpha, and a gray profile no RGB
@@ -325,7 +325,7 @@ def _managed(pixels: np.ndarray, icc: bytes | None, gamma: float | None) -> np.n
 
 
 def _luma_and_alpha(pixels: np.ndarray) -> Picture:
-    """[H, W, 1 to 4] of 8 or 16 bits to [H, W, 2]."""
+    """Return [H, W, 2] of pixels, [H, W, 1 to 4], of 8 or 16 bits."""
     scaled = pixels.astype(np.float32) * np.float32(255 / np.iinfo(pixels.dtype).max)
     luma = scaled[..., 0] if pixels.shape[2] < 3 else scaled[..., :3] @ LUMA
     return np.stack(

@@ -10,12 +10,12 @@ from tests.suites.known import known
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 BEGIN, END = "<!-- suites: begin -->\n", "<!-- suites: end -->\n"
-# As many kinds of files are named in one row.
+# The maximum number of kinds of files that are named in one row.
 MOST_KINDS = 12
 
 
 def table(versions: Mapping[str, str], verdicts: Iterable[Verdict]) -> str:
-    """Return, as Markdown, the suites with their versions, and how often each kind of file had each outcome."""
+    """Return, as Markdown, the suites with their versions, and the number of files per format and outcome."""
     counts = Counter((verdict.outcome, verdict.kind) for verdict in verdicts)
     outcomes: dict[str, Counter[str]] = {}
     for (outcome, kind), count in counts.items():
@@ -51,7 +51,7 @@ def _kinds(kinds: Counter[str]) -> str:
 
 
 def on_page() -> str:
-    """Return the table that the page has. Raises ValueError without one."""
+    """Return the table on the page. Raises ValueError if there is no table."""
     found = re.search(f"{re.escape(BEGIN)}(.*){re.escape(END)}", PAGE.read_text("utf-8"), re.DOTALL)
     if found is None:
         raise ValueError(f"{PAGE} has no place for the table of the suites")
@@ -64,6 +64,6 @@ def versions_line(text: str) -> str:
 
 
 def write(text: str) -> None:
-    """Put the table in its place on the page."""
+    """Replace the table on the page."""
     page = PAGE.read_text("utf-8")
     PAGE.write_text(page.replace(BEGIN + on_page() + END, BEGIN + text + END), "utf-8")

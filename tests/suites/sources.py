@@ -1,4 +1,4 @@
-"""Fetches the source packages whose image suites are tried, and lists the image files in them."""
+"""The source packages whose image suites are used: they are fetched, and their image files listed."""
 
 import hashlib
 import re
@@ -12,25 +12,25 @@ from pathlib import Path
 
 from PIL import Image
 
-# Where a Debian machine keeps the addresses of its registry.
+# Debian's lists of package sources.
 APT_SOURCES = Path("/etc/apt")
 FETCH_S = 900
-# What begins a file of a format that the service takes, whatever its name is.
+# The first bytes of the formats that the service accepts.
 SIGNATURES = (
     *(b"\xff\xd8", b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"GIF8", b"BM", b"RIFF"),
     *(b"\0\0\0\x0cjP", b"8BPS", b"\xff\x0a"),
 )
-# Extensions of pictures that Pillow does not know.
+# Image extensions that Pillow does not know.
 MORE_EXTENSIONS = {".svg", ".svgz", ".heic", ".heif", ".hif", ".jxl", ".jxr", ".exr", ".dng", ".nef", ".svs", ".hdr"}
 
 
 class Unavailable(Exception):
-    """A source package can't be had."""
+    """A source package can't be downloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A project's source package: the registry, the names to try there, and the folder of interest ("": all)."""
+    """A project's source package: the registry, the possible names there, and the relevant folder ("": all)."""
 
     name: str
     registry: str
@@ -51,7 +51,7 @@ SUITES = (
 
 @dataclass(frozen=True, slots=True)
 class Unpacked:
-    """A suite on the disk, and the version of its package."""
+    """An unpacked suite, and the version of its package."""
 
     suite: Suite
     version: str
@@ -59,7 +59,7 @@ class Unpacked:
 
 
 def fetch(suite: Suite, cache: Path) -> Unpacked:
-    """Return the suite, downloaded and unpacked into the cache folder if it is not there yet. Raises Unavailable."""
+    """Return the suite, downloaded and unpacked into the cache folder if necessary. Raises Unavailable."""
     folder = cache / re.sub(r"\W+", "-", suite.name)
     stamp = folder / "version"
     if not stamp.exists():
@@ -75,7 +75,7 @@ def fetch(suite: Suite, cache: Path) -> Unpacked:
 
 
 def _members(packed: tarfile.TarFile, folder: str) -> Iterator[tarfile.TarInfo]:
-    """The files of the archive, or those of one folder in it."""
+    """Return the files of the archive, or those of one folder in it."""
     for member in packed:
         if member.isfile() and (not folder or member.name.split("/")[1] == folder):
             yield member
@@ -105,7 +105,7 @@ def _pypi(suite: Suite, downloads: Path) -> Path:
 
 
 def _debian(suite: Suite, downloads: Path, apt: Path) -> Path:
-    """Download by apt, with a private list of the source packages of the registry that the machine is set up for."""
+    """Download with apt, with a private list of the source packages of the machine's registry."""
     if shutil.which("apt-get") is None:
         raise Unavailable("no apt-get here")
     environment = {"APT_CONFIG": str(_apt_config(apt)), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
@@ -119,7 +119,7 @@ def _debian(suite: Suite, downloads: Path, apt: Path) -> Path:
         except Unavailable as error:
             tried = tried or error
             continue
-        # A mirror may lack the newest, as of security updates.
+        # A mirror may lack the newest version, for example of a security update.
         for version in reversed(re.findall(r"^Version: (\S+)$", listed, re.MULTILINE)):
             command = ["apt-get", "--quiet", "source", "--download-only", "--tar-only", f"{package}={version}"]
             try:
@@ -152,9 +152,9 @@ def _apt_config(apt: Path) -> Path:
 
 
 def images(unpacked: Unpacked, seen: set[bytes]) -> Iterator[Path]:
-    """Yield the image files of a suite, by content or by extension; of equal files, only the first.
+    """Yield the image files of a suite, found by content or extension; of equal files, only the first.
 
-    seen: hashes of the files so far; it grows.
+    seen: hashes of the files so far, which is extended.
     """
     Image.init()
     extensions = {*Image.registered_extensions(), *MORE_EXTENSIONS}

@@ -1,4 +1,4 @@
-"""A process that answers one question after another, guarded: its death is an answer too."""
+"""A guarded process that answers one question after another. If it dies, that is the answer."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 MEMORY = 6 << 30  # bytes of address space
-# For one question. A process that only sleeps is ended by the clock.
+# Limits of one question. The wall time ends a process that only sleeps.
 CPU_S = 60.0
 WALL_S = 900.0
 
 
 class Worker:
-    """Asks `python -m MODULE`, which calls `serve`; starts it anew after it died."""
+    """A client of `python -m MODULE`, which calls `serve`. It restarts the process after its death."""
 
     def __init__(self, module: str) -> None:
         self._module = module
@@ -28,7 +28,7 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer, or {"died": how}; `stderr`: what was written to standard error meanwhile."""
+        """Return the answer, or {"died": how}. `stderr`: what was written to standard error during the question."""
         process = self._process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
@@ -42,7 +42,7 @@ class Worker:
 
     def _end(self, process: subprocess.Popen[bytes]) -> str:
         self._process = None
-        process.communicate()  # which closes its pipes
+        process.communicate()  # this closes its pipes
         status = process.returncode
         if status == -signal.SIGPROF:
             return f"more than {CPU_S:g} s of a processor"
@@ -51,7 +51,7 @@ class Worker:
     def _said(self) -> str:
         self._errors.seek(0)
         text = self._errors.read().decode(errors="replace")
-        # The worker's descriptor has the same position.
+        # The worker's file descriptor shares its position.
         self._errors.seek(0)
         self._errors.truncate()
         return text
@@ -78,15 +78,15 @@ class Worker:
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Answer the questions on standard input until it ends, each with `cpu` seconds and bytes `grown`.
 
-    What libraries print to standard output goes to standard error. SIGPROF ends the process when a question takes more
-    than CPU_S, whatever lock a library holds.
+    What libraries print to standard output goes to standard error. SIGPROF ends the process if a question takes more
+    than CPU_S, even if a library holds a lock.
     """
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the high-water mark begins anew
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # this resets the high-water mark
         before, began = _memory("VmRSS"), time.process_time()
         signal.setitimer(signal.ITIMER_PROF, CPU_S)
         found = answer(json.loads(line))
@@ -96,6 +96,6 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 def _memory(name: str) -> int:
-    """Bytes, as the kernel tells them."""
+    """Return the memory in bytes, as reported by the kernel."""
     status = Path("/proc/self/status").read_text("utf-8")
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith(name))) * 1024

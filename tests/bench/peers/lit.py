@@ -1,14 +1,14 @@
-"""The same pipeline behind LitServe: python -m tests.bench.peers.lit MODEL PORT
+"""Serve the same pipeline with LitServe: python -m tests.bench.peers.lit MODEL PORT
 
-What was chosen, and why:
+These choices were made:
 
-- As many worker processes as cores, which its documentation advises for a CPU, one thread each; as many HTTP processes
-  as it starts by default, one for each worker; its queue over ZeroMQ, which it advises for many requests a second.
-- The upload is declared as FastAPI's `bytes`: an UploadFile above 1 MB lies in a file on disk, which can't go through
-  its queue to another process.
-- No batches by default. Its documentation advises them, with no wait at most, for hardware that gains by them; a core
-  does not, and the first worker would take all that waits while the others have nothing to do. `--batch 8` has them.
-- Answers are not compressed again, because the benchmark's client does not ask for it.
+- One worker process per core, as its documentation recommends for a CPU, with one thread each. One HTTP process per
+  worker, which is its default. Its queue over ZeroMQ, which it recommends for many requests per second.
+- The upload is declared as FastAPI's `bytes`. An UploadFile above 1 MB is a file on disk, which can't go through its
+  queue to another process.
+- No batches by default. Its documentation recommends them for hardware that benefits. A CPU core does not: the first
+  worker would take all waiting photos while the others are idle. `--batch 8` turns them on.
+- Responses are not compressed, because the benchmark's client does not ask for it.
 """
 
 import argparse
@@ -29,14 +29,14 @@ One = tuple[Bytes, Floats]
 
 
 class Single(ls.LitAPI):  # type: ignore[misc]
-    """One photo at a time."""
+    """A LitServe API that colours one photo at a time."""
 
     def __init__(self, model: Path, **options: Any) -> None:
         super().__init__(api_path="/colorize", **options)
         self.model = model
 
     def setup(self, device: str) -> None:
-        """In each worker."""
+        """Load and warm up the model; LitServe calls it in each worker."""
         cv2.setNumThreads(1)
         self.session = pipeline.load(self.model, 1)
         pipeline.predict(self.session, np.zeros((1, 1, pipeline.SIDE, pipeline.SIDE), np.float32))
@@ -53,7 +53,7 @@ class Single(ls.LitAPI):  # type: ignore[misc]
 
 
 class Batched(Single):
-    """What waits, together."""
+    """A LitServe API that colours all waiting photos as one batch."""
 
     def batch(self, inputs: list[One]) -> tuple[list[Bytes], Floats]:
         return [bgr for bgr, _ in inputs], np.stack([lightness for _, lightness in inputs])

@@ -1,8 +1,8 @@
-"""The pipeline of all peers: colour pixels in, colour pixels out, as most such services are written.
+"""The pipeline of all peers: colour pixels in, colour pixels out, as in most such services.
 
-The quick way to do it with OpenCV was chosen, not the one of a tutorial: full-size conversions run on 8 bits (float32
-takes twice as long at 12 megapixels), only the model's small input is float; chroma is enlarged as 8 bits; nothing is
-computed twice; the JPEG is written at the quality of the source, with 4:2:0 as OpenCV does by default.
+It uses OpenCV's fast functions, not a tutorial's code. Full-size conversions run on 8 bits, because float32 takes twice
+as long at 12 megapixels. Only the model's small input is float. Chroma is enlarged in 8 bits, and nothing is computed
+twice. The JPEG has the quality of the source, and OpenCV's default 4:2:0.
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ Floats = NDArray[np.float32]
 
 
 def load(model: Path, threads: int) -> ort.InferenceSession:
-    """A session with that many threads for one `run`, which sleep rather than spin while there is nothing to do.
+    """Return a session with that number of threads per `run`. Idle threads sleep instead of spinning.
 
-    Spinning, ONNX Runtime's default, is quicker for a machine that serves one client, and costs a busy one much.
+    Spinning, ONNX Runtime's default, is faster on a machine that serves one client, but expensive on a busy one.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -33,10 +33,10 @@ def load(model: Path, threads: int) -> ort.InferenceSession:
 
 
 def decode(data: bytes) -> tuple[Bytes, Floats]:
-    """The photo as BGR, uint8 [H, W, 3], and the model's input, float32 [1, S, S]: L*/100."""
+    """Return the photo as BGR, uint8 [H, W, 3], and the model's input, L*/100, float32 [1, S, S]."""
     bgr = np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), np.uint8)
     height, width = bgr.shape[:2]
-    # Halving is OpenCV's fastest way to shrink, and leaves it a quarter of the pixels for the slower rest.
+    # OpenCV halves an image fastest. The slower second resize then has a quarter of the pixels.
     is_large = min(height, width) >= 4 * SIDE
     larger = cv2.resize(bgr, (width // 2, height // 2), interpolation=cv2.INTER_AREA) if is_large else bgr
     small = cv2.resize(larger, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -45,13 +45,13 @@ def decode(data: bytes) -> tuple[Bytes, Floats]:
 
 
 def predict(session: ort.InferenceSession, lightness: Floats) -> Floats:
-    """Chroma, float32 [N, 2, s, s], of N inputs, float32 [N, 1, S, S]."""
+    """Return chroma, float32 [N, 2, s, s], of N inputs, float32 [N, 1, S, S]."""
     (chroma,) = session.run(None, {"lightness": lightness})
     return np.asarray(chroma, np.float32)
 
 
 def encode(bgr: Bytes, chroma: Floats) -> bytes:
-    """The photo with its own L* and the chroma, float32 [2, s, s], as a JPEG."""
+    """Return the photo as a JPEG, with its own L* and the chroma, float32 [2, s, s]."""
     size = (bgr.shape[1], bgr.shape[0])
     lightness: Any = cv2.extractChannel(cv2.cvtColor(bgr, cv2.COLOR_BGR2Lab), 0)
     a, b = (cv2.resize(c, size) for c in np.clip(np.rint(chroma + 128), 0, 255).astype(np.uint8))

@@ -1,14 +1,14 @@
-"""A FastAPI app as a good engineer writes it in an afternoon: one upload, one `run`, one answer.
+"""A FastAPI app as a good engineer writes it in an afternoon: one upload, one `run`, one response.
 
-What was chosen, and why:
+These choices were made:
 
 - A `def` endpoint: it runs in Starlette's thread pool, so the event loop stays free while OpenCV and ONNX Runtime
   work without Python's lock. The pool keeps its default of 40 threads.
-- Cores are shared out: with W workers, OpenCV and ONNX Runtime get cores / W threads each. One worker alone then
-  uses the whole machine for a single client, and two don't get in each other's way.
-- uvicorn with uvloop and httptools, its quickest parts, and without an access log.
+- Cores are divided: with W workers, OpenCV and ONNX Runtime get cores / W threads each. A single worker then uses the
+  whole machine for one client, and two workers don't compete for cores.
+- uvicorn with uvloop and httptools, its fastest parts, and without an access log.
 
-BENCH_MODEL is the ONNX file, BENCH_THREADS the threads of one worker.
+BENCH_MODEL is the ONNX file, BENCH_THREADS the number of threads per worker.
 """
 
 import os

@@ -224,7 +224,7 @@ def test_a_server_that_failed_stays_in_the_tables() -> None:
 
 def test_a_server_that_can_not_start_is_a_failure(tmp_path: Path) -> None:
     with (
-        pytest.raises(servers.ServerFailed, match="no model 'bench'"),
+        pytest.raises(servers.ServerFailed, match="model 'bench' is missing"),
         servers.running(TOMAU, tmp_path / "bench.onnx", tmp_path / "log"),
     ):
         pytest.fail("it is not there")

@@ -51,7 +51,7 @@ def test_damaged_is_said_of_what_is_damaged() -> None:
     assert not wrong(refusal, pillow=damaged)
     assert wrong(refusal) == "400 'the PNG file is damaged or cut short (CRC)': Pillow finds no damage"
     assert "opencv can decode it" in wrong(refusal, pillow=damaged, decoded_by=["opencv"])
-    assert "no damage" in wrong(refusal | {"detail": "damaged (unsupported depth)"}, pillow=damaged)
+    assert "not damaged" in wrong(refusal | {"detail": "damaged (unsupported depth)"}, pillow=damaged)
 
 
 def test_faults_and_costs_are_findings() -> None:

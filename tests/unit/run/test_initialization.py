@@ -104,7 +104,7 @@ def test_what_was_held_out_is_known_by_other_names(tmp_path: Path, capsys: pytes
     )
     above = hold_out(recipe, sources.find([tmp_path]), begun)
     assert above == [f"archive/{name}" for name in first]
-    # The names alone, as older runs have them, don't say so; it is told.
+    # Older runs know only the names, which differ here, so a warning is printed.
     assert hold_out(recipe, sources.find([tmp_path]), Initialization([], begun.setup, set(first), [])) != above
     assert "none of the 4 photographs held out before" in capsys.readouterr().out
 

@@ -1,6 +1,6 @@
-"""BMP files: which of them are refused, and those with bit fields, whose channels are told by masks.
+"""Check the header of a BMP, and decode a BMP with bit fields, whose channels are defined by masks.
 
-Pillow reads the others.
+Pillow decodes the others.
 """
 
 import struct
@@ -14,17 +14,17 @@ from service.formats.decoding_limits import Limits, check_size
 from service.imaging.color import Bytes
 
 FILE_HEADER = 14
-# The lengths of headers: OS/2's first and second, Microsoft's with and without masks.
+# Lengths of headers, bytes: OS/2's first and second, Microsoft's without and with an alpha mask.
 CORE, OS2, INFO, WITH_ALPHA = 12, 64, 40, 56
 HEADERS = (CORE, INFO, 52, WITH_ALPHA, OS2, 108, 124)
-# How many colours the palette has.
+# Position of the number of palette colours.
 COLORS_AT = 46
 BIT_FIELDS, ALPHA_BIT_FIELDS = 3, 6
-# Compressions that are not read, by number. Pillow decodes run lengths in Python, for seconds.
+# Compressions that are refused, by number. Pillow decodes run lengths in Python, which takes seconds.
 REFUSED = {1: "run-length compression", 2: "run-length compression", 4: "a JPEG inside", 5: "a PNG inside"}
 REFUSED_OS2 = REFUSED | {3: "fax compression", 4: "run-length compression"}
 DEPTHS = (1, 4, 8, 16, 24, 32)
-# What masks of zeros stand for, by the bits of a pixel; other numbers of bits have no masks.
+# Masks to use where all masks are 0, by bits per pixel. Other numbers of bits have no masks.
 DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F), 24: (0xFF0000, 0xFF00, 0xFF), 32: (0xFF0000, 0xFF00, 0xFF)}
 
 
@@ -32,7 +32,7 @@ DEFAULT_MASKS = {16: (0x7C00, 0x3E0, 0x1F), 24: (0xFF0000, 0xFF00, 0xFF), 32: (0
 class BitFields:
     """The header of a BMP with bit fields.
 
-    width, height: pixels. bits: of a pixel. masks: of red, green, blue and, if there is any, alpha. start: of the
+    width, height: pixels. bits: per pixel. masks: of red, green, blue and, if present, alpha. start: position of the
     pixels in the file.
     """
 
@@ -45,7 +45,7 @@ class BitFields:
 
 
 def read_bit_fields(data: bytes, limits: Limits) -> BitFields | None:
-    """Return the header of a BMP with bit fields, None for any other BMP that is read.
+    """Return the header of a BMP with bit fields; None for any other supported BMP.
 
     Raises UnsupportedType, UnreadableImage and TooManyPixels.
     """
@@ -53,7 +53,7 @@ def read_bit_fields(data: bytes, limits: Limits) -> BitFields | None:
         raise UnreadableImage("the BMP file is cut short in its header", field="file")
     start, size = struct.unpack_from("<II", data, 10)
     if size not in HEADERS:
-        raise UnsupportedType(f"a BMP with a header of {size} bytes can't be read", field="file")
+        raise UnsupportedType(f"a BMP with a header of {size} bytes is not supported", field="file")
     if len(data) < FILE_HEADER + size:
         raise UnreadableImage("the BMP file is cut short in its header", field="file")
     layout = "<HHHH" if size == CORE else "<iiHHI"
@@ -69,19 +69,20 @@ def read_bit_fields(data: bytes, limits: Limits) -> BitFields | None:
 
 
 def _check_kind(size: int, bits: int, compression: int) -> None:
+    """Check that a BMP is supported. size: of its header, bytes. bits: per pixel. Raises UnsupportedType."""
     if refused := (REFUSED_OS2 if size == OS2 else REFUSED).get(compression):
-        raise UnsupportedType(f"a BMP with {refused} can't be read", field="file")
+        raise UnsupportedType(f"a BMP with {refused} is not supported", field="file")
     if compression not in (0, BIT_FIELDS, ALPHA_BIT_FIELDS):
-        raise UnsupportedType(f"a BMP with compression of type {compression} can't be read", field="file")
+        raise UnsupportedType(f"a BMP with compression of type {compression} is not supported", field="file")
     if bits not in (DEFAULT_MASKS if compression else DEPTHS):
         kind = "bit fields and " if compression else ""
-        raise UnsupportedType(f"a BMP with {kind}{bits} bits a pixel can't be read", field="file")
+        raise UnsupportedType(f"a BMP with {kind}{bits} bits a pixel is not supported", field="file")
 
 
 def with_valid_palette(data: bytes) -> bytes:
-    """Return the BMP with no more colours than its pixels can name, as Pillow refuses larger palettes.
+    """Return the BMP with no more palette colours than its pixels can index, as Pillow refuses larger palettes.
 
-    data: a BMP for which `read_bit_fields` gave None.
+    data: a BMP for which `read_bit_fields` returned None.
     """
     size, bits = struct.unpack_from("<I", data, FILE_HEADER)[0], int.from_bytes(data[28:30], "little")
     if size == CORE or bits > 8 or struct.unpack_from("<I", data, COLORS_AT)[0] <= 1 << bits:
@@ -90,7 +91,7 @@ def with_valid_palette(data: bytes) -> bytes:
 
 
 def _masks(data: bytes, bits: int, *, has_alpha: bool) -> tuple[int, ...]:
-    """Return the masks of red, green, blue and, if it is not empty, alpha."""
+    """Return the masks of red, green, blue and, if it is not 0, alpha. Raises UnreadableImage and UnsupportedType."""
     if len(data) < FILE_HEADER + INFO + 12 + 4 * has_alpha:
         raise UnreadableImage("the BMP file is cut short in its header", field="file")
     masks = struct.unpack_from("<IIII" if has_alpha else "<III", data, FILE_HEADER + INFO)
@@ -99,15 +100,15 @@ def _masks(data: bytes, bits: int, *, has_alpha: bool) -> tuple[int, ...]:
     for mask in masks:
         lowest = mask & -mask
         if mask and (mask // lowest + 1) & (mask // lowest):
-            raise UnsupportedType("a BMP with gaps in the bits of a channel can't be read", field="file")
+            raise UnsupportedType("a BMP with gaps in the bits of a channel is not supported", field="file")
     return masks if masks[3:] != (0,) else masks[:3]
 
 
 def unpack(data: bytes, fields: BitFields) -> tuple[Bytes, Bytes | None]:
-    """Return RGB, uint8 [H, W, 3], and alpha, uint8 [H, W], if there is any. Raises UnreadableImage."""
+    """Return RGB, uint8 [H, W, 3], and alpha, uint8 [H, W] or None. Raises UnreadableImage."""
     stride = (fields.width * fields.bits + 31) // 32 * 4
     used = fields.width * fields.bits // 8
-    # The last row of some files ends with its last pixel.
+    # In some files, the last row has no padding.
     size = stride * (fields.height - 1) + used
     if len(data) < fields.start + size:
         raise UnreadableImage("the BMP file is cut short", field="file")
@@ -120,17 +121,17 @@ def unpack(data: bytes, fields: BitFields) -> tuple[Bytes, Bytes | None]:
     words = pixels.view("<u4")[..., 0]
     channels = [_channel(words, mask) for mask in fields.masks]
     rgb = np.dstack(channels[:3])
-    # Many writers leave alpha empty, although they name it.
+    # Many writers define an alpha mask but leave alpha at 0, so an all-zero alpha is ignored.
     alpha = channels[3] if len(channels) == 4 and channels[3].any() else None
     return rgb, alpha
 
 
 def _channel(words: NDArray[np.uint32], mask: int) -> Bytes:
-    """Return the bits of a mask as 8 bits."""
+    """Return the bits of a mask, uint8 [H, W], scaled to 0..255. words: pixels, uint32 [H, W]."""
     if not mask:
         return np.zeros(words.shape, np.uint8)
     shift = (mask & -mask).bit_length() - 1
-    # Of more than 16 bits, the upper ones are enough.
+    # Of a wider channel, the upper 16 bits are enough.
     shift += max(0, (mask >> shift).bit_length() - 16)
     most = mask >> shift
     levels = np.rint(np.arange(most + 1) * (255 / most)).astype(np.uint8)

@@ -1,9 +1,9 @@
-"""libtiff, as far as Pillow does not show it: its messages, and how a fax went wrong.
+"""Call libtiff directly, to silence its messages and to detect damaged faxes.
 
-libtiff writes each error to standard error unless a program sets a handler for the whole process, and Pillow sets none.
-Its decoder of faxes reports rows that make no sense, fills them with something, and returns success. So the handler is
-set here, and faxes are decoded here, with handlers of their own, in the library that Pillow's extension is linked with.
-Where that library hides its functions, as in Pillow's wheels for Windows, Pillow decodes faxes, damaged or not.
+libtiff writes each error to standard error unless a program sets a handler for the whole process. Pillow sets none. Its
+fax decoder only reports invalid rows, fills them, and returns success. So this module sets the handler, and decodes
+faxes with handlers of their own, in the library that Pillow's extension is linked with.
+If that library hides its functions, as in Pillow's wheels for Windows, Pillow decodes faxes without this check.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ from service.imaging.color import Bytes
 
 log = logging.getLogger(__name__)
 
-# <tiffio.h>: TIFFErrorHandlerExtR and the procedures of TIFFClientOpenExt. A `va_list` is passed on, never looked at.
+# <tiffio.h>: TIFFErrorHandlerExtR and the procedures of TIFFClientOpenExt. A `va_list` is passed on, never read.
 Message = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_char_p, c_char_p, c_void_p)
 ReadWrite = ctypes.CFUNCTYPE(c_ssize_t, c_void_p, c_void_p, c_ssize_t)
 Seek = ctypes.CFUNCTYPE(c_uint64, c_void_p, c_uint64, c_int)
@@ -43,19 +43,19 @@ FUNCTIONS: dict[str, tuple[list[Any], Any]] = {
     "TIFFReadEncodedTile": ([c_void_p, c_uint32, c_void_p, c_ssize_t], c_ssize_t),
     "TIFFClose": ([c_void_p], None),
 }
-# Rows of a hundred that may make no sense: noise on the line spoilt single rows of many a fax.
+# Percentage of rows that may be invalid, because noise on the line damaged single rows of many faxes.
 MAX_BAD_PERCENT = 1
 
 
 class DamagedFax(ValueError):
-    """Too many rows make no sense."""
+    """Too many rows are invalid, or rows are missing."""
 
 
 @functools.cache
 def library() -> Any:
-    """Return Pillow's libtiff, its errors silenced; None where its functions can't be called.
+    """Return Pillow's libtiff with its errors silenced; None if its functions can't be called.
 
-    Python's lock is held during calls: those are short, and each message comes back to Python.
+    Python's lock is held during calls, because they are short and each message calls back into Python.
     """
     try:
         found = ctypes.PyDLL(Image.core.__file__)  # type: ignore[attr-defined]
@@ -70,11 +70,11 @@ def library() -> Any:
 
 
 def read_fax(file: bytes, width: int, height: int, tile: tuple[int, int] | None) -> Bytes | None:
-    """Return the rows of a TIFF of one bit, compressed as a fax: packed, [height, bytes of a row], a set bit is black.
+    """Return the rows of a 1-bit TIFF with fax compression, packed, uint8 [height, bytes of a row]; a set bit is black.
 
-    tile: width and height of its tiles, multiples of 8 and parts of the picture, if it has any. Returns None where
-    libtiff can't be called. Raises DamagedFax when rows are missing, or more than MAX_BAD_PERCENT make no sense (of
-    tiles: any).
+    tile: width and height of its tiles, multiples of 8 that divide the picture's, or None for strips. Returns None if
+    libtiff can't be called. Raises DamagedFax if rows are missing or more than MAX_BAD_PERCENT are invalid. In tiles,
+    no row may be invalid.
     """
     libtiff = library()
     if libtiff is None:
@@ -91,12 +91,12 @@ def read_fax(file: bytes, width: int, height: int, tile: tuple[int, int] | None)
 
 @contextmanager
 def _opened(libtiff: Any, file: bytes, messages: list[bytes]) -> Iterator[int]:
-    """Open the file, and collect messages about it, as their formats. Raises DamagedFax when it can't be opened."""
+    """Open the file, and collect its messages as format strings. Raises DamagedFax if it can't be opened."""
     position = 0
 
     def keep(_handle: int, _own: int, _module: bytes, text: bytes, _arguments: int) -> int:
         messages.append(text)
-        return 1  # Nobody else is told.
+        return 1  # no other handler is called
 
     def read(_own: int, buffer: int, size: int) -> int:
         nonlocal position
@@ -149,7 +149,7 @@ def _read_tiles(libtiff: Any, handle: int, rows: Bytes, tile: tuple[int, int], m
     across, down = rows.shape[1] // width, len(rows) // height
     for number in range(across * down):
         done = libtiff.TIFFReadEncodedTile(handle, number, buffer.ctypes.data, buffer.nbytes)
-        # One message may be about all the rows that are left of the tile.
+        # One message may be about all the remaining rows of the tile.
         if done != buffer.nbytes or messages:
             raise DamagedFax(messages)
         top, left = divmod(number, across)

@@ -1,10 +1,12 @@
-"""The pixels of a TIFF.
+"""Decode the pixels of a TIFF.
 
-Pillow and OpenCV each decode some layouts of a TIFF's samples, reject sound ones, and take a few for others. So the
-work is divided. libtiff, called through Pillow, only decompresses: it is given files written here, which hold a few
-strips or tiles as one row of bytes after another. What the bytes mean is worked out here, the same for every
-compression. No directory of an upload ever reaches libtiff. Chunks are decoded in bands, so that little more memory is
-taken than for the pixels themselves and one chunk.
+Pillow and OpenCV each support only some layouts of a TIFF's samples, reject valid ones, and misread a few. So the work
+is divided. libtiff, called through Pillow, only decompresses. It gets files written here, which hold a few strips or
+tiles as rows of bytes. This module interprets the bytes, in the same way for every compression. No directory of an
+upload ever reaches libtiff.
+
+Strips or tiles, called chunks, are decoded in bands. So the memory needed is little more than that of the pixels and of
+one chunk.
 """
 
 import io
@@ -26,10 +28,10 @@ from service.imaging.decoders.tiff_colors import Colors
 from service.imaging.decoders.tiff_page import tiff_page
 from service.imaging.decoders.tiff_samples import FAXES, JPEG, NONE, Kind, Picture, picture_of
 
-# Bytes of samples that are worked on at once, and of rows that are copied out of Pillow's memory at once.
+# Size of a band of samples, and of the parts in which rows are copied from Pillow's memory.
 BAND_BYTES = 16 << 20
 COPY_BYTES = 4 << 20
-# Bits of the options: two dimensions, uncompressed parts, fill bits.
+# Valid bits of the fax options: two dimensions, uncompressed parts, fill bits.
 FAX_OPTIONS = 0b111
 
 
@@ -48,10 +50,10 @@ class TiffFile:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A page's pixels, not upright yet.
+    """A page's pixels before its orientation is applied.
 
-    picture: uint8 or uint16, [H, W] gray, [H, W, 3] RGB, or [H, W, 4] CMYK. alpha: [H, W] likewise, if there is any.
-    orientation: 1..8 as EXIF has it; other values mean nothing.
+    picture: uint8 or uint16, [H, W] gray, [H, W, 3] RGB, or uint8 [H, W, 4] CMYK. alpha: uint8 or uint16 [H, W], or
+    None. orientation: 1..8 as in EXIF; other values have no effect.
     """
 
     picture: Levels
@@ -74,7 +76,7 @@ def decode(file: TiffFile) -> Decoded:
     for top, samples in _bands(page, chunks):
         for number, part in enumerate(colors.levels(samples)):
             if top == 0:
-                # The first band may be all of it.
+                # If the first band is the whole picture, it is not copied.
                 is_all = len(part) == picture.height
                 whole.append(part if is_all else np.empty((picture.height, *part.shape[1:]), part.dtype))
             if whole[number] is not part:
@@ -85,7 +87,7 @@ def decode(file: TiffFile) -> Decoded:
 
 
 def _bands(page: tiff_reader.Page, chunks: Chunks) -> Iterator[tuple[int, Levels]]:
-    """Yield the page's samples, [rows, W, channels], a band at a time, each with its first row."""
+    """Yield the page's samples band by band: the number of the first row, and uint8 or uint16 [rows, W, channels]."""
     picture = chunks.picture
     decompressor = _Decompressor(page, chunks)
     row_bytes = chunks.width * chunks.across * picture.channels * (2 if picture.bits > 8 else 1)
@@ -99,15 +101,15 @@ def _bands(page: tiff_reader.Page, chunks: Chunks) -> Iterator[tuple[int, Levels
 
 
 class _RowsImage(TiffImagePlugin.TiffImageFile):
-    """A file written here, opened without Pillow's limit of pixels, since a pixel of a photo has several bytes."""
+    """A TIFF of rows of bytes, opened without Pillow's limit of pixels, since one photo pixel has several bytes."""
 
     def load_prepare(self) -> None:
-        """Make room for the picture. TIFF's own method would count its pixels first."""
+        """Allocate the picture. The overridden method would check the number of pixels first."""
         ImageFile.ImageFile.load_prepare(self)
 
 
 class _Decompressor:
-    """Takes bands of chunks to samples, by the page's compression and the size of its samples."""
+    """A converter from bands of chunks to samples, by the page's compression and sample size."""
 
     def __init__(self, page: tiff_reader.Page, chunks: Chunks) -> None:
         self._chunks = chunks
@@ -117,7 +119,10 @@ class _Decompressor:
         self._tables = tiff_jpeg.tables_of(page)
 
     def samples(self, plane: int, first: int, count: int) -> Levels:
-        """Return so many rows of chunks as samples, [rows, across * chunk's width or less, channels]."""
+        """Return `count` rows of chunks as samples, [rows, across * width of a chunk or less, channels].
+
+        plane: index into `Picture.planes`. first: number of the first row of chunks.
+        """
         picture, chunks = self._picture, self._chunks
         rows, mixed = chunks.rows(first, count), 1 if picture.is_planar else picture.channels
         contents = chunks.contents(plane, first, count)
@@ -142,7 +147,7 @@ class _Decompressor:
         for number, content in enumerate(contents):
             top, left = (n * side for n, side in zip(divmod(number, chunks.across), chunks.sides, strict=True))
             height = min(chunks.height, rows - top)
-            part = tiff_jpeg.pixels(content, self._tables, mixed, chunks.width, height, is_ycbcr=is_ycbcr)
+            part = tiff_jpeg.pixels(content, self._tables, mixed, (chunks.width, height), is_ycbcr=is_ycbcr)
             samples[top : top + height, left : left + chunks.width] = part
         return samples
 
@@ -160,7 +165,7 @@ class _Decompressor:
         return _undo_predictor(samples, chunks.across) if picture.has_predictor else samples
 
     def _pillow(self, contents: list[bytes], width: int, height: int, chunk_width: int, chunk_height: int) -> Bytes:
-        """Return what libtiff makes of a picture of these chunks, [height, width] or [height, width, channels]."""
+        """Return these chunks as decompressed by libtiff, uint8 [height, width] or [height, width, channels]."""
         file = self._file(contents, width, height, chunk_width, chunk_height)
         with library_call("tiff"):
             image = _RowsImage(io.BytesIO(file))
@@ -168,15 +173,13 @@ class _Decompressor:
         return _array_of(image)
 
     def _fax(self, contents: list[bytes], width: int, height: int) -> Bytes:
-        """Return the rows of a fax, packed, [height, bytes of a row]. Raises UnreadableImage."""
+        """Return the rows of a fax, packed, uint8 [height, bytes of a row]. Raises UnreadableImage."""
         chunks = self._chunks
         file = self._file(contents, width, height, chunks.width, chunks.height)
         try:
             rows = libtiff.read_fax(file, width, height, (chunks.width, chunks.height) if chunks.is_tiled else None)
         except libtiff.DamagedFax as error:
-            raise UnreadableImage(
-                "the fax in the TIFF is damaged: too many rows make no sense", field="file"
-            ) from error
+            raise UnreadableImage("the fax in the TIFF is damaged: too many rows are invalid", field="file") from error
         if rows is not None:
             return rows
         return np.packbits(self._pillow(contents, width, height, chunks.width, chunks.height), axis=1)
@@ -191,7 +194,7 @@ class _Decompressor:
 
 
 def _codec_fields(page: tiff_reader.Page, picture: Picture) -> dict[int, tiff_reader.Field]:
-    """Return the fields, for libtiff, that tell how chunks are compressed. It gives one sample after another."""
+    """Return the fields that tell libtiff the compression of chunks. To libtiff, all samples are one channel."""
     bits = 1 if picture.compression in FAXES else 8
     fields: dict[int, tiff_reader.Field] = {}
     options = {tag: page.number(tag, 0) for tag in (tiff_tags.T4_OPTIONS, tiff_tags.T6_OPTIONS)}
@@ -212,7 +215,7 @@ def _long(value: int) -> tiff_reader.Field:
 
 
 def _build_tiff(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> bytes:
-    """Return a little-endian TIFF of these fields, by tag, and chunks."""
+    """Return a little-endian TIFF with these fields, by tag, and these chunks."""
     sizes = np.array([len(content) for content in contents], np.uint32)
     starts = 8 + np.cumsum(sizes, dtype=np.uint32) - sizes
     starts_tag, sizes_tag = (
@@ -239,7 +242,7 @@ def _build_tiff(contents: list[bytes], fields: dict[int, tiff_reader.Field]) -> 
 
 
 def _array_of(image: Image.Image) -> Bytes:
-    """Return Pillow's pixels as an array. NumPy alone would take them to bytes first, and twice, whole."""
+    """Return Pillow's pixels as an array, uint8 [H, W] or [H, W, bands]. NumPy alone would copy the whole twice."""
     width, height = image.size
     bands = len(image.getbands())
     pixels = np.empty((height, width, bands) if bands > 1 else (height, width), np.uint8)
@@ -251,7 +254,7 @@ def _array_of(image: Image.Image) -> Bytes:
 
 
 def _join_chunks(contents: list[bytes], chunks: Chunks, lines: int) -> Bytes:
-    """Return uncompressed chunks as rows of bytes."""
+    """Return uncompressed chunks as rows of bytes, uint8 [lines, bytes of a row]."""
     stored = np.frombuffer(b"".join(contents) if len(contents) > 1 else contents[0], np.uint8)
     if not chunks.is_tiled:
         return stored.reshape(lines, chunks.row_bytes)
@@ -261,7 +264,7 @@ def _join_chunks(contents: list[bytes], chunks: Chunks, lines: int) -> Bytes:
 
 
 def _unpacked(stored: Bytes, bits: int) -> Levels:
-    """Return the samples, of any number of bits, that rows of bytes hold, the highest bit first."""
+    """Return the samples of `bits` bits each in rows of bytes, highest bit first: uint8 or uint16 [rows, samples]."""
     single = np.unpackbits(stored, axis=1)
     width = single.shape[1] // bits
     samples: Levels = np.zeros((len(stored), width), np.uint8 if bits <= 8 else np.uint16)
@@ -272,7 +275,10 @@ def _unpacked(stored: Bytes, bits: int) -> Levels:
 
 
 def _undo_predictor(samples: Levels, across: int) -> Levels:
-    """Return the sums of differences from left neighbours; each of the `across` chunks of a row begins anew."""
+    """Return the cumulative sums of differences from the left neighbour (TIFF 6.0, section 14).
+
+    samples: [rows, W, channels]. The sums restart at each of the `across` chunks of a row.
+    """
     rows, width, channels = samples.shape
     pieces = samples.reshape(rows, across, width // across, channels)
     sums = np.empty_like(pieces)
@@ -283,7 +289,7 @@ def _undo_predictor(samples: Levels, across: int) -> Levels:
 
 
 def _ycbcr_samples(stored: Bytes, chunks: Chunks) -> Bytes:
-    """Return Y, Cb and Cr of each pixel, [rows, width, 3], of subsampled units."""
+    """Return Y, Cb and Cr of each pixel, uint8 [rows, width, 3], of subsampled units (TIFF 6.0, section 21)."""
     across, down = chunks.subsampling
     units = stored.reshape(len(stored), -1, across * down + 2)
     height, width = len(stored) * down, units.shape[1] * across
@@ -292,7 +298,7 @@ def _ycbcr_samples(stored: Bytes, chunks: Chunks) -> Bytes:
     samples[..., 0] = lumas.transpose(0, 2, 1, 3).reshape(height, width)
     for number in (1, 2):
         samples[..., number] = units[..., number - 3].repeat(down, axis=0).repeat(across, axis=1)
-    # A chunk is filled up to whole units.
+    # A chunk is padded to whole units.
     filled = units.shape[1] // chunks.across * across
     tiles = samples.reshape(height, chunks.across, filled, 3)[:, :, : chunks.width]
     return tiles.reshape(height, -1, 3)

@@ -1,8 +1,12 @@
-"""The strips or tiles of a TIFF page, called chunks: where they lie, how much of each is read, and what that may cost.
+"""Locate the strips or tiles of a TIFF page, called chunks, and limit the cost of decoding them.
 
-Decoding takes time and memory in proportion to three figures, and each has a bound here: the bytes that the chunks
-decode to (MAX_BYTES_PER_PIXEL), the bytes that they are decoded from (the size of the file, since chunks that overlap
-count in full), and the number of chunks (MAX_CHUNKS). The scans of chunks that are JPEGs have one besides.
+Time and memory are proportional to three figures, and each has a limit here:
+
+- the bytes that the chunks decode to (MAX_BYTES_PER_PIXEL),
+- the bytes that they are decoded from (the size of the file, where chunks that overlap count in full),
+- the number of chunks (MAX_CHUNKS).
+
+The scans of chunks that are JPEGs have a limit, too.
 """
 
 from dataclasses import dataclass
@@ -17,21 +21,22 @@ from service.formats.decoding_limits import MAX_SCANNED_PIXELS, Limits
 from service.imaging.decoders.tiff_samples import JPEG, NONE, PACKBITS, Kind, Picture
 
 SUBSAMPLINGS = (1, 2, 4)
-# Three planes of 65,500 rows, a strip each, have nearly as many.
+# Three planes of 65,500 rows with one strip a row have nearly as many.
 MAX_CHUNKS = 200_000
-# Each JPEG has a header to be read. Strips of JPEGs have 8 rows at least.
+# A limit of its own, because each JPEG has a header to parse. Strips of JPEGs have 8 rows at least.
 MAX_JPEGS = 20_000
-# Four channels of 16 bits, for each of the pixels that a photo may have; and what small pictures may be padded with.
+# Four channels of 16 bits, for each pixel that a photo may have. Small pictures may have this much padding, in bytes.
 MAX_BYTES_PER_PIXEL = 8
 MAX_PADDING = 16 << 20
-# Pixels of a side. A tile is decoded as a whole, however little of it is inside the picture.
+# Pixels by which a tile may exceed the picture. A tile is decoded as a whole, even if little of it is inside.
 MAX_OVERHANG = 4096
-# No more is read of a chunk: noise grows when it is compressed, by a fax' code to 4.5 times its size.
+# A chunk's bytes are read up to this multiple of its decoded size, and this overhead. Noise grows when it is
+# compressed: by fax compression to 4.5 times its size.
 MAX_STORED_GROWTH = 8
 MAX_OVERHEAD = 64 << 10
-# How many times its size a chunk grows at most when it is decompressed: as it is, PackBits, LZW, Deflate twice.
+# The largest ratio of decoded to stored bytes, by compression: none, PackBits, LZW, Deflate (two numbers).
 MAX_EXPANSION = {NONE: 1, PACKBITS: 64, 5: 1400, 8: 1032, 32946: 1032}
-# Frames of a JPEG that libjpeg decodes quickly: baseline, extended and progressive. The others are not for TIFF.
+# Frame markers of a JPEG in a TIFF: baseline, extended and progressive. libjpeg decodes these quickly.
 FRAMES = (0xC0, 0xC1, 0xC2)
 OTHER_FRAMES = (0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 # All values of a byte with their bits in reverse order.
@@ -40,11 +45,11 @@ REVERSED_BITS = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """The chunks of those planes of a page that are looked at. A plane has `down` rows of `across` chunks.
+    """The chunks of the planes that are decoded. A plane has `down` rows of `across` chunks.
 
-    width, height: pixels of a chunk; the last strip of a plane may have fewer rows, tiles are filled up. row_bytes:
-    bytes of a decoded row of a chunk, which has `unit` rows of pixels where chroma is subsampled, else one. sizes:
-    bytes that are read. All chunks lie inside `data`.
+    width, height: pixels of a chunk. The last strip of a plane may have fewer rows; tiles are padded. row_bytes: bytes
+    of a decoded row of a chunk, which has `unit` rows of pixels if chroma is subsampled, else one. starts, sizes:
+    position and number of the bytes to read of each chunk. All chunks lie inside `data`.
     """
 
     data: bytes
@@ -61,25 +66,25 @@ class Chunks:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width of a chunk, pixels."""
+        """The height and width of a chunk, pixels."""
         return self.height, self.width
 
     @property
     def unit(self) -> int:
-        """Rows of pixels that are stored together: more than one where chroma is subsampled."""
+        """The number of pixel rows that are stored together: more than one if chroma is subsampled."""
         return self.subsampling[1]
 
     def rows(self, first: int, count: int) -> int:
-        """How many rows of pixels so many rows of chunks have: of strips, no more than there are in the picture."""
+        """Return the pixel rows of `count` rows of chunks. For strips, they end at the picture's last row."""
         if self.is_tiled:
             return self.height * count
         return min(self.height * count, self.picture.height - self.height * first)
 
     def contents(self, plane: int, first: int, count: int) -> list[bytes]:
-        """Return the bytes of so many rows of a plane's chunks, with the highest bit first.
+        """Return the bytes of each chunk in `count` rows of a plane's chunks, with the highest bit first.
 
-        plane: counted among `Picture.planes`.
-        Raises UnsupportedType, UnreadableImage and TooManyScans for JPEGs that would keep a decoder busy.
+        plane: index into `Picture.planes`. first: number of the first row of chunks. Raises UnsupportedType,
+        UnreadableImage and TooManyScans for JPEGs that are excessively complex.
         """
         begin = (plane * self.down + first) * self.across
         places = zip(self.starts[begin : begin + count * self.across], self.sizes[begin:], strict=False)
@@ -98,6 +103,7 @@ class Chunks:
 
 
 def _scans(jpeg: bytes) -> int:
+    """Return the number of scans of a JPEG in a TIFF. Raises UnsupportedType and UnreadableImage."""
     scans = 0
     for number, (marker, _) in enumerate(jpeg_segments(jpeg)):
         scans += marker == START_OF_SCAN
@@ -111,14 +117,14 @@ def _scans(jpeg: bytes) -> int:
 
 
 def chunks_of(page: tiff_reader.Page, picture: Picture, limits: Limits) -> Chunks:
-    """Return where the page's pixels are. Raises UnreadableImage, UnsupportedType and TooManyPixels."""
+    """Return the chunks of the page. Raises UnreadableImage, UnsupportedType and TooManyPixels."""
     is_tiled = bool(page.count(tiff_tags.TILE_WIDTH))
     width, height = _sides(page, picture, is_tiled)
     across, down = -(-picture.width // width), -(-picture.height // height)
     subsampling = _subsampling(page, picture)
     if down > 1 and height % subsampling[1]:
         raise UnsupportedType(
-            f"the TIFF's strips or tiles, of {height} rows, cut through pairs of chroma", field="file"
+            f"the TIFF's strips or tiles, of {height} rows, divide subsampled chroma; save it as RGB", field="file"
         )
     row_bytes = _row_bytes(picture, width, subsampling, is_tiled)
     number = across * down * (picture.channels if picture.is_planar else 1)
@@ -143,25 +149,26 @@ def chunks_of(page: tiff_reader.Page, picture: Picture, limits: Limits) -> Chunk
 
 
 def _sides(page: tiff_reader.Page, picture: Picture, is_tiled: bool) -> tuple[int, int]:
-    """Return width and height of a chunk, pixels."""
+    """Return the width and height of a chunk, pixels. Raises UnreadableImage and UnsupportedType."""
     if is_tiled:
         width, height = page.number(tiff_tags.TILE_WIDTH, 0), page.number(tiff_tags.TILE_LENGTH, 0)
         if not (width and height):
-            raise UnreadableImage("the TIFF's tiles have no size", field="file")
+            raise UnreadableImage("the TIFF is damaged: its tiles have no width or no height", field="file")
         if width > picture.width + MAX_OVERHANG or height > picture.height + MAX_OVERHANG:
             raise UnsupportedType(
-                f"the TIFF's tiles, of {width} x {height} pixels, are much larger than its picture", field="file"
+                f"the TIFF's tiles, of {width} x {height} pixels, are much larger than its picture; save it in strips",
+                field="file",
             )
         return width, height
     rows = page.number(tiff_tags.ROWS_PER_STRIP, picture.height)
     planes = picture.channels if picture.is_planar else 1
     if rows == 0 and page.count(tiff_tags.STRIP_OFFSETS) > planes:
-        raise UnreadableImage("the TIFF's strips have no rows", field="file")
+        raise UnreadableImage("the TIFF is damaged: its strips have no rows", field="file")
     return picture.width, min(rows or picture.height, picture.height)
 
 
 def _subsampling(page: tiff_reader.Page, picture: Picture) -> tuple[int, int]:
-    """Return how many pixels across and down share a pair of chroma values, where chunks hold them so."""
+    """Return how many pixels across and down share a pair of chroma values. Raises UnreadableImage."""
     if picture.kind != Kind.YCBCR or picture.compression == JPEG:
         return 1, 1
     across, down = (
@@ -173,45 +180,46 @@ def _subsampling(page: tiff_reader.Page, picture: Picture) -> tuple[int, int]:
 
 
 def _row_bytes(picture: Picture, width: int, subsampling: tuple[int, int], is_tiled: bool) -> int:
+    """Return the bytes of a decoded row of a chunk. Raises UnsupportedType for tiles of partial bytes."""
     if picture.kind == Kind.YCBCR and picture.compression != JPEG:
         return -(-width // subsampling[0]) * (subsampling[0] * subsampling[1] + 2)
     bits = width * picture.bits * (1 if picture.is_planar else picture.channels)
     if is_tiled and bits % 8:
-        raise UnsupportedType(f"the TIFF's tiles are {width} pixels wide, which is no multiple of 16", field="file")
+        raise UnsupportedType(f"the TIFF's tiles are {width} pixels wide, which is not a multiple of 16", field="file")
     return -(-bits // 8)
 
 
 def _locate_chunks(
     page: tiff_reader.Page, picture: Picture, decoded: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return where each chunk begins, and how many of its bytes are read.
+    """Return the position of each chunk, and the number of its bytes to read. Raises UnreadableImage, UnsupportedType.
 
-    decoded: how many bytes it is decoded to, [planes that are looked at, chunks of a plane].
+    decoded: bytes of each decoded chunk, int64 [decoded planes, chunks of a plane].
     """
     end = len(page.data)
     # libtiff, too, takes the tags of strips for those of tiles.
     starts = _values_of_planes(page, picture, (tiff_tags.TILE_OFFSETS, tiff_tags.STRIP_OFFSETS), decoded)
-    is_told = page.count(tiff_tags.TILE_BYTE_COUNTS) or page.count(tiff_tags.STRIP_BYTE_COUNTS)
-    told = (
+    is_declared = page.count(tiff_tags.TILE_BYTE_COUNTS) or page.count(tiff_tags.STRIP_BYTE_COUNTS)
+    declared = (
         _values_of_planes(page, picture, (tiff_tags.TILE_BYTE_COUNTS, tiff_tags.STRIP_BYTE_COUNTS), decoded)
-        if is_told
+        if is_declared
         else np.zeros_like(decoded)
     )
-    if np.any((starts == 0) & (told == 0)):
-        raise UnsupportedType("the TIFF leaves strips or tiles out (sparse), and so has no pixels there", field="file")
-    sizes = np.where(told > 0, told, _estimate_sizes(picture, starts, decoded, end))
+    if np.any((starts == 0) & (declared == 0)):
+        raise UnsupportedType("the TIFF omits strips or tiles (sparse); save it with all pixels", field="file")
+    sizes = np.where(declared > 0, declared, _estimate_sizes(picture, starts, decoded, end))
     if picture.compression == NONE and decoded.shape[1] == 1:
-        # Of a single strip some writers tell more than there is.
+        # Some writers declare too many bytes for a single strip.
         sizes = np.minimum(sizes, decoded)
     if np.minimum(sizes, end + 1).sum() > end:
         raise UnreadableImage(
-            "the TIFF's strips or tiles have more bytes together than the file: they overlap, or it is cut short",
+            "the TIFF's strips or tiles have more bytes together than the file: they overlap, or the file is cut short",
             field="file",
             limit=end,
         )
     is_short = bool(np.any(sizes * MAX_EXPANSION.get(picture.compression, decoded.max() + 1) < decoded))
     if is_short or np.any(starts + sizes > end):
-        raise UnreadableImage("the TIFF is damaged or cut short: strips or tiles are not all there", field="file")
+        raise UnreadableImage("the TIFF is damaged or cut short: strips or tiles are missing", field="file")
     most = decoded if picture.compression == NONE else MAX_STORED_GROWTH * decoded + MAX_OVERHEAD
     return starts.ravel(), np.minimum(sizes, most).ravel()
 
@@ -219,22 +227,25 @@ def _locate_chunks(
 def _values_of_planes(
     page: tiff_reader.Page, picture: Picture, tags: tuple[int, int], decoded: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return the values that the first of two tags that is there has for the chunks that are looked at."""
+    """Return the values of the first present tag for the chunks to decode, int64 [decoded planes, chunks of a plane].
+
+    Raises UnreadableImage if it has too few values.
+    """
     planes = picture.channels if picture.is_planar else 1
     number = planes * decoded.shape[1]
     values = page.array(tags[0] if page.count(tags[0]) else tags[1], number)
     if len(values) < number:
         raise UnreadableImage(
-            f"the TIFF is damaged or cut short: it has {number:,} strips or tiles, and tells of fewer", field="file"
+            f"the TIFF is damaged or cut short: it has {number:,} strips or tiles, but lists fewer", field="file"
         )
-    # A place behind the file's end is as wrong as any other, and sums stay small.
+    # All positions after the end of the file are equally wrong. The limit keeps sums small.
     return np.minimum(values.reshape(planes, -1)[picture.planes], len(page.data) + 1)
 
 
 def _estimate_sizes(
     picture: Picture, starts: NDArray[np.int64], decoded: NDArray[np.int64], end: int
 ) -> NDArray[np.int64]:
-    """Return the sizes of chunks for which the file tells none: up to where the next one begins, or the file ends."""
+    """Return sizes for chunks without a declared size: up to the start of the next chunk or the end of the file."""
     if picture.compression == NONE:
         return decoded
     begins = np.append(np.unique(starts), end)

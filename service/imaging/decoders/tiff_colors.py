@@ -1,4 +1,4 @@
-"""The colours and alpha of a TIFF page's samples."""
+"""Convert the samples of a TIFF page to colours and alpha."""
 
 import struct
 
@@ -15,7 +15,7 @@ FULL_RANGE = (0.0, 255.0, 128.0, 255.0, 128.0, 255.0)
 
 
 class Colors:
-    """Takes samples to colours and alpha, as the page describes them. Raises UnreadableImage for a missing palette."""
+    """A converter from samples to colours and alpha, by the page's tags. Raises UnreadableImage without a palette."""
 
     def __init__(self, page: tiff_reader.Page, picture: Picture) -> None:
         self._picture = picture
@@ -26,12 +26,15 @@ class Colors:
         self._reference = _fractions(page, tiff_tags.REFERENCE_BLACK_WHITE, FULL_RANGE)
 
     def levels(self, samples: Levels) -> list[Levels]:
-        """Return a band's colours, [rows, W] or [rows, W, 3 or 4], and its alpha, [rows, W], if it has any."""
+        """Return a band's colours, [rows, W] or [rows, W, 3 or 4], and its alpha, [rows, W], if present.
+
+        samples: uint8 or uint16 [rows, W, channels].
+        """
         picture = self._picture
         if self._is_ycbcr:
             return [_rgb_of_ycbcr(samples, self._coefficients, self._reference)]
         colors = samples[..., 0] if picture.colors == 1 else samples[..., : picture.colors]
-        # Planes that mean nothing are not there.
+        # Planes without a known meaning were not decoded.
         alpha = None if picture.alpha is None else samples[..., -1 if picture.is_planar else picture.alpha]
         if self._scale is not None:
             alpha = None if alpha is None else self._scale[alpha]
@@ -41,14 +44,14 @@ class Colors:
         if picture.kind == Kind.WHITE_IS_ZERO:
             colors = max_level(colors) - colors
         if self._palette is not None or picture.kind == Kind.CMYK:
-            # Of these, answers have 8 bits.
+            # Palette and CMYK pictures are reduced to 8 bits.
             colors = _high_bytes(colors) if self._palette is None else self._palette[colors]
             alpha = None if alpha is None else _high_bytes(alpha)
         return [colors] if alpha is None else [colors, alpha]
 
 
 def _scale_of(bits: int) -> Levels | None:
-    """Return what each value is in 8 or 16 bits; None where it is what it is."""
+    """Return the value of each sample in 8 or 16 bits, [2 ** bits]; None if samples have 8 or 16 bits already."""
     if bits in (8, 16):
         return None
     dtype = np.uint8 if bits < 8 else np.uint16
@@ -58,21 +61,22 @@ def _scale_of(bits: int) -> Levels | None:
 
 
 def _high_bytes(levels: Levels) -> Bytes:
+    """Return levels as uint8: the high byte of 16 bits."""
     return (levels >> 8).astype(np.uint8) if levels.dtype == np.uint16 else np.asarray(levels, np.uint8)
 
 
 def _palette(page: tiff_reader.Page, bits: int) -> Bytes:
-    """Return the colours of all values, [2 ** bits, 3]."""
+    """Return the colours of all sample values, uint8 [2 ** bits, 3]. Raises UnreadableImage."""
     values = page.array(tiff_tags.COLOR_MAP, 3 * 2**bits)
     if len(values) < 3 * 2**bits:
         raise UnreadableImage("the TIFF's palette is missing or cut short", field="file")
-    # They are told in 16 bits, but some writers tell them in 8.
+    # A palette has 16 bits, but some writers store 8.
     values = values >> 8 if values.max() > 255 else values
     return np.ascontiguousarray(np.minimum(values, 255).astype(np.uint8).reshape(3, -1).T)
 
 
 def _unpremultiply(colors: Levels, alpha: Levels) -> Levels:
-    """Return colours that were multiplied with alpha as they were; where alpha is 0, as they are."""
+    """Return colours divided by alpha, which they are premultiplied with; where alpha is 0, they stay as they are."""
     over = alpha.astype(np.uint32) if colors.ndim == 2 else alpha.astype(np.uint32)[..., np.newaxis]
     largest = max_level(colors)
     divided = (colors.astype(np.uint32) * largest + over // 2) // np.maximum(over, 1)
@@ -80,7 +84,7 @@ def _unpremultiply(colors: Levels, alpha: Levels) -> Levels:
 
 
 def _fractions(page: tiff_reader.Page, tag: int, default: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a tag's fractions; the default where they are missing or make no sense."""
+    """Return a tag's fractions; the default if they are missing or have another type."""
     entry = page.directory.find(tag)
     value = page.content(tag)
     if entry is None or entry.kind != tiff_tags.RATIONAL or len(value) < 8 * len(default):
@@ -90,7 +94,7 @@ def _fractions(page: tiff_reader.Page, tag: int, default: tuple[float, ...]) -> 
 
 
 def _rgb_of_ycbcr(samples: Levels, coefficients: tuple[float, ...], reference: tuple[float, ...]) -> Bytes:
-    """Return RGB, [rows, W, 3], of Y, Cb and Cr, as section 21 of TIFF 6.0 has it."""
+    """Return RGB, uint8 [rows, W, 3], of Y, Cb and Cr, uint8 [rows, W, 3], as in TIFF 6.0, section 21."""
     red, green, blue = coefficients
     planes = []
     for number, reach in enumerate((255.0, 127.0, 127.0)):

@@ -1,4 +1,4 @@
-"""The photo of a TIFF file: its only page, or why no page of the file is taken."""
+"""Find the photo of a TIFF file: its only page that is a photo."""
 
 from service.errors import UnreadableImage, UnsupportedType
 from service.formats import tiff_reader, tiff_tags
@@ -19,19 +19,21 @@ def tiff_page(data: bytes, limits: Limits) -> tiff_reader.Page:
     if not pages:
         raise UnreadableImage("the TIFF's first directory is damaged", field="file")
     first = pages[0]
-    # Some writers chain a directory that holds no picture.
+    # Some writers add a directory without a picture.
     pictures = [page for page in pages if _width(page) and _height(page)]
     photos = [page for page in pictures if not _is_reduced(page)]
     if first.count(tiff_tags.DNG_VERSION) or (_is_reduced(first) and first.count(tiff_tags.SUB_IFDS)):
-        raise UnsupportedType("the file is a camera's raw data; develop it first", field="file")
+        raise UnsupportedType("the file is a camera's raw data; convert it to JPEG or TIFF first", field="file")
     if first not in pictures:
-        raise UnreadableImage("the TIFF says that it has no pixels", field="file")
+        raise UnreadableImage("the TIFF is damaged: it declares no width or no height", field="file")
     if photos and first not in photos:
-        raise UnsupportedType("the TIFF begins with a thumbnail; its photo has to come first", field="file")
+        raise UnsupportedType(
+            "the TIFF begins with a thumbnail; save it with its photo as the first page", field="file"
+        )
     if any(page.number(tiff_tags.NEW_SUBFILE_TYPE, 0) & MASK for page in pictures):
-        raise UnsupportedType("the TIFF has a mask as a page of its own; save it with an alpha channel", field="file")
+        raise UnsupportedType("the TIFF has a mask as a separate page; save it with an alpha channel", field="file")
     if len(photos) > 1:
-        raise UnsupportedType("the TIFF has several pages; send each as a file of its own", field="file", limit=1)
+        raise UnsupportedType("the TIFF has several pages; send each page as a separate file", field="file", limit=1)
     check_size(_width(first), _height(first), limits)
     return first
 

@@ -1,4 +1,4 @@
-"""What the samples of a TIFF page mean, and which kinds of pages are refused because they can't be decoded right."""
+"""Read how a TIFF page stores its samples, and refuse the kinds of pages that can't be decoded correctly."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ PLANES, REVERSED, CMYK_INKS = 2, 2, 1
 NO_PREDICTOR, HORIZONTAL = 1, 2
 PREMULTIPLIED, ALPHA = 1, 2
 MAX_BITS = 16
-# libtiff, too, takes differences of no others.
+# Sample sizes that libtiff's predictor supports, too.
 PREDICTABLE_BITS = (8, 16)
-# More than any camera or scanner makes, and each channel takes time.
+# More than any camera or scanner writes. Each channel takes time.
 MAX_CHANNELS = tiff_reader.MAX_NUMBERS
-# SampleFormat: 1 is unsigned, and 4 leaves it open.
+# Values of SampleFormat that are refused. 1 is unsigned, and 4 is undefined.
 FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 
 
 class Kind(IntEnum):
-    """PhotometricInterpretation, as far as it can be decoded."""
+    """The supported values of PhotometricInterpretation."""
 
     WHITE_IS_ZERO = 0
     BLACK_IS_ZERO = 1
@@ -51,7 +51,7 @@ OTHER_KINDS = {
 
 NONE, JPEG = 1, 7
 FAXES = (2, 3, 4)
-# LZW, Deflate twice, LZMA, Zstandard: those that may have a predictor.
+# LZW, Deflate (two numbers), LZMA and Zstandard, which may have a predictor.
 PREDICTABLE = (5, 8, 32946, 34925, 50000)
 PACKBITS = 32773
 COMPRESSIONS = (NONE, JPEG, *FAXES, *PREDICTABLE, PACKBITS)
@@ -80,9 +80,9 @@ OTHER_COMPRESSIONS = {
 class Picture:
     """How a page stores its pixels: sides, samples and compression.
 
-    bits: of one sample. channels: colours first, then what else there is. alpha: the number of the channel that the
-    file calls alpha, if any; others beside the colours mean nothing to us. is_planar: channels come one after another.
-    has_predictor: samples are stored as differences from their left neighbour. is_reversed: the lowest bit is first.
+    width, height: pixels. bits: per sample. channels: colours first, then extra channels. alpha: number of the channel
+    that is declared as alpha, or None; other extra channels are ignored. is_planar: each channel is stored separately.
+    has_predictor: samples are differences from their left neighbour. is_reversed: the lowest bit is first.
     """
 
     width: int
@@ -99,12 +99,12 @@ class Picture:
 
     @property
     def colors(self) -> int:
-        """How many channels the colours have."""
+        """The number of colour channels."""
         return COLORS[self.kind]
 
     @property
     def planes(self) -> list[int]:
-        """The numbers of the planes that are looked at: none of an extra channel that nobody calls alpha."""
+        """The numbers of the planes to decode: those of the colours and of alpha."""
         if not self.is_planar:
             return [0]
         return list(range(self.colors)) + ([] if self.alpha is None else [self.alpha])
@@ -113,14 +113,16 @@ class Picture:
 def picture_of(page: tiff_reader.Page) -> Picture:
     """Return how the page stores its pixels.
 
-    Raises UnsupportedType, and UnreadableImage for a page that contradicts itself.
+    Raises UnsupportedType, and UnreadableImage if a page has fewer channels than its colours need.
     """
     told = _kind(page)
     for objection in _unsupported(page, told):
         raise UnsupportedType(f"the TIFF {objection}", field="file")
     kind, channels, compression = Kind(told or 0), _channels(page), page.number(tiff_tags.COMPRESSION, NONE)
     if channels < COLORS[kind]:
-        raise UnreadableImage(f"the TIFF says that it is {kind.name}, and has {channels} channels", field="file")
+        raise UnreadableImage(
+            f"the TIFF is damaged: it declares {kind.name} colours, but has {channels} channels", field="file"
+        )
     extras = page.numbers(tiff_tags.EXTRA_SAMPLES)[: channels - COLORS[kind]]
     alpha = next((number for number, extra in enumerate(extras) if extra in (PREMULTIPLIED, ALPHA)), None)
     return Picture(
@@ -139,16 +141,18 @@ def picture_of(page: tiff_reader.Page) -> Picture:
 
 
 def _channels(page: tiff_reader.Page) -> int:
-    # Some writers leave SamplesPerPixel out: then there are as many as have a number of bits.
+    """Return the number of channels."""
+    # Some writers omit SamplesPerPixel. Then the number of BitsPerSample values gives it.
     return page.number(tiff_tags.SAMPLES_PER_PIXEL, page.count(tiff_tags.BITS_PER_SAMPLE) or 1)
 
 
 def _is_planar(page: tiff_reader.Page) -> bool:
+    """Return whether each channel is stored separately."""
     return page.number(tiff_tags.PLANAR_CONFIGURATION, 1) == PLANES and _channels(page) > 1
 
 
 def _kind(page: tiff_reader.Page) -> int | None:
-    """Return the page's kind of colours; guess it as libtiff does where the page does not tell; None for no guess."""
+    """Return the page's PhotometricInterpretation. If it is missing, guess as libtiff does; None without a guess."""
     if page.count(tiff_tags.PHOTOMETRIC_INTERPRETATION):
         return page.number(tiff_tags.PHOTOMETRIC_INTERPRETATION, Kind.BLACK_IS_ZERO)
     match _channels(page) - page.count(tiff_tags.EXTRA_SAMPLES):
@@ -163,18 +167,19 @@ def _kind(page: tiff_reader.Page) -> int | None:
 
 
 def _unsupported(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
-    """Yield what can't be decoded right, as the end of a sentence that begins with the TIFF."""
+    """Yield the reasons why a page is not supported, as the end of a sentence that begins with "the TIFF"."""
     channels, compression = _channels(page), page.number(tiff_tags.COMPRESSION, NONE)
     bits = page.numbers(tiff_tags.BITS_PER_SAMPLE) or [1]
     if kind is None:
-        yield f"does not tell what its {channels} channels are"
+        yield f"does not declare the colours of its {channels} channels (PhotometricInterpretation)"
     elif kind not in COLORS:
-        yield f"has colours of a kind ({kind}{_named(OTHER_KINDS, kind)}) that is not supported"
+        yield f"has a colour space ({kind}{_named(OTHER_KINDS, kind)}) that is not supported; save it as RGB or gray"
     if compression not in COMPRESSIONS:
-        yield f"is compressed in a way ({compression}{_named(OTHER_COMPRESSIONS, compression)}) that is not supported"
+        name = _named(OTHER_COMPRESSIONS, compression)
+        yield f"has a compression ({compression}{name}) that is not supported; save it with LZW"
     strange = [FORMATS[value] for value in page.numbers(tiff_tags.SAMPLE_FORMAT) if value in FORMATS]
     if strange:
-        yield f"holds {strange[0]} values"
+        yield f"has {strange[0]} samples; save it with unsigned integers"
     if len(set(bits)) > 1 or not 1 <= bits[0] <= MAX_BITS:
         yield f"has {'/'.join(map(str, bits[:5]))} bits a channel; 1 to {MAX_BITS}, the same for all, are supported"
     if not 1 <= channels <= MAX_CHANNELS:
@@ -185,23 +190,24 @@ def _unsupported(page: tiff_reader.Page, kind: int | None) -> Iterator[str]:
 def _unsupported_combinations(
     page: tiff_reader.Page, kind: int | None, channels: int, bits: int, compression: int
 ) -> Iterator[str]:
-    """Yield which tags, each of a known value, can't be decoded right together."""
+    """Yield the combinations of supported tags that are not supported together."""
     predictor = page.number(tiff_tags.PREDICTOR, NO_PREDICTOR)
     mixed = channels if not _is_planar(page) else 1
     if kind == Kind.YCBCR and (channels > COLORS[Kind.YCBCR] or _is_planar(page) or bits != 8):
-        yield f"has YCbCr colours in {bits} bits, with more channels, or one channel after another"
+        yield f"has YCbCr colours in {bits} bits, with extra channels, or in separate planes; save it as RGB"
     if kind == Kind.CMYK and page.number(tiff_tags.INK_SET, CMYK_INKS) != CMYK_INKS:
-        yield "has inks other than CMYK"
+        yield "has inks other than CMYK; save it as CMYK or RGB"
     if compression == JPEG and (bits != 8 or mixed not in (1, 3, 4)):
         yield f"has {mixed} channels of {bits} bits compressed as JPEG ({JPEG})"
     if compression in FAXES and (bits != 1 or mixed != 1):
         yield f"has {mixed} channels of {bits} bits compressed as a fax ({compression})"
     if compression in PREDICTABLE and predictor not in (0, NO_PREDICTOR):
         if predictor != HORIZONTAL:
-            yield f"has a predictor ({predictor}) that is not for whole numbers"
+            yield f"has a predictor ({predictor}) that is not for integers"
         if bits not in PREDICTABLE_BITS:
             yield f"has a predictor ({predictor}) for {bits} bits"
 
 
 def _named(names: dict[int, str], number: int) -> str:
+    """Return the name of a number with a comma before it, or nothing."""
     return f", {names[number]}" if number in names else ""

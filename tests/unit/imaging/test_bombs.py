@@ -156,7 +156,7 @@ def gif_with(added: bytes) -> bytes:
 
 
 def arithmetic(size: int) -> bytes:
-    """A JPEG with arithmetic coding, of so many bytes."""
+    """Return a JPEG with arithmetic coding, whose scan has `size` bytes."""
     start = jpeg_that_says(JPEG, 4000, 6000).replace(b"\xff\xc0", b"\xff\xc9", 1)
     return start[:-2] + b"\x55" * size + start[-2:]
 

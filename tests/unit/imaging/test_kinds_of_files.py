@@ -169,7 +169,7 @@ def test_a_tiff_that_was_compressed_as_jpeg(picture: np.ndarray) -> None:
         (lambda rgb: tiff(np.stack([rgb[..., 0]] * 3), photometric="minisblack"), "several pages"),
         (lambda rgb: tiff_with_mask(rgb), "mask"),
         (lambda rgb: tiff(rgb[..., 0].copy(), extratags=[(50706, 1, 4, b"\1\4\0\0", True)]), "raw"),
-        (lambda rgb: tiff(rgb, photometric="cielab"), r"kind \(8, CIE"),
+        (lambda rgb: tiff(rgb, photometric="cielab"), r"space \(8, CIE"),
     ],
 )
 def test_tiffs_that_are_refused_with_the_reason(

@@ -135,7 +135,7 @@ ENDS: dict[str, Change] = {
 @pytest.mark.parametrize("change", HEADERS | ENDS)
 def test_what_is_odd_beside_the_scans_does_no_harm(name: str, change: str) -> None:
     changed = (HEADERS | ENDS)[change](FILES[name])
-    found, expected = decode(changed, detect_tone=True), decode(FILES[name], look=True)
+    found, expected = decode(changed, detect_tone=True), decode(FILES[name], detect_tone=True)
     np.testing.assert_array_equal(found.luma, expected.luma)
     assert found.tone == expected.tone
     pixels = decoding.decode_pixels(identification.identify(changed, LIMITS)).rgb

@@ -181,7 +181,7 @@ def test_the_kind_of_colours_is_guessed_where_it_is_missing(bits: int) -> None:
     check(tiff(samples[..., :3], kind=None), samples[..., :3])
     check(tiff(samples[..., :3], kind=None, extras=(0, 0)), samples[..., 0])
     check(tiff(samples, kind=None, extras=(2,)), samples[..., :3], samples[..., 3])
-    with pytest.raises(UnsupportedType, match="does not tell what its 4 channels are"):
+    with pytest.raises(UnsupportedType, match="does not declare the colours of its 4 channels"):
         photo(tiff(samples, kind=None))
 
 
@@ -242,14 +242,14 @@ def test_sizes_that_are_missing_are_worked_out(compression: int, options: dict[s
         ({tiff_tags.STRIP_OFFSETS: None}, UnreadableImage, "cut short"),
         ({tiff_tags.STRIP_BYTE_COUNTS: (4, [17])}, UnreadableImage, "cut short"),
         ({tiff_tags.STRIP_OFFSETS: (4, [0]), tiff_tags.STRIP_BYTE_COUNTS: (4, [0])}, UnsupportedType, "sparse"),
-        ({tiff_tags.IMAGE_WIDTH: (4, [0])}, UnreadableImage, "no pixels"),
-        ({tiff_tags.IMAGE_LENGTH: (4, [0])}, UnreadableImage, "no pixels"),
-        ({tiff_tags.IMAGE_WIDTH: None}, UnreadableImage, "no pixels"),
+        ({tiff_tags.IMAGE_WIDTH: (4, [0])}, UnreadableImage, "no width or no height"),
+        ({tiff_tags.IMAGE_LENGTH: (4, [0])}, UnreadableImage, "no width or no height"),
+        ({tiff_tags.IMAGE_WIDTH: None}, UnreadableImage, "no width or no height"),
         ({tiff_tags.IMAGE_WIDTH: (4, [2**32 - 1])}, TooManyPixels, "pixels"),
         ({tiff_tags.SAMPLES_PER_PIXEL: (3, [65_535])}, UnsupportedType, "65535 channels"),
         ({tiff_tags.SAMPLES_PER_PIXEL: (3, [0])}, UnsupportedType, "0 channels"),
-        ({tiff_tags.SAMPLES_PER_PIXEL: (3, [2])}, UnreadableImage, "RGB, and has 2 channels"),
-        ({tiff_tags.TILE_WIDTH: (4, [16]), tiff_tags.TILE_LENGTH: (4, [0])}, UnreadableImage, "no size"),
+        ({tiff_tags.SAMPLES_PER_PIXEL: (3, [2])}, UnreadableImage, "RGB colours, but has 2 channels"),
+        ({tiff_tags.TILE_WIDTH: (4, [16]), tiff_tags.TILE_LENGTH: (4, [0])}, UnreadableImage, "no width or no height"),
         ({tiff_tags.TILE_WIDTH: (4, [2**31]), tiff_tags.TILE_LENGTH: (4, [16])}, UnsupportedType, "much larger"),
         ({tiff_tags.BITS_PER_SAMPLE: (3, [8, 8, 16])}, UnsupportedType, "8/8/16 bits"),
         ({tiff_tags.BITS_PER_SAMPLE: (3, [0] * 3)}, UnsupportedType, "0/0/0 bits"),

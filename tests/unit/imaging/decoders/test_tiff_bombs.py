@@ -26,7 +26,7 @@ DEFLATE, LZW, JPEG, PACKBITS, LZMA, ZSTD = 8, 5, 7, 32773, 34925, 50000
 ROWS = 65_500
 
 
-def header(
+def header(  # noqa: PLR0913 - the fields of a TIFF header
     width: int, height: int, compression: int, rows: int = 1, tile: tuple[int, int] | None = None, kind: int = 1
 ) -> tiffs.Tags:
     channels = 3 if kind in (2, 6) else 1
@@ -110,7 +110,7 @@ def rows_of_their_own(width: int, compression: int, kind: int = 1, planes: int =
 
 
 def scans(number: int) -> bytes:
-    """A gray JPEG of 2048 x 2048 pixels with so many scans, of which all but the first have no data."""
+    """Return a gray JPEG of 2048 x 2048 pixels with this many scans. All but the first have no data."""
     data = jpeg(2048, 2048)
     start = data.index(b"\xff\xda")
     return data[:-2] + (data[start : start + 10]) * number + data[-2:]

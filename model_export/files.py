@@ -3,13 +3,15 @@
 import os
 from pathlib import Path
 
+from service.runtime.atomic_file import unfinished
+
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in the same folder, then rename it. Missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content)
-    new.replace(path)
+    with unfinished(path) as new:
+        new.write_bytes(content)
+        new.replace(path)
 
 
 def ensure_writable(path: Path) -> None:

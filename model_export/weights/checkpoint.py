@@ -6,6 +6,7 @@ Kernels are stored in half precision. One-dimensional weights (biases, batch nor
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from model_export.data import filtering, sources
 from model_export.recipe import Recipe
 from model_export.weights import post_processing
 from model_export.weights.post_processing import PostProcessing
+from service.runtime.atomic_file import unfinished
 
 Weights: TypeAlias = list[NDArray[np.float32]]
 
@@ -61,29 +63,27 @@ class Setup:
     post_processing: PostProcessing | None = None
 
 
-def _write_new(path: Path, model: keras.Model) -> Path:
-    """Write all weights of a model, in their order, to a temporary file in the folder of `path`. Return its path."""
+def _write(path: Path, model: keras.Model) -> None:
+    """Write all weights of a model, in their order."""
     arrays = {f"{number:03d}": array for number, array in enumerate(model.get_weights())}
     stored = {k: a.astype(np.float16 if a.ndim > 1 else np.float32) for k, a in arrays.items()}
-    new = path.with_name("new-" + path.name)
-    np.savez(new, **stored)
-    return new
+    with path.open("wb") as file:  # NumPy would add an extension to a path.
+        np.savez(file, **stored)
 
 
 def save_weights(path: Path, model: keras.Model) -> None:
-    """Write all weights of a model, in their order."""
-    _write_new(path, model).replace(path)
+    """Write all weights of a model, in their order. The file is replaced only when they are complete."""
+    with unfinished(path) as new:
+        _write(new, model)
+        new.replace(path)
 
 
 def measure_save_time(run: Path, model: keras.Model) -> float:
     """Return the seconds that saving the weights of a model takes. Raises OSError if there is no space for them."""
     begun = time.monotonic()
-    new = run / f"new-{WEIGHTS}"
-    try:
-        _write_new(run / WEIGHTS, model)
+    with unfinished(run / WEIGHTS) as new:
+        _write(new, model)
         return time.monotonic() - begun
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:
@@ -91,9 +91,12 @@ def save(run: Path, models: Mapping[str, keras.Model], state: State) -> None:
 
     All files are written before the first one is replaced. A program that is killed before leaves the old checkpoint.
     """
-    written = {run / name: _write_new(run / name, model) for name, model in models.items()}
-    for path, new in written.items():
-        new.replace(path)
+    with ExitStack() as stack:
+        written = {run / name: stack.enter_context(unfinished(run / name)) for name in models}
+        for new, model in zip(written.values(), models.values(), strict=True):
+            _write(new, model)
+        for path, new in written.items():
+            new.replace(path)
     save_state(run, state)
 
 

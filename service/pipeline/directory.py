@@ -1,4 +1,4 @@
-"""Colour the photos of files and folders into a folder, on all cores."""
+"""Colour files and folders of photos into an output folder, on all cores."""
 
 import logging
 import os
@@ -21,29 +21,28 @@ from service.pipeline.output_folder import OutputFolders, OutputRecord, digest
 log = logging.getLogger(__name__)
 
 SEPARATORS = tuple(filter(None, (os.sep, os.altsep)))
-THERE = "it would be overwritten by an answer"
-# Folders of systems and of network storage, in lower case. They hold thumbnails, and what was deleted or lost.
-PASSED_OVER = frozenset(
+# Folders of systems and of network storage, in lower case. They hold thumbnails, and deleted or lost files.
+SKIPPED_NAMES = frozenset(
     {
         *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # Synology, QNAP
         *("$recycle.bin", "system volume information", "__macosx", "lost+found"),  # Windows, macOS, Linux
     }
 )
-# Bytes of a file that tell its format.
-HEAD = 4096
-# Of a file or folder, whatever it is called.
+# Bytes at the start of a file that show its format.
+START_BYTES = 4096
+# What is equal for all names of one file or folder.
 Identity = tuple[int, int] | str
 
 
 class OutputError(ValueError):
-    """Answers can't go where they are to go."""
+    """The outputs can't be written where the user wants them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A photo and the name of its answer, which gets the answer's extension behind it where its own is another.
+    """A photo and the path of its output. If the extension of `target` is of another format, the right one is appended.
 
-    `fault` is why the photo can't be coloured, where that is known before it is tried.
+    fault: the reason why the photo can't be coloured, if it is known in advance.
     """
 
     photo: Path
@@ -53,7 +52,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a photo: its answer, written now or earlier (`skipped`), or the reason why there is none."""
+    """The result for a photo: its output, written now or earlier (`skipped`), or the reason why it has no output."""
 
     photo: Path
     written: Path | None = None
@@ -62,44 +61,46 @@ class Outcome:
 
 
 def plan(photos: Sequence[Path], output: str, wanted: str | None = None) -> tuple[list[Job], Path, str | None]:
-    """Return what to colour, the folder that answers go to, and their format, if they are to have the same.
+    """Return the jobs, the output folder, and the common format of the outputs if there is one.
 
-    output: the name of the one answer, or a folder. wanted: the format that is asked for. Raises OutputError.
+    output: the name of the only output, or a folder. wanted: the format that the user requests. Raises OutputError.
     """
     path = Path(output)
     if path.is_dir() or output.endswith(SEPARATORS) or path.suffix.lower() not in PHOTO_SUFFIXES:
         return find_jobs(photos, path), path, wanted
     if len(photos) > 1 or photos[0].is_dir():
-        raise OutputError(f"--output: {path} is a name for one photo; for several name a folder, with a / at its end")
+        raise OutputError(
+            f"--output: {path} is the name of one output; for several photos, give a folder, with a / at its end"
+        )
     media_type = PHOTO_SUFFIXES[path.suffix.lower()]
     named = next((format_ for format_ in FORMATS if MEDIA_TYPES[format_] == media_type), None)
     if named is None:
-        raise OutputError(f"--output: there are no answers in {path.suffix}, only in {', '.join(FORMATS)}")
+        raise OutputError(f"--output: {path.suffix} can't be written; the output formats are {', '.join(FORMATS)}")
     if wanted not in (None, named):
-        raise OutputError(f"--format: {wanted}, but --output is {path}")
+        raise OutputError(f"--format: {wanted} does not fit --output {path}")
     return [Job(photos[0], path)], path.parent, named
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder for answers. Raises OSError, before a night's work, when they can't be written there."""
+    """Create the output folder. Raise OSError if outputs can't be written there, before hours of work are lost."""
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"--output: nothing can be written to {folder}")
+        raise PermissionError(f"--output: the folder {folder} is not writable")
     OutputRecord(folder).check()
 
 
 def find_jobs(given: Iterable[Path], folder: Path) -> list[Job]:
-    """Return the photos to colour, in order: the files, and those in the folders, whose own folders are made anew.
+    """Return the jobs for files and for the photos in folders, in order. The output folder gets the same subfolders.
 
-    A photo that is reached twice, be it by a link, is taken once. An answer's name is its photo's and nothing else's,
-    so that another run, with photos added, finds what it did. Raises OutputError when answers would go among the
-    photos themselves.
+    A photo that is found twice, for example by a link, is one job. The name of an output depends on its photo only, so
+    that a later run with more photos finds the existing outputs. Raises OutputError if the output folder is one of the
+    given folders.
     """
     found: list[Job] = []
     seen: dict[Identity | None, Path] = {}
     for path in given:
         if path.is_dir() and folder.is_dir() and path.samefile(folder):
-            raise OutputError(f"--output: {folder} is where the photos are; name another folder")
+            raise OutputError(f"--output: {folder} is the folder with the photos; give another folder")
         for job in _found(path, folder):
             identity = None if job.fault else _identity(job.photo)
             if identity in seen:
@@ -113,7 +114,7 @@ def find_jobs(given: Iterable[Path], folder: Path) -> list[Job]:
 
 def _found(path: Path, folder: Path) -> Iterator[Job]:
     if not path.is_dir():
-        # In a folder there may be other files; what is named by the user is taken whatever its name.
+        # A file that the user names is a photo, whatever its extension. In folders the extension decides.
         yield Job(path, folder / path.name)
         return
     is_empty = True
@@ -121,36 +122,36 @@ def _found(path: Path, folder: Path) -> Iterator[Job]:
         is_empty = False
         yield Job(photo, folder / photo.relative_to(path), fault)
     if is_empty:
-        yield Job(path, folder / path.name, "there is no photo in it")
+        yield Job(path, folder / path.name, "the folder has no photos")
 
 
-def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the photos below a folder; and links that lead nowhere and folders that can't be read, with the reason.
+def _photos(path: Path, outputs: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the photos below a folder. Yield broken links and unreadable folders with the reason.
 
-    What is hidden, and what is among the answers, is passed over. So are answers of other runs, and files that are not
-    named as photos: of these a warning tells.
+    Hidden files and the output folder are skipped. Outputs of other runs, and files without the extension of a photo,
+    are skipped with a warning.
     """
     unread: list[OSError] = []
     others: Counter[str] = Counter()
-    seen = {_identity(answers)}
-    for place, folders, names in os.walk(path, onerror=unread.append, followlinks=True):
-        here = Path(place)
+    seen = {_identity(outputs)}
+    for folder, folders, names in os.walk(path, onerror=unread.append, followlinks=True):
+        here = Path(folder)
         identity = _identity(here)
         if identity in seen:
-            # A link back to a folder above, or the answers of an earlier run.
+            # This is a link back to a parent folder, or the output folder.
             folders.clear()
             continue
         seen.add(identity)
-        folders[:] = sorted(name for name in folders if not _is_passed_over(name))
+        folders[:] = sorted(name for name in folders if not _is_skipped(name))
         record = OutputRecord(here)
-        for name in sorted(name for name in names if not _is_passed_over(name)):
+        for name in sorted(name for name in names if not _is_skipped(name)):
             photo = here / name
             if photo.suffix.lower() not in PHOTO_SUFFIXES:
                 others[photo.suffix.lower() or "no extension"] += 1
             elif photo.is_symlink() and not photo.exists():
-                yield photo, "the link leads nowhere"
-            elif photo.is_file() and _is_answer(record, photo):
-                others["answers of another run"] += 1
+                yield photo, "the link is broken"
+            elif photo.is_file() and _is_output(record, photo):
+                others["outputs of another run"] += 1
             elif photo.is_file():
                 yield photo, ""
     for error in unread:
@@ -158,27 +159,27 @@ def _photos(path: Path, answers: Path) -> Iterator[tuple[Path, str]]:
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         log.warning(
-            "%s: %d files are passed over, as they are not named as photos or are answers: %s",
+            "%s: %d files are skipped, because they are outputs or have no extension of a photo: %s",
             path,
             others.total(),
             kinds,
         )
 
 
-def _is_answer(record: OutputRecord, photo: Path) -> bool:
+def _is_output(record: OutputRecord, photo: Path) -> bool:
     try:
         return record.holds(photo)
     except OSError:
-        return False  # What is wrong with it is told when it is coloured.
+        return False  # Its job reports the error.
 
 
-def _is_passed_over(name: str) -> bool:
-    """Return whether a file or folder is no photo of an album: hidden, as `._IMG_1.jpg` of macOS, or a system's own."""
-    return name.startswith(".") or name.lower() in PASSED_OVER
+def _is_skipped(name: str) -> bool:
+    """Return whether a file or folder is hidden, such as `._IMG_1.jpg` of macOS, or belongs to a system."""
+    return name.startswith(".") or name.lower() in SKIPPED_NAMES
 
 
 def _identity(path: Path) -> Identity | None:
-    """Return what is the same for all names of a file or folder; None when it isn't there."""
+    """Return what is equal for all names of one file or folder, or None if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -190,43 +191,43 @@ def _identity(path: Path) -> Identity | None:
 def colorize_all(
     colorizer: Colorizer, photos: Sequence[Job], options: Options, *, threads: int, force: bool = False
 ) -> Generator[Outcome, None, None]:
-    """Colour photo after photo, and tell of each in order. Those that have an answer are skipped, unless `force`.
+    """Colour the photos on several threads, and yield their outcomes in order. Photos with an output are skipped.
 
-    A photo that can't be coloured, read or written, for whatever reason, is an outcome, and nothing to the others. No
-    file is written over but tomau's own answer to the same photo, as it was written.
+    An error with one photo is its outcome, and does not affect the others. force: replace existing outputs. The only
+    files that are ever replaced are unchanged outputs of tomau for the same photo.
     """
     with ThreadPoolExecutor(threads) as pool:
         try:
-            heads = pool.map(lambda job: b"" if job.fault else _head(job.photo), photos)
+            starts = pool.map(lambda job: b"" if job.fault else _start(job.photo), photos)
             run = _Run(colorizer, options, {_identity(job.photo) for job in photos} - {None}, force=force)
-            planned = [run.reserve(job, head) for job, head in zip(photos, heads, strict=True)]
+            planned = list(map(run.reserve, photos, starts))
             yield from pool.map(run.outcome, planned)
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 class _Run:
-    """One run over many photos: which of them gets which name."""
+    """One run over many photos. It decides which output has which name."""
 
     def __init__(self, colorizer: Colorizer, options: Options, originals: set[Identity | None], *, force: bool) -> None:
         self._colorizer = colorizer
         self._options = options
         self._originals = originals
         self._force = force
-        self._answers = OutputFolders()
+        self._outputs = OutputFolders()
         self._names: dict[str, Job] = {}
 
-    def reserve(self, job: Job, head: bytes) -> Job:
-        """Reserve the names that the answer will most likely have; return the job with a fault if one is taken.
+    def reserve(self, job: Job, start: bytes) -> Job:
+        """Reserve the names that the output most likely has. Return the job, with a fault if a name is in use.
 
-        head: the first bytes of the photo.
+        start: the first bytes of the photo.
         """
         try:
             if not job.fault:
-                for media_type in _likely(head, self._options):
-                    self._take(_named(job.target, media_type), job)
+                for media_type in _likely(start, self._options):
+                    self._reserve_name(_with_extension(job.target, media_type), job)
         except Problem:
-            pass  # It will be refused: no answer, no name.
+            pass  # The photo will be refused, so that it needs no name.
         except FileExistsError as error:
             return replace(job, fault=str(error))
         return job
@@ -234,78 +235,78 @@ class _Run:
     def outcome(self, job: Job) -> Outcome:
         """Colour one photo. Never raises."""
         try:
-            return Outcome(job.photo, reason=job.fault) if job.fault else self._colored(job)
+            return Outcome(job.photo, reason=job.fault) if job.fault else self._color(job)
         except (Problem, OSError, EngineError) as error:
             return Outcome(job.photo, reason=str(error))
         except Exception as error:
-            # A night's work must not end with one photo that nobody thought of.
+            # An unexpected error with one photo must not end the run.
             log.exception("%s", job.photo)
-            return Outcome(job.photo, reason=f"a fault of tomau's own: {error!r}")
+            return Outcome(job.photo, reason=f"an internal error of tomau: {error!r}")
 
-    def _colored(self, job: Job) -> Outcome:
+    def _color(self, job: Job) -> Outcome:
         data = job.photo.read_bytes()
         photo = digest(data)
-        names = [_named(job.target, media_type) for media_type in _possible(data, self._options)]
+        names = [_with_extension(job.target, media_type) for media_type in _possible(data, self._options)]
         for name in names if not self._force else []:
-            if self._answers.has(name, photo):
+            if self._outputs.has(name, photo):
                 return Outcome(job.photo, name, skipped=True)
         if len(names) == 1:
-            self._answers.check(names[0], photo)
-        answer = self._colorizer.colorize(data, self._options)
-        name = _named(job.target, answer.media_type)
-        # Only now is it certain: a HEIC, say, is answered as PNG where it has alpha.
-        self._take(name, job)
-        is_new = self._answers.write(name, answer.data, photo, force=self._force)
+            self._outputs.check(names[0], photo)
+        image = self._colorizer.colorize(data, self._options)
+        name = _with_extension(job.target, image.media_type)
+        # The format is certain only now. A HEIC with alpha becomes a PNG, for example.
+        self._reserve_name(name, job)
+        is_new = self._outputs.write(name, image.data, photo, force=self._force)
         return Outcome(job.photo, name, skipped=not is_new)
 
-    def _take(self, name: Path, job: Job) -> None:
-        """Give a name to a photo's answer. Raises FileExistsError when it is another answer's, or an original's."""
+    def _reserve_name(self, name: Path, job: Job) -> None:
+        """Reserve a name for the output of a job. Raise FileExistsError if another output or a photo has the name."""
         if _identity(name) in self._originals:
-            raise FileExistsError(f"{name}: {THERE}")
-        first = self._names.setdefault(_alike(name), job)
+            raise FileExistsError(f"{name} is a photo, which the output would replace; give another folder")
+        first = self._names.setdefault(_normalized(name), job)
         if first is not job:
             raise FileExistsError(
-                f"its answer would have the name of that to {first.photo}, {name}; colour it into another folder"
+                f"its output would have the same name as that of {first.photo}, {name}; colour it into another folder"
             )
 
 
-def _head(photo: Path) -> bytes:
-    """Return the first bytes of a photo; of a pipe, which can be read only once, and of what can't be read, none."""
+def _start(photo: Path) -> bytes:
+    """Return the first bytes of a photo, or none if it can't be read, or is a pipe, which can be read only once."""
     try:
         if not photo.is_file():
             return b""
         with photo.open("rb") as file:
-            return file.read(HEAD)
+            return file.read(START_BYTES)
     except OSError:
         return b""
 
 
-def _likely(head: bytes, options: Options) -> list[str]:
-    """Return the media types that a photo's answer has, rare cases aside. Raises UnsupportedType and EmptyUpload."""
-    source = source_of(head)
+def _likely(start: bytes, options: Options) -> list[str]:
+    """Return the media types that the output of a photo usually has. Raise UnsupportedType or EmptyUpload."""
+    source = source_of(start)
     if options.format:
         return [MEDIA_TYPES[options.format]]
     kept = [source] if options.if_color == "keep" else []
     return [MEDIA_TYPES[format_] for format_ in (default_format(source, has_alpha=False), *kept)]
 
 
-def _possible(head: bytes, options: Options) -> list[str]:
-    """Return them with the rare ones behind: of photos with alpha, and of those too large for their own format."""
-    likely = _likely(head, options)
+def _possible(data: bytes, options: Options) -> list[str]:
+    """Return all possible media types, likely ones first. Rare cases are alpha, and sizes beyond the photo's format."""
+    likely = _likely(data, options)
     if options.format:
         return likely
-    source = source_of(head)
+    source = source_of(data)
     every = [
         default_format(source, has_alpha=alpha, pixels=most) for alpha in (False, True) for most in (0, sys.maxsize)
     ]
     return list(dict.fromkeys([*likely, *(MEDIA_TYPES[format_] for format_ in every)]))
 
 
-def _named(target: Path, media_type: str) -> Path:
-    is_so_already = PHOTO_SUFFIXES.get(target.suffix.lower()) == media_type
-    return target if is_so_already else target.with_name(target.name + SUFFIXES[media_type])
+def _with_extension(target: Path, media_type: str) -> Path:
+    fits = PHOTO_SUFFIXES.get(target.suffix.lower()) == media_type
+    return target if fits else target.with_name(target.name + SUFFIXES[media_type])
 
 
-def _alike(name: Path) -> str:
-    """Return what is the same for names that may be one to a file system: neither case nor accents' form tells."""
+def _normalized(name: Path) -> str:
+    """Return a form that is equal for names that a file system may not distinguish: by case, or by form of accents."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", str(name)).casefold())

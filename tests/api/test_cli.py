@@ -43,10 +43,10 @@ def test_a_photo_is_coloured_into_the_format_of_its_new_name(tomau, tmp_path: Pa
     [
         (("missing.jpg", "-o", "out.png"), "missing.jpg"),
         (("words.txt", "-o", "out.png"), "not a JPEG"),
-        (("photo.jpg", "-o", "out.bmp"), "--output: there are no answers in .bmp"),
-        (("photo.jpg", "-o", "out.png", "--format", "webp"), "--format: webp, but --output is out.png"),
-        (("photo.jpg", "photo.jpg", "-o", "out.png"), "--output: out.png is a name for one photo"),
-        ((".", "-o", "."), "--output: . is where the photos are"),
+        (("photo.jpg", "-o", "out.bmp"), "--output: .bmp can't be written"),
+        (("photo.jpg", "-o", "out.png", "--format", "webp"), "--format: webp does not fit --output out.png"),
+        (("photo.jpg", "photo.jpg", "-o", "out.png"), "--output: out.png is the name of one output"),
+        ((".", "-o", "."), "--output: . is the folder with the photos"),
         (("photo.jpg", "-o", "words.txt/"), "words.txt"),
         (("photo.jpg", "-o", "out.png", "--model", "nobody"), "nobody"),
         (("photo.jpg", "-o", "out.png", "--strength", "5"), "strength: "),
@@ -117,7 +117,7 @@ def test_an_album(tomau, album: Path, tmp_path: Path, jpeg: bytes) -> None:
 @pytest.mark.parametrize("output", ["album", "album/holiday.jpg"])
 def test_a_photo_is_never_overwritten_by_its_answer(tomau, album: Path, output: str) -> None:
     before = (album / "holiday.jpg").read_bytes()
-    assert "overwritten" in tomau("colorize", "album/holiday.jpg", "-o", output, "--force", code=1)
+    assert "would replace" in tomau("colorize", "album/holiday.jpg", "-o", output, "--force", code=1)
     assert (album / "holiday.jpg").read_bytes() == before
 
 
@@ -125,7 +125,7 @@ def test_a_photo_is_never_overwritten_by_its_answer(tomau, album: Path, output: 
 def test_a_file_that_tomau_did_not_write_is_left(tomau, tmp_path: Path, jpeg: bytes, force: tuple[str, ...]) -> None:
     (tmp_path / "photo.jpg").write_bytes(jpeg)
     (tmp_path / "other.png").write_bytes(b"precious")
-    assert "other.png is there already" in tomau("colorize", "photo.jpg", "-o", "other.png", *force, code=1)
+    assert "other.png exists already" in tomau("colorize", "photo.jpg", "-o", "other.png", *force, code=1)
     assert (tmp_path / "other.png").read_bytes() == b"precious"
 
 
@@ -146,7 +146,7 @@ def test_one_answer_for_two_photos_is_a_fault(tomau, tmp_path: Path, jpeg: bytes
     (tmp_path / "album" / "a.bmp").write_bytes(encoded(gray, "BMP"))
     (tmp_path / "album" / "a.bmp.jpg").write_bytes(jpeg)
     said = tomau("colorize", "album", "album/a.bmp", "-o", "coloured", code=1)
-    assert "tomau: album/a.bmp.jpg: its answer would have the name of that to album/a.bmp" in said
+    assert "tomau: album/a.bmp.jpg: its output would have the same name as that of album/a.bmp" in said
     assert "1 coloured, 0 skipped, 1 failed" in said
 
 
@@ -156,7 +156,7 @@ def test_no_answer_is_written_where_none_can_be_recorded(tomau, tmp_path: Path, 
     record_path(tmp_path / "coloured").symlink_to(tmp_path / "photo.jpg")
     record = record_path(tmp_path / "coloured")
     said = tomau("colorize", "photo.jpg", "-o", "coloured", code=1)
-    assert said == f"tomau: {record} is not a plain file, so no answer can be recorded there; move it away\n"
+    assert said == f"tomau: {record} is not a plain file, so that outputs can't be recorded there; move it away\n"
     assert (tmp_path / "photo.jpg").read_bytes() == jpeg
     assert not list((tmp_path / "coloured").iterdir())
 

@@ -1,4 +1,4 @@
-"""The figures of a real service, over HTTP."""
+"""The metrics of a real service, over HTTP."""
 
 import asyncio
 import random
@@ -43,7 +43,7 @@ def total(samples: Samples, metric: str, **labels: str) -> float:
 
 
 def settled(server: Server, condition: Callable[[Samples], bool]) -> Samples:
-    """The figures once they are so; a client has its answer a moment before the service has counted it."""
+    """Return the samples once the condition holds. A response arrives a moment before the service has counted it."""
     ends = time.monotonic() + WAIT_S
     while not condition(samples := scrape(server)):
         assert time.monotonic() < ends, [sample for sample in samples if sample[0] == "tomau_requests_total"]
@@ -52,7 +52,7 @@ def settled(server: Server, condition: Callable[[Samples], bool]) -> Samples:
 
 
 def has_inside(server: Server, photos: int) -> None:
-    """Returns when so many photos wait or are coloured."""
+    """Return once `photos` photos wait or are being coloured."""
     settled(server, lambda now: total(now, "tomau_photos_inside") == photos)
 
 
@@ -112,10 +112,10 @@ def test_everything_is_counted_once(serve: Serve, jpeg: bytes, astronaut: np.nda
         }
         assert client.get("/colorize").status_code == 405
         head = "POST /colorize HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: {}\r\n\r\n"
-        for _ in range(4):  # hang up in the middle of an upload
+        for _ in range(4):  # The client disconnects in the middle of an upload.
             with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
                 connection.sendall(head.format(1000).encode() + b"x" * 10)
-        for _ in range(3):  # and while the photo is being coloured
+        for _ in range(3):  # The client disconnects while the photo is being coloured.
             with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
                 connection.sendall(head.format(len(large)).encode() + large)
         with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
@@ -156,7 +156,7 @@ def test_everything_is_counted_once(serve: Serve, jpeg: bytes, astronaut: np.nda
 def test_a_body_that_is_no_body_is_counted_once(serve: Serve) -> None:
     start = b"POST /colorize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
     with serve() as server:
-        for pause in (0.2, 0):  # in a piece of its own, and at once with the head
+        for pause in (0.2, 0):  # The body comes in a packet of its own, or together with the header section.
             with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
                 connection.sendall(start if pause else start + b"no chunk\r\n")
                 time.sleep(pause)
@@ -193,7 +193,7 @@ def test_openmetrics_is_there_for_who_accepts_it(client: httpx.Client) -> None:
 def test_a_photo_that_nobody_waited_for_is_not_counted(
     models: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread can't be stopped, and is done with it after the deadline."""
+    """Its thread can't be stopped, and ends after the deadline."""
     done = threading.Event()
     colorize = Colorizer.colorize
 

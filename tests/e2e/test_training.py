@@ -250,7 +250,7 @@ def test_a_run_that_is_stopped_goes_on(
     else:
         assert json.loads((run / "state.json").read_text())["views"] == views
         assert len((run / "history.jsonl").read_text().splitlines()) == 1
-    assert not list(run.glob("new-*"))
+    assert not list(run.glob("*.new"))
     said = model_export(*command)
     assert "views in" in said
     assert json.loads((run / "state.json").read_text())["progress"] == 1

@@ -57,7 +57,7 @@ def test_every_metric_that_is_named_somewhere_exists() -> None:
 
 
 def queries() -> list[str]:
-    """Those of the operations page, of the alerts and of the dashboard, each in one line."""
+    """Return the queries of the operations page, the alerts and the dashboard, each in one line."""
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     alerts = yaml.safe_load((ROOT / "docker" / "prometheus" / "alerts.yml").read_text("utf-8"))
     dashboard = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "tomau.json").read_text("utf-8"))
@@ -68,12 +68,12 @@ def queries() -> list[str]:
     return [" ".join(query.split()) for query in found]
 
 
-# What Prometheus adds to each series.
+# Labels that Prometheus adds to each series.
 SCRAPED = {"job", "instance"}
 
 
 def labels_of(query: str, known: dict[str, set[str]]) -> set[str]:
-    """The labels that a query's result has, where it is a sum or a series."""
+    """Return the labels of a query's result, if it is a sum or a series."""
     if summed := re.match(r"sum(?: by \(([^)]*)\))? ?\(", query):
         return set((summed[1] or "").split(", ")) - {""}
     return SCRAPED.union(*(known[name] for name in re.findall(r"\b(?:tomau|process)_\w+", query)))

@@ -76,7 +76,7 @@ def test_only_a_photo_that_is_alone_is_spread(models: Path, jpeg: bytes, monkeyp
 def test_a_photo_is_finished_before_the_next_is_begun(
     models: Path, jpeg: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else as many decoded photos as there are threads wait in memory."""
+    """Otherwise each thread would have a decoded photo that waits in memory."""
     monkeypatch.setattr(Settings, "cores", 1)
     settings = Settings(models=models, device="cpu")
     colorizer = Colorizer(ModelRegistry(settings), settings)
@@ -142,7 +142,7 @@ def test_alpha_comes_back_untouched(colorizer: Colorizer, gray: np.ndarray) -> N
 
 
 def described(gray: np.ndarray, format_: str) -> bytes:
-    """A photo that lies on its side, with a caption."""
+    """Return a photo that lies on its side, with a caption."""
     exif = Image.Exif()
     exif[0x010E] = "Grandmother, 1931"
     exif[tiff_tags.ORIENTATION] = 6
@@ -205,7 +205,7 @@ def test_shapes(colorizer: Colorizer, shape: tuple[int, int]) -> None:
 
 @pytest.fixture(scope="module")
 def scan(gray: np.ndarray) -> np.ndarray:
-    """A gray photograph of 16 bits, the lower eight of them used too: uint16 [333, 501]."""
+    """Return a gray photograph of 16 bits that uses the lower eight bits too: uint16 [333, 501]."""
     return (gray.astype(np.uint16) << 8) + np.random.default_rng(5).integers(0, 256, gray.shape).astype(np.uint16)
 
 
@@ -281,7 +281,7 @@ def test_a_change_to_a_kept_photo_leaves_its_colours(
     found = Image.open(io.BytesIO(answer.data)).getexif()
     assert found.get(0x010E) == (None if "metadata" in change else "a caption")
     assert found.get(0x0112, 1) == 1
-    # Its colours are its own: nothing may say otherwise.
+    # It has its own colours, so that no note may call them synthetic.
     assert b"compositeWithTrainedAlgorithmicMedia" not in answer.data
 
 
@@ -292,7 +292,7 @@ def test_what_changes_nothing_keeps_the_very_bytes(colorizer: Colorizer, astrona
 
 
 def gray_profile(gamma: float) -> bytes:
-    """A minimal gray ICC profile of version 2 with a gamma curve."""
+    """Return a minimal gray ICC profile of version 2 with a gamma curve."""
     curve = b"curv" + bytes(4) + struct.pack(">IH", 1, round(gamma * 256)) + bytes(2)
     white = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
     start = 128 + 4 + 2 * 12
@@ -303,7 +303,7 @@ def gray_profile(gamma: float) -> bytes:
 
 
 def srgb_of(linear: np.ndarray) -> np.ndarray:
-    """IEC 61966-2-1, 0..1 to 0..255."""
+    """Return sRGB levels, 0..255, of linear light, 0..1, by IEC 61966-2-1."""
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 

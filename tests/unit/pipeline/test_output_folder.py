@@ -36,7 +36,7 @@ def test_what_is_no_answer_to_this_photo_is_left(tmp_path: Path, there: bytes, p
     path = tmp_path / "a.jpg"
     OutputFolders().write(path, b"first", PHOTO, force=False)
     path.write_bytes(there)
-    with pytest.raises(FileExistsError, match=r"a\.jpg is there already, and stays: (it|tomau) "):
+    with pytest.raises(FileExistsError, match=r"a\.jpg exists already and is kept: (it|tomau) "):
         OutputFolders().write(path, b"second", photo, force=force)
     assert path.read_bytes() == there
     assert names(tmp_path) == {"a.jpg"}
@@ -126,7 +126,7 @@ def test_a_record_that_was_damaged_loses_what_is_damaged(tmp_path: Path) -> None
     record.write_bytes(b"\0" * 4096 + b"\n".join([header, *lines, last[:100]]))
     known = [OutputFolders().has(tmp_path / f"{number}.jpg", PHOTO) for number in range(4)]
     assert known == [True, False, True, False]
-    # Half a line does not damage the next one.
+    # An incomplete line does not damage the next one.
     OutputFolders().write(tmp_path / "4.jpg", b"4", PHOTO, force=False)
     assert OutputFolders().has(tmp_path / "4.jpg", PHOTO)
 
@@ -172,7 +172,7 @@ def test_a_record_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
     opened = Path.open
 
     def is_read_only(path: Path, mode: str = "r", **options: object) -> object:
-        # Root, as whom tests may run, can write what is read-only.
+        # Tests may run as root, who can write read-only files.
         if path == record_path(tmp_path) and mode != "rb":
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return opened(path, mode, **options)
@@ -187,7 +187,7 @@ def test_a_record_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_runs_beside_one_another(tmp_path: Path) -> None:
-    """Every answer is written once, by one of them, and each knows those of the others."""
+    """Every output is written once, by one of the runs, and each run knows the outputs of the others."""
     runs = [OutputFolders() for _ in range(4)]
     wanted = [(run, number) for number in range(40) for run in runs]
 
@@ -232,7 +232,7 @@ def test_a_record_that_can_not_be_beside_its_folder_is_inside(
     if reason == "mount point":
         monkeypatch.setattr(Path, "is_mount", lambda path: path == out)
     elif reason == "read-only parent":
-        # Root, as whom tests may run, can write everywhere.
+        # Tests may run as root, who can write everywhere.
         monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
     OutputFolders().write(out / "a.jpg", b"first", PHOTO, force=False)
     assert names(out) == {"a.jpg", RECORD}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -48,11 +49,11 @@ def test_all_of_a_checkpoint_is_put_in_its_place_or_nothing(tmp_path: Path, monk
     assert sorted(before) == sorted([*files, "state.json"])
     write, written = np.savez, []
 
-    def killed(path: Path, **arrays: NDArray[np.float32]) -> None:
+    def killed(file: BinaryIO, **arrays: NDArray[np.float32]) -> None:
         if len(written) == 2:
             raise SystemExit
-        written.append(path)
-        write(path, **{name: array + 1 for name, array in arrays.items()})
+        written.append(file)
+        write(file, **{name: array + 1 for name, array in arrays.items()})
 
     monkeypatch.setattr(np, "savez", killed)
     with pytest.raises(SystemExit):

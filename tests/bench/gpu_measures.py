@@ -252,7 +252,7 @@ def _load(server: Server, files: list[Path], clients: int, seconds: float) -> di
 
 def measure_http(folder: Path, plan: Plan, files: list[Path], log: Path) -> Served:
     settings = plan.settings(folder)
-    fields = ("device", "max_batch", "cuda_graphs")
+    fields = ("device", "inference_batch_size", "cuda_graphs")
     given = {name: str(getattr(settings, name)) for name in fields} | {"cuda_options": json.dumps(plan.options)}
     clients = plan.clients or (4 * plan.max_batch if plan.device == "cuda" else 4 * CORES)
     with running(TOMAU, _file(folder, FP32), log, given) as server:

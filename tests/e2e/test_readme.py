@@ -1,4 +1,4 @@
-"""Every curl example of the README, run as it stands against the shipped model."""
+"""Every curl example of the README, run unchanged against the shipped model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The shipped models on photographs that they have not been trained on: those in two libraries' wheels."""
+"""The shipped models on photographs from two libraries' wheels, which they were not trained on."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A tiny network, trained for a few steps, exported, and served: all of the way on made-up photographs."""
+"""A tiny network is trained for a few steps, exported and served, on artificial photographs."""
 
 import json
 import os
@@ -77,13 +77,13 @@ def test_train_resume_export_evaluate_and_serve(
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert np.isfinite(history[-1]["validation_loss"])
 
-    # A finished run has nothing to do; one that is set back goes on from its weights, and only with its own recipe.
+    # A finished run does nothing. A run that is set back resumes from its weights, and only with its own recipe.
     assert "the run is finished; to train further, start a new run" in model_export("train", recipe, *options)
     (run / "state.json").write_text(json.dumps(state | {"views": 100, "progress": 0.5}))
     assert "200 views" in model_export("train", recipe, *options)
     recipe.write_text(recipe.read_text() + "\nlearning_rate = 1e-5\n")
     assert "another recipe" in model_export("train", recipe, *options, code=1)
-    # Another run can start from it, and keeps its bins and its held-out photographs.
+    # Another run can start from it, with the same bins and held-out photographs.
     model_export("train", recipe, "--init", run, "--data", training, held_out, "--run", tmp_path / "second")
     for file in ("bins.json", "held-out.json"):
         assert (tmp_path / "second" / file).read_text() == (run / file).read_text()
@@ -101,7 +101,7 @@ def test_train_resume_export_evaluate_and_serve(
     engine = Engine(file, file.read_bytes(), "cpu")
     assert engine.contract == Contract("tiny", "1", space, 64, engine.contract.license, engine.contract.data)
 
-    # The file holds the weights that it was made of, and training goes on from it or from the mean of several.
+    # The file has the run's weights. A run can start from it, or from the mean of several files.
     weights, setup = onnx_weights.load(file)
     assert setup.held_out == [sources.name_digest(name) for name in json.loads((run / "held-out.json").read_text())]
     for read, saved in zip(weights, checkpoint.read_weights(run / "best.npz"), strict=True):
@@ -160,7 +160,7 @@ def test_the_tutorials_train_resume_export_and_serve(
     recipe, run, models = tmp_path / "small.toml", tmp_path / "run", tmp_path / "models"
     recipe.write_text(text)
     options = ["--data", shards[0], "--run", run]
-    # A step a call: the adversarial half begins with a resumed run, and is resumed itself.
+    # Each call runs one step, so that the adversarial part starts in a resumed run, and is resumed, too.
     for set_back in ({}, {"progress": 0.6}, {"views": 290}):
         model_export("train", recipe, *options, "--stop-after", 0)
         state = json.loads((run / "state.json").read_text())
@@ -194,7 +194,7 @@ def test_a_run_can_be_repeated_however_often_it_checks_itself(tmp_path: Path, sh
             np.testing.assert_array_equal(often[name], once[name])
 
 
-# A signal to the program itself, at its third step or while it writes a checkpoint.
+# The program sends itself a signal in its third step, during a checkpoint, or during set-up.
 INTERRUPTED = """
 import os, signal, sys
 from model_export import cli
@@ -256,7 +256,7 @@ def test_a_run_that_is_stopped_goes_on(
     assert json.loads((run / "state.json").read_text())["progress"] == 1
 
 
-# Fine-tuned, exported and read back, twice around in one program: TensorFlow takes its time to be imported.
+# Fine-tuning, export and reading back run twice in one process, because TensorFlow takes seconds to import.
 AROUND = """
 import sys
 from pathlib import Path
@@ -275,7 +275,7 @@ for number in range(3):
 
 @pytest.mark.slow
 def test_what_is_exported_is_fine_tuned_and_exported_again(tmp_path: Path, shards: tuple[Path, Path]) -> None:
-    """With kernels of eight bits, and the gain and cast of the file that it began with."""
+    """The kernels have 8 bits, and gain and cast come from the initial file."""
     recipe = tmp_path / "wide.toml"
     wide = RECIPE.replace("[4, 6, 8, 10, 12]", "[8, 16, 32, 64, 64]")
     recipe.write_text(wide.format(space="lab", bin_size=20.0, views=40) + "\nlearning_rate = 2e-3\n")
@@ -320,7 +320,7 @@ def test_too_few_photographs_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_learns(tmp_path: Path, shards: tuple[Path, Path]) -> None:
-    """The loss falls over five hundred steps, and no step is undone by putting the average in its place."""
+    """The loss falls over five hundred steps, and the average never overwrites the trained weights."""
     recipe, run = tmp_path / "tiny.toml", tmp_path / "run"
     recipe.write_text(RECIPE.format(space="lab", bin_size=20.0, views=2000) + "\nlearning_rate = 5e-3\n")
     model_export("train", recipe, "--data", shards[0], "--run", run, "--checkpoint-minutes", 0)
@@ -330,7 +330,7 @@ def test_training_learns(tmp_path: Path, shards: tuple[Path, Path]) -> None:
     with np.load(run / "weights.npz") as raw, np.load(run / "average.npz") as average:
         kernels = [name for name in raw.files if raw[name].ndim == 4]
         assert any(not np.array_equal(raw[name], average[name]) for name in kernels)
-    # The average follows, and the best one is the one that is kept.
+    # The average follows the weights, and the best average is kept.
     assert history[-1]["validation_loss"] < history[0]["validation_loss"]
     best = min(line["validation_loss"] for line in history)
     assert json.loads((run / "state.json").read_text())["best_loss"] == pytest.approx(best, abs=1e-4)

@@ -10,16 +10,16 @@ from skimage.color import lab2rgb, rgb2lab
 SIZE = 32
 FLOAT = TensorProto.FLOAT
 Array = np.ndarray
-# Three channels to two: what the gray value gets is 52 a* and -34 b*, less an offset.
+# Maps three channels to two. A gray value becomes 52 times as much a* and -34 times as much b*, plus an offset.
 TO_AB = np.array([[40.0, 30.0, -18.0], [-60.0, 20.0, 6.0]], np.float32)
 AB_OFFSET = np.array([-5.0, 8.0], np.float32)
-# A gray picture gets a colour cast; some of it leaves 0..255.
+# Gives a gray image a colour cast. Some values leave 0..255.
 TO_RGB = np.array([[0.9, 0.2, 0.1], [0.1, 0.5, 0.2], [0.3, 0.1, 0.1]], np.float32)
 RGB_OFFSET = np.array([-10.0, 20.0, 5.0], np.float32)
 
 
 def conv(inputs: str, output: str, weights: Array, offset: Array, dtype: type = np.float32) -> tuple:
-    """A 1 x 1 convolution and its weights."""
+    """Return a 1 x 1 convolution and its weights."""
     tensors = [
         numpy_helper.from_array(weights.astype(dtype)[..., None, None], f"{output}_weights"),
         numpy_helper.from_array(offset.astype(dtype), f"{output}_offset"),
@@ -63,7 +63,7 @@ def deoldify(*, side: int | str = SIZE) -> onnx.ModelProto:
 
 
 def zhang(*, hints: bool, batch: int | str = "batch") -> onnx.ModelProto:
-    """L*, shifted and scaled within; with colour hints and their mask, as siggraph17 has them when so exported."""
+    """Return a graph that normalizes L* inside. With `hints`, it also takes hints and their mask, as siggraph17."""
     nodes = [
         helper.make_node("Sub", ["l", "fifty"], ["centred"]),
         helper.make_node("Div", ["centred", "hundred"], ["unit"]),
@@ -84,7 +84,7 @@ def zhang(*, hints: bool, batch: int | str = "batch") -> onnx.ModelProto:
 
 
 def gray_of(lightness: Array) -> Array:
-    """[..., H, W] of L*/100 to sRGB gray in 0..1."""
+    """Return sRGB gray in 0..1 of L*/100, [..., H, W]."""
     lab = np.stack([lightness * 100.0, lightness * 0.0, lightness * 0.0], axis=-1).astype(np.float64)
     return lab2rgb(lab)[..., 0]
 

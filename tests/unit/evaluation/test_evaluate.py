@@ -22,7 +22,7 @@ SHAPE = (6, 400)
 
 
 def made_up_truth() -> np.ndarray:
-    """Six colourful photographs' pixels, uint8 RGB [6, 400, 3]."""
+    """Return the pixels of six colourful photographs, uint8 RGB [6, 400, 3]."""
     random = np.random.default_rng(0)
     base = random.integers(60, 200, (6, 8, 3))
     patches = np.repeat(base, 50, axis=1) + random.integers(-20, 20, (*SHAPE, 3))
@@ -38,7 +38,7 @@ def answering(chroma: np.ndarray, truth: np.ndarray) -> Figures:
 def figures() -> dict[str, Figures]:
     truth = made_up_truth()
     true = color.split_rgb(truth, "lab")[1].transpose(2, 0, 1)
-    # As colourful as the truth, so that nothing is won or lost by that.
+    # This is as colourful as the truth, so that colourfulness has no effect.
     turned = np.stack([-true[1], true[0]]) * 0.57
     answers = {
         "gray": np.zeros_like(true),
@@ -112,7 +112,7 @@ def test_colourfulness_can_be_bought_and_accuracy_can_not(figures: dict[str, Fig
 
 
 def test_unevenness_sees_blotches_and_neither_tints_nor_wrong_colours() -> None:
-    """A blue and a brown half: as they are, both wrong, tinted, gray, with a spot, and with one half fading away."""
+    """A blue and a brown half: true, both wrong, tinted, gray, with a spot, and with one half fading."""
     random = np.random.default_rng(1)
     truth = np.empty((32, 32, 3), np.uint8)
     truth[:, :16], truth[:, 16:] = (90, 105, 140), (130, 105, 85)
@@ -138,7 +138,7 @@ def uneven(luma: np.ndarray, chroma: np.ndarray, truth: np.ndarray) -> float:
 
 
 def test_dullness_buys_what_is_for_comparison_only(figures: dict[str, Figures]) -> None:
-    """Right hues at twice the chroma lose to hardly any colour in PSNR and accuracy; not in what looks at hue."""
+    """Right hues at twice the chroma score worse than pale ones in PSNR and AuC, but not in hue metrics."""
     vivid, timid, gray = figures["vivid"], figures["timid"], figures["gray"]
     for dull in (timid, gray):
         assert dull.psnr > vivid.psnr  # type: ignore[operator]
@@ -155,13 +155,13 @@ def test_one_colour_everywhere_buys_no_more_than_gray_has(figures: dict[str, Fig
     assert constant.auc == pytest.approx(gray.auc, abs=1)
     assert constant.auc_reb == pytest.approx(gray.auc_reb, abs=1)
     assert constant.psnr == pytest.approx(gray.psnr, abs=1)
-    # The loss of the HSV tutorial: to it any colour is better than none.
+    # For the loss of the HSV tutorial, any colour is better than none.
     for name in ("constant", "tint"):
         assert figures[name].hs_rmse < gray.hs_rmse - 3
 
 
 def test_every_figure_of_the_truth_is_that_of_its_pixels() -> None:
-    """An HSV model's answer is measured in the same way as a Lab model's."""
+    """The output of an HSV model is measured in the same way as a Lab model's."""
     truth = made_up_truth()
     chroma = color.split_rgb(truth, "hsv")[1].transpose(2, 0, 1)
     figures = evaluate.measure(Sample(color.luma_of_rgb(truth), chroma, truth, "hsv"))
@@ -176,7 +176,7 @@ def test_the_table_has_a_row_an_answer(figures: dict[str, Figures]) -> None:
 
 
 def stand_in(name: str, version: str, chroma: tuple[float, float], space: color.ColorSpace = "lab") -> SimpleNamespace:
-    """What is needed of an engine, of a model that answers one chroma everywhere."""
+    """Return the necessary parts of an engine whose model predicts one chroma everywhere."""
     contract = Contract(name, version, space, 32, "CC0", "none")
     grid = np.array(chroma, np.float32).reshape(1, 2, 1, 1)
     return SimpleNamespace(contract=contract, predict=lambda lightness: grid.repeat(len(lightness), 0))
@@ -189,13 +189,13 @@ def test_models_in_a_table_have_names_of_their_own() -> None:
     named = evaluate.name_models(models)
     assert list(named) == ["gray (gray)", "m 2", "m 2 (b)", "m 2 (b, 2)", "m 2 (b, 3)", "other 7"]
     assert list(named.values()) == [engine for _, engine in models]
-    # The model's own name is not that of a former version.
+    # Only the first model has its plain name.
     assert list(evaluate.name_models([models[1], models[1]])) == ["m", "m 2"]
 
 
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]:
-    """Three orange photographs in one collection, a blue one in another, and an orange one in none."""
+    """Return three orange photographs of one source, a blue one of another, and an orange one without a source."""
     folder = tmp_path_factory.mktemp("photographs")
     random = np.random.default_rng(0)
     orange, blue = (200, 120, 60), (60, 100, 200)
@@ -209,7 +209,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]:
 
 @pytest.fixture(scope="module")
 def report(entries: list[sources.Entry]) -> Report:
-    """Of a model that answers orange, and one before it that answered blue."""
+    """Return the report on a model that predicts orange, and on a previous one that predicts blue."""
     models = {"orange": stand_in("orange", "2", (20, 40)), "blue 1": stand_in("blue", "1", (5, -40))}
     return evaluate.evaluate(models, entries, entries[:2], evaluate.Constant((10, 20), "a sunset"))  # type: ignore[arg-type]
 

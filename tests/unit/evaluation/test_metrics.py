@@ -1,4 +1,4 @@
-"""Every figure against a library or a sum done by hand."""
+"""Each metric compared with a library or a sum by hand."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from model_export.evaluation import metrics
 
 
 def pixels(*colors: tuple[int, int, int]) -> np.ndarray:
-    """One photograph of these pixels, uint8 [1, n, 3]."""
+    """Return one photograph of these pixels, uint8 [1, n, 3]."""
     return np.array([colors], np.uint8)
 
 
@@ -17,7 +17,7 @@ RED, GREEN, BLUE, CYAN, GRAY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 2
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[np.ndarray, np.ndarray]:
-    """Forty photographs' random pixels and the same a little changed: more than are worked on at once."""
+    """Return forty photographs of random pixels, and the same slightly changed: more than one chunk."""
     random = np.random.default_rng(0)
     truth = random.integers(0, 256, (40, 100, 3))
     answer = truth + random.integers(-40, 41, truth.shape)
@@ -44,7 +44,7 @@ def test_ab_errors_are_distances_without_lightness(pair: tuple[np.ndarray, np.nd
     [(0, 100), (75, 100 * 75.5 / 150), (74.5, 100 * 75.5 / 150), (150, 100 * 0.5 / 150), (150.1, 0), (250, 0)],
 )
 def test_accuracy_is_the_area_under_the_steps(error: float, expected: float) -> None:
-    """All pixels step from outside to within at one threshold; the trapezoid there is half a step."""
+    """All pixels pass at the same threshold, where the trapezoid rule counts half a step."""
     assert metrics.auc(np.full((2, 3), error, np.float32)) == pytest.approx(expected)
 
 
@@ -59,12 +59,12 @@ def test_rarity_is_the_equation_of_the_paper() -> None:
     weights = metrics.rebalancing_weights(truth)
     expected = [4 / 3, 4 / 3, 4 / 3, 4]
     np.testing.assert_allclose(weights, [expected])
-    # Colours that are less than a bin apart are the same to it.
+    # Colours in the same bin count as equal.
     np.testing.assert_allclose(metrics.rebalancing_weights(pixels(GRAY, GRAY, (92, 90, 90), BLUE)), [expected])
 
 
 def test_gray_does_not_buy_the_rebalanced_accuracy() -> None:
-    """A common gray and a rare red: an answer without colour is right about most pixels, and wrong about the rare."""
+    """Gray is common and red is rare, so a gray output is right for most pixels but wrong for the rare ones."""
     truth = pixels(*[GRAY] * 95, *[RED] * 5)
     gray = np.full_like(truth, 90)
     errors = metrics.ab_errors(gray, truth)
@@ -82,7 +82,7 @@ def test_every_colour_counts_the_same_in_the_rebalanced_accuracy() -> None:
 def test_hs_rmse_is_in_the_units_of_the_tutorial() -> None:
     assert metrics.hs_rmse(pixels(RED), pixels(CYAN)) == pytest.approx(np.sqrt(90**2 / 2))
     assert metrics.hs_rmse(pixels(GRAY), pixels(RED)) == pytest.approx(np.sqrt(255**2 / 2))
-    # Two reds, on either side of the seam.
+    # Two reds with hues near 0 and near 179.
     assert metrics.hs_rmse(pixels((255, 0, 6)), pixels((255, 6, 0))) == pytest.approx(np.sqrt(178**2 / 2))
 
 
@@ -105,7 +105,7 @@ def test_hue_histogram_of_gray_is_empty() -> None:
 
 
 def test_hue_error_is_an_angle() -> None:
-    """In Lab the hues of red and green are 96 degrees apart, those of blue and green 170."""
+    """In Lab, the hues of red and green are 96 degrees apart, those of blue and green 170."""
     assert metrics.hue_error(pixels(RED), pixels(GREEN)) == pytest.approx(96.0, abs=0.1)
     assert metrics.hue_error(pixels(BLUE), pixels(GREEN)) == pytest.approx(170.3, abs=0.1)
 
@@ -124,5 +124,5 @@ def test_hue_errors_weigh_as_much_as_the_true_chroma() -> None:
 
 
 def test_colorfulness_is_that_of_the_paper() -> None:
-    """Of a picture half pure red, half pure green: rg = +-255, yb = 127.5."""
+    """The image is half pure red and half pure green: rg = +-255, yb = 127.5."""
     np.testing.assert_allclose(metrics.colorfulness(pixels(RED, GREEN)), [255 + 0.3 * 127.5])

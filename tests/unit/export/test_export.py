@@ -24,7 +24,7 @@ def test_a_cast_is_taken_from_what_has_it_and_gray_stays_gray() -> None:
 
 
 class Exported(Exception):
-    """What an export was about to make."""
+    """The arguments of the export that a test stops."""
 
 
 @pytest.mark.parametrize(

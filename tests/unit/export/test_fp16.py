@@ -30,7 +30,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[sources.Entry]
 
 
 def shifted(facts: Contract, there: float, back: str = "Sub") -> bytes:
-    """A graph that loses low bits on its way: lightness is added to a large number, which is then taken off again."""
+    """Return a model that loses low bits: it adds a large number to lightness and subtracts it again."""
     size = facts.input_size
     graph = helper.make_graph(
         [
@@ -89,7 +89,7 @@ def test_what_is_emulated_is_rounded_as_numpy_rounds(tmp_path: Path) -> None:
     with np.errstate(over="ignore"):
         want = x.astype(np.float16).astype(np.float32)
     assert np.isinf(want).any()
-    # Below the smallest normal half, numpy's steps are 2^-24.
+    # Below the smallest normal half, NumPy rounds to multiples of 2^-24.
     np.testing.assert_allclose(session.run(None, {"x": x})[0], want, rtol=0, atol=2.0**-24)
 
 
@@ -105,7 +105,7 @@ def test_weights_that_are_stored_as_halves_are_not_cast_to_halves(tmp_path: Path
 
 
 def test_what_comes_from_a_running_sum_stays_float32(tmp_path: Path) -> None:
-    """Sums of up to 100,000: more than a half holds, and steps of 0.5 are less than it tells apart."""
+    """The sums reach 100,000, which a half can't represent, and their steps of 0.5 are below a half's resolution."""
     graph = helper.make_graph(
         [
             helper.make_node("Mul", ["x", "large"], ["steps"]),

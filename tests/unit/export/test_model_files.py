@@ -1,4 +1,4 @@
-"""Which files of models may be replaced."""
+"""The names of model files, and which files may be replaced."""
 
 import logging
 import shutil
@@ -27,7 +27,7 @@ def test_a_file_that_is_there_is_replaced_only_by_who_wrote_it(tmp_path: Path) -
     check(force=True)
     model_files.note_export(run, output)
     check()
-    # Another program has written there since.
+    # Another program has overwritten the file since.
     output.write_bytes(b"other")
     with pytest.raises(FileExistsError):
         check()

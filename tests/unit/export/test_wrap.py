@@ -43,7 +43,7 @@ from tests.samples.colorizers import (
 
 @pytest.fixture
 def adapted(tmp_path: Path) -> Callable[..., Engine]:
-    """Adapts a graph and loads the new file as the service does."""
+    """Return a function that adapts a graph and loads the new file as the service does."""
 
     def run(graph: onnx.ModelProto, interface: Interface, size: int | None = None, name: str = "foreign") -> Engine:
         source, output = tmp_path / "source.onnx", tmp_path / "models" / f"{name}.onnx"
@@ -57,7 +57,7 @@ def adapted(tmp_path: Path) -> Callable[..., Engine]:
 
 @pytest.fixture
 def lightness(gray: Array) -> Array:
-    """A photograph's, float32 [1, 1, S, S]."""
+    """Return a photograph's lightness, float32 [1, 1, S, S]."""
     return split(gray, "lab", SIZE)[np.newaxis]
 
 
@@ -82,7 +82,7 @@ def test_deoldify(adapted: Callable[..., Engine], lightness: Array) -> None:
 
 @pytest.mark.parametrize("level", [0.0, 0.0001, 0.01, 0.05, 0.0799, 0.0801, 0.1, 0.5, 1.0])
 def test_dark_and_light_grays_are_exact(adapted: Callable[..., Engine], level: float) -> None:
-    """Both branches of every formula; gray itself stays without chroma."""
+    """The levels cover both branches of every formula. Gray stays without chroma."""
     node = helper.make_node("Identity", ["input"], ["out"])
     shape = [1, 3, 16, 16]
     engine = adapted(model([node], [], {"input": shape}, {"out": shape}), PRESETS["deoldify"])
@@ -132,7 +132,7 @@ def test_opsets(adapted: Callable[..., Engine], lightness: Array, opset: int) ->
 
 
 def test_a_batch_that_is_only_promised_is_not_declared(adapted: Callable[..., Engine], lightness: Array) -> None:
-    """A traced export may say "batch" and have its 1 in the shape of a Reshape."""
+    """A traced export may declare a dynamic batch but reshape to a batch of 1."""
     node, tensors = conv("input", "coloured", TO_AB, AB_OFFSET)
     shape = numpy_helper.from_array(np.array([1, 2, SIZE, SIZE]), "shape")
     reshape = helper.make_node("Reshape", ["coloured", "shape"], ["output"])
@@ -158,7 +158,7 @@ def test_chroma_is_no_larger_than_the_input(adapted: Callable[..., Engine], fact
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_layout_normalisation_and_ranges(adapted: Callable[..., Engine], lightness: Array, dtype: type) -> None:
-    """A Keras-like graph: channels last, ImageNet's mean and deviation, tanh's -1..1 for -110..110."""
+    """A graph as Keras makes it: channels last, ImageNet's mean and deviation, and tanh's -1..1 for -110..110."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     weights = numpy_helper.from_array(TO_AB.T.astype(dtype) / 100, "weights")
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -181,7 +181,7 @@ def test_blue_first_and_one_gray_channel(adapted: Callable[..., Engine], lightne
 
 
 def test_names_of_the_contract_within_and_branches(adapted: Callable[..., Engine], lightness: Array) -> None:
-    """The foreign graph calls its tensors as we do, and a branch uses a weight from outside of it."""
+    """The original graph uses our tensor names, and a branch uses an outer weight."""
     node, tensors = conv("chroma", "lightness", TO_AB, AB_OFFSET)
     outer = numpy_helper.from_array(np.array([3.0], np.float32), "before/0")
     double = helper.make_graph(
@@ -209,7 +209,7 @@ def test_weights_beside_the_graph_are_taken_in(tmp_path: Path, lightness: Array)
 
 
 def test_the_service_serves_it(tmp_path: Path, jpeg: bytes, serve: Serve) -> None:
-    """From the command line to an answer, in the process and over HTTP."""
+    """The command line adapts a graph, and the service returns the same image in-process and over HTTP."""
     source, output = tmp_path / "source.onnx", tmp_path / "models" / "mine.onnx"
     onnx.save(deoldify(side="side"), source)
     cli.main(["adapt", str(source), "--preset", "deoldify", "--size", "64", "-o", str(output), "--license", "MIT-0"])

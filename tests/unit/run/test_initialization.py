@@ -15,7 +15,7 @@ def test_a_run_starts_from_the_mean_of_others(tmp_path: Path) -> None:
     from model_export.run import initialization
     from model_export.weights import checkpoint
 
-    # What learns may differ, as it changes no network.
+    # `learning_blocks` may differ, because it does not change the network.
     runs = [saved_run(tmp_path / str(seed), seed, learning_blocks=seed) for seed in (1, 2)]
     begun = initialization.load(tiny(), runs)
     assert begun is not None
@@ -63,7 +63,7 @@ def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> 
     begun = Initialization([], Setup(tiny(), BINS[:5], []), before, [])
     assert hold_out(tiny(), entries, begun) == ["made/3.jpg", "made/5.jpg"]
     assert not capsys.readouterr().out
-    # Own photographs, none of them known: a tenth at most validates.
+    # None of these photographs is known, so at most a tenth of them is held out.
     own = [entry._replace(name=f"own/{number}.jpg") for number, entry in enumerate(entries)]
     assert len(hold_out(tiny().model_copy(update={"validate_on": 500}), own, begun)) == 4
     assert "none of the 3 photographs held out before is in the data: 4 others are held out" in capsys.readouterr().out
@@ -76,7 +76,7 @@ def test_what_is_held_out_stays_held_out(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize("validate_on", [20, 500])
 def test_no_other_validates_than_those_held_out_before(validate_on: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """An archive that has grown since, or a recipe that would have more of them."""
+    """The archive has grown, or the recipe asks for more held-out photographs."""
     from model_export.data.sources import Entry
     from model_export.run.initialization import Initialization, hold_out
     from model_export.weights.checkpoint import Setup

@@ -1,4 +1,4 @@
-"""In which precision a network is trained. Slow only because Keras takes its time to be imported."""
+"""The choice of the training precision. Slow only because Keras takes seconds to import."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch, path: Path, text: str | None) -> None:
         (X86.format(n=0, more="avx512_vnni"), "float32", "no instructions for bfloat16"),
         (ARM.format(n=0, more="bf16 i8mm"), "mixed_bfloat16", "has bf16"),
         (ARM.format(n=0, more="i8mm"), "float32", "no instructions for bfloat16"),
-        # A large core and a small one.
+        # This CPU has a large core and a small one.
         (ARM.format(n=0, more="bf16") + ARM.format(n=1, more=""), "float32", "no instructions for bfloat16"),
     ],
 )

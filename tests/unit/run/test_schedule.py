@@ -1,4 +1,4 @@
-"""The time of a run and how fast it learns, by a clock of the test's own."""
+"""The time limits and the learning rate of a run, with a fake clock."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from model_export.run.schedule import Clock, Limits, learning_rate, ramp
 
 
 class Time:
-    """A clock that only the test moves, in seconds."""
+    """A clock, in seconds, that only the test moves."""
 
     def __init__(self) -> None:
         self.seconds = 1000.0
@@ -18,7 +18,7 @@ class Time:
 
 
 def run(limits: Limits, *, step: float, ending: float, set_up: float = 40.0, before: float = 0.0) -> tuple[int, float]:
-    """Return the steps of a call of even steps, and the seconds that it took in all."""
+    """Return the number of steps of a call whose steps take the same time, and the seconds of the whole call."""
     time = Time()
     clock = Clock(limits, before, time.seconds, time)
     time.seconds += set_up
@@ -44,7 +44,7 @@ def test_a_budget_is_kept_with_its_last_checkpoint(step: float, ending: float, s
 def test_a_call_that_is_to_stop_counts_its_set_up() -> None:
     assert run(Limits(stop_after=1), step=1, ending=5) == (15, 60)
     assert run(Limits(stop_after=0), step=1, ending=5)[0] == 1
-    # What learning in other calls took is of the budget.
+    # The budget includes the learning time of earlier calls.
     assert run(Limits(max_minutes=3, stop_after=10), step=1, ending=5, before=2.5) == (25, 70)
 
 
@@ -84,7 +84,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 
 def rates(count: int, **optimizer: float) -> list[float]:
-    """Return the shares of the peak that a run of `count` steps learns with, as train.py has them."""
+    """Return the learning rates of a run of `count` steps, as shares of the peak, as train.py computes them."""
     recipe = Recipe.model_validate({"name": "x", "optimizer": {"learning_rate": 1.0} | optimizer})
     middles = [(step + 0.5) / count for step in range(count)]
     return [ramp(step + 0.5, middles[step]) * learning_rate(recipe, middles[step]) for step in range(count)]

@@ -64,10 +64,10 @@ def test_a_run_that_goes_on_tells_of_other_origins(tmp_path: Path, capsys: pytes
     assert "it started from origin" in capsys.readouterr().out
 
 
-class Taught:
-    """A run whose network is not computed, by a clock of the test's own: each step and each validation takes its time.
+class FakeRun:
+    """A run without real computation, on a fake clock on which steps and validations take a given time.
 
-    The learning rate and the side of every step are noted.
+    It records the learning rate and the side of every step.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Taught:
         monkeypatch.setattr(self.run.averaged, "test_on_batch", validate)
 
     def learn(self, **limits: float) -> list[dict[str, float]]:
-        """Return the run's history. What was rehearsed is no part of `rates` and `sides`."""
+        """Return the run's history. `rates` and `sides` do not include the steps that only measure time."""
         from model_export.run.schedule import Limits
 
         rehearse = self.run._time_steps
@@ -129,18 +129,18 @@ class Taught:
 
 @pytest.mark.parametrize("steps", [1, 7, 30])
 def test_a_run_of_fewer_than_fifty_steps_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
-    taught = Taught(tmp_path, monkeypatch, views=4 * steps)
-    start = [array.copy() for array in taught.run.network.get_weights()]
-    history = taught.learn()
+    fake = FakeRun(tmp_path, monkeypatch, views=4 * steps)
+    start = [array.copy() for array in fake.run.network.get_weights()]
+    history = fake.learn()
     assert [line["views"] for line in history] == [4 * steps]
     assert history[-1]["validation_loss"] == 2
-    assert len(taught.rates) == steps
-    assert max(taught.rates) > 0.3
+    assert len(fake.rates) == steps
+    assert max(fake.rates) > 0.3
     if steps > 1:
-        assert taught.rates[-1] == min(taught.rates[1:]) < 0.3
-        assert taught.sides == [32] * ((steps + 1) // 2) + [64] * (steps // 2)
-    # The average is of what was learnt: after n steps the first kernel has grown by n.
-    grown = [float(np.mean(now - old)) for now, old in zip(taught.run.average.weights, start, strict=True)]
+        assert fake.rates[-1] == min(fake.rates[1:]) < 0.3
+        assert fake.sides == [32] * ((steps + 1) // 2) + [64] * (steps // 2)
+    # Each step adds 1 to the first kernel, and the average follows.
+    grown = [float(np.mean(now - old)) for now, old in zip(fake.run.average.weights, start, strict=True)]
     assert max(grown) > 0.7 * steps
 
 
@@ -148,27 +148,27 @@ def test_a_run_of_fewer_than_fifty_steps_learns(tmp_path: Path, monkeypatch: pyt
 def test_a_time_budget_is_kept_and_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_s: float, validation_s: float, steps: int
 ) -> None:
-    taught = Taught(tmp_path, monkeypatch, step_s=step_s, validation_s=validation_s, views=10**9)
-    before = [array.copy() for array in taught.run.network.get_weights()]
-    taught.learn(max_minutes=1)
-    state = taught.run.state
+    fake = FakeRun(tmp_path, monkeypatch, step_s=step_s, validation_s=validation_s, views=10**9)
+    before = [array.copy() for array in fake.run.network.get_weights()]
+    fake.learn(max_minutes=1)
+    state = fake.run.state
     assert state.progress == 1
     assert state.minutes * 60 == pytest.approx(steps * step_s + validation_s)
     assert state.minutes * 60 <= max(60, step_s + validation_s)
     assert state.views == 4 * steps
-    assert len(taught.rates) == steps
-    assert max(taught.rates) > 0.3
+    assert len(fake.rates) == steps
+    assert max(fake.rates) > 0.3
     if steps > 1:
-        assert taught.rates[-1] < 0.2
-        assert set(taught.sides) == {32, 64}
-    # The steps that were rehearsed are undone: the first kernel has grown by no more than those that count.
-    grown = [float(np.mean(now - old)) for now, old in zip(taught.run.network.get_weights(), before, strict=True)]
+        assert fake.rates[-1] < 0.2
+        assert set(fake.sides) == {32, 64}
+    # The steps that only measured time are undone: the first kernel grew by the number of counted steps.
+    grown = [float(np.mean(now - old)) for now, old in zip(fake.run.network.get_weights(), before, strict=True)]
     assert max(grown) == pytest.approx(steps)
 
 
 def test_a_checkpoint_is_written_when_its_time_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    taught = Taught(tmp_path, monkeypatch, step_s=99, views=40)
-    history = taught.learn(checkpoint_minutes=5)
+    fake = FakeRun(tmp_path, monkeypatch, step_s=99, views=40)
+    history = fake.learn(checkpoint_minutes=5)
     assert [line["views"] for line in history] == [16, 32, 40]
 
 
@@ -177,12 +177,12 @@ def test_a_resumed_run_goes_on_with_its_photographs(tmp_path: Path, monkeypatch:
     from model_export.run import train
 
     shards = {"count": 3, "drawn": 2, "epochs": 2}
-    taught = Taught(tmp_path, monkeypatch, views=4000, shards=shards)
-    seen = taught.run._stream(0, taught.run.recipe.shards)
+    fake = FakeRun(tmp_path, monkeypatch, views=4000, shards=shards)
+    seen = fake.run._stream(0, fake.run.recipe.shards)
     whole = [[entry.name for entry, _ in seen._next_items()] for _ in range(20)]
     for _ in range(3):
-        taught.learn(stop_after=0)
-        resumed = train.Run(taught.run.recipe, taught.run.folder, sources.find([tmp_path / "data"]))
+        fake.learn(stop_after=0)
+        resumed = train.Run(fake.run.recipe, fake.run.folder, sources.find([tmp_path / "data"]))
         steps = resumed.state.views // 4
         assert [[entry.name for entry, _ in resumed.stream._next_items()] for _ in range(5)] == whole[steps : steps + 5]
 

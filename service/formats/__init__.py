@@ -1,1 +1,1 @@
-"""The structure of image files, read and written without decoding pixels."""
+"""Parsers and writers for the structure of image files; no pixels are decoded here."""

@@ -1,6 +1,6 @@
-"""The containers: which segments and chunks a JPEG, PNG, WebP or GIF file holds beside its pixels, and how to add some.
+"""Read and write the segments of a JPEG, the chunks of a PNG or WebP, and the blocks of a GIF.
 
-Nothing here knows what is inside them. Walks are bounded, and end where a file is damaged.
+This module does not interpret their content. Every walk is bounded and ends at the first damage.
 """
 
 import itertools
@@ -9,37 +9,41 @@ import struct
 import zlib
 from collections.abc import Collection, Iterable, Iterator
 
-# A marker: not a stuffed zero, a restart, a fill byte, or another one that stands alone.
+# A marker of a segment. Stuffed zeros, restart markers, fill bytes and other markers without a length are excluded.
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 END_OF_IMAGE, START_OF_SCAN = 0xD9, 0xDA
 APP0 = 0xE0
-# A photo with large metadata has some hundred segments; a large PNG some ten thousand chunks, nearly all of pixels.
+# A photo with large metadata has a few hundred segments. A large PNG has about ten thousand chunks, mostly pixels.
 MAX_SEGMENTS = 2000
 MAX_CHUNKS = 100_000
+# The largest content of a JPEG segment: its length of 16 bits counts itself.
 SEGMENT_BYTES = 65_533
-# Of up to 255 bytes; a GIF of a hundred megapixels of noise has some six hundred thousand.
+# A sub-block has up to 255 bytes. A GIF with 100 megapixels of noise has about 600,000.
 MAX_GIF_SUB_BLOCKS = 1_000_000
-# Going over a block takes as long as so many parts.
+# Walking over one block costs as much time as this many sub-blocks.
 GIF_BLOCK_COST = 20
 GIF_SEPARATOR, GIF_CONTROL, GIF_COMMENT, GIF_END = 0x2C, 0xF9, 0xFE, 0x3B
-# Not the label of an extension, which may be any byte.
+# The kind of an image block. It is larger than a byte, because an extension may have any byte as its label.
 GIF_IMAGE = 0x100
 GIF_BLOCK = re.compile(rb"[,!;]")
 
-# Signature and IHDR, which is always the first chunk.
+# The signature and IHDR, which is always the first chunk.
 PNG_HEADER_SIZE = 33
 WEBP_ALPHA, WEBP_EXIF, WEBP_XMP = 0x10, 0x08, 0x04
 WEBP_PIXELS = (b"VP8 ", b"VP8L")
-# What a still picture consists of, in the order that the format asks for.
+# The chunks of a still image, in the order that the format requires.
 WEBP_STILL_CHUNKS = (b"VP8X", b"ALPH", *WEBP_PIXELS, b"EXIF", b"XMP ")
 
 
 class TooManyBlocks(ValueError):
-    """A file has more parts than a photo needs."""
+    """Raised when a GIF has more sub-blocks than a photo needs."""
 
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """Markers and where what follows them begins, up to the end of the image, as a decoder would find them."""
+    """Yield each marker and the offset behind it, up to the end of the image.
+
+    The markers are those that a decoder finds.
+    """
     position = 2
     while match := MARKER.search(data, position):
         marker, start = data[match.end() - 1], match.end()
@@ -50,7 +54,7 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def jpeg_bodies(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of a JPEG's segments before its first scan that have one of the markers."""
+    """Yield marker and content of the JPEG segments before the first scan whose marker is in `wanted`."""
     for number, (marker, start) in enumerate(jpeg_segments(data)):
         if marker == START_OF_SCAN or number >= MAX_SEGMENTS:
             return
@@ -60,7 +64,7 @@ def jpeg_bodies(data: bytes, wanted: Collection[int]) -> Iterator[tuple[int, byt
 
 
 def jpeg_without_segments(data: bytes, marker: int, beginning: bytes) -> bytes:
-    """Return the JPEG without the segments before its first scan that have a marker and a beginning."""
+    """Return the JPEG without those segments before its first scan that have this marker and beginning."""
     parts = []
     position = 0
     for found, start in itertools.islice(jpeg_segments(data), MAX_SEGMENTS):
@@ -73,14 +77,17 @@ def jpeg_without_segments(data: bytes, marker: int, beginning: bytes) -> bytes:
 
 
 def png_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of a PNG's chunks of these kinds, behind the pixels too; those with a wrong CRC are left out."""
+    """Yield kind and content of the PNG chunks whose kind is in `wanted`, behind the pixels too.
+
+    Chunks with a wrong checksum are skipped.
+    """
     position = 8
     for _ in range(MAX_CHUNKS):
         if position + 12 > len(data):
             return
         (size,) = struct.unpack_from(">I", data, position)
         kind, end = data[position + 4 : position + 8], position + 8 + size
-        # zlib.crc32 goes on from the kind's, so that a chunk is not copied to be checked.
+        # zlib.crc32 continues from the checksum of the kind, so the chunk need not be copied.
         if kind in wanted and end + 4 <= len(data):
             body = data[position + 8 : end]
             if zlib.crc32(body, zlib.crc32(kind)).to_bytes(4) == data[end : end + 4]:
@@ -89,7 +96,10 @@ def png_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes, 
 
 
 def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Kind of a WebP's chunks, and where their content begins and ends; the last may be cut short."""
+    """Yield the kind of each WebP chunk and the start and end of its content.
+
+    The end of the last chunk may be behind the end of the file.
+    """
     position = 12
     for _ in range(MAX_SEGMENTS):
         if position + 8 > len(data):
@@ -100,16 +110,16 @@ def webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def webp_bodies(data: bytes, wanted: Collection[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and content of a WebP's chunks of these kinds."""
+    """Yield kind and content of the WebP chunks whose kind is in `wanted`."""
     for kind, start, end in webp_chunks(data):
         if kind in wanted and end <= len(data):
             yield kind, data[start:end]
 
 
 def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Yield kind, start and end of a GIF's blocks: `GIF_IMAGE`, or the label of an extension.
+    """Yield kind, start and end of each GIF block. The kind is `GIF_IMAGE` or the label of an extension.
 
-    The last one may be cut short. What stands between blocks is passed over, as Pillow does. Raises TooManyBlocks after
+    The last block may be cut short. Bytes between blocks are skipped, as Pillow does. Raises TooManyBlocks after
     `MAX_GIF_SUB_BLOCKS`.
     """
     position = _gif_header_size(data)
@@ -126,24 +136,24 @@ def gif_blocks(data: bytes) -> Iterator[tuple[int, int, int]]:
             position += 1 + size
             left -= 1
         if not left:
-            raise TooManyBlocks(f"it is in more than {MAX_GIF_SUB_BLOCKS:,} parts")
+            raise TooManyBlocks(f"it has more than {MAX_GIF_SUB_BLOCKS:,} sub-blocks")
         left = max(0, left - GIF_BLOCK_COST)
         position = min(position + 1, len(data))
         yield kind, start, position
 
 
 def _gif_header_size(data: bytes) -> int:
-    """Return how long a GIF's header and global palette are."""
+    """Return the size of a GIF's header and global palette, in bytes."""
     return 13 + _gif_palette_size(data[10:11])
 
 
 def _gif_palette_size(flags: bytes) -> int:
-    """Return the length of the palette that a byte of flags announces."""
+    """Return the size of the palette that a byte of flags announces, in bytes."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
 
 def gif_comments(data: bytes) -> Iterator[bytes]:
-    """The comments of a GIF that stand before its picture."""
+    """Yield the comments of a GIF before its first image."""
     try:
         for kind, start, end in gif_blocks(data):
             if kind == GIF_IMAGE:
@@ -161,7 +171,7 @@ def _gif_sub_blocks(data: bytes, position: int, end: int) -> Iterator[bytes]:
 
 
 def gif_still(data: bytes) -> bytes:
-    """A GIF with its first picture and what its decoding needs, and no other block. Raises TooManyBlocks."""
+    """Return a GIF with the first image and its graphic control only. Raises TooManyBlocks."""
     control = b""
     for kind, start, end in gif_blocks(data):
         if kind == GIF_CONTROL:
@@ -172,9 +182,9 @@ def gif_still(data: bytes) -> bytes:
 
 
 def jpeg_with_segments(encoded: bytes, segments: Iterable[tuple[int, bytes]]) -> bytes:
-    """The JPEG with these segments, marker and content, before its others but behind its JFIF header.
+    """Return the JPEG with these segments (marker and content) added behind its JFIF header.
 
-    Each content must fit: `SEGMENT_BYTES` at most.
+    Each content may have at most `SEGMENT_BYTES`.
     """
     start = 2
     if encoded[3] == APP0:
@@ -184,7 +194,7 @@ def jpeg_with_segments(encoded: bytes, segments: Iterable[tuple[int, bytes]]) ->
 
 
 def png_with_chunks(encoded: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The PNG with these chunks, kind and content, between its header and its pixels."""
+    """Return the PNG with these chunks (kind and content) added between its header and its pixels."""
     added = (
         part
         for kind, body in chunks
@@ -194,9 +204,10 @@ def png_with_chunks(encoded: bytes, chunks: Iterable[tuple[bytes, bytes]]) -> by
 
 
 def webp_still(data: bytes) -> bytes:
-    """Return the still picture of a WebP with its EXIF and XMP alone; as it is when it is animated or not whole.
+    """Return a WebP with nothing but its still image, EXIF and XMP.
 
-    Decoders refuse a whole file for a wrong length of the container or for a chunk that is cut short.
+    Decoders reject a whole file for a wrong container length or for one chunk that is cut short. An animated or
+    incomplete WebP is returned unchanged.
     """
     chunks: dict[bytes, bytes] = {}
     for kind, start, end in webp_chunks(data):
@@ -217,7 +228,7 @@ def webp_still(data: bytes) -> bytes:
 
 
 def webp_with_metadata(encoded: bytes, exif: bytes | None, xmp: bytes | None) -> bytes:
-    """The WebP with this EXIF and XMP, in the extended form that they need; as it is when there is neither."""
+    """Return the WebP with this EXIF and XMP, in the extended format that they need; unchanged if both are None."""
     if exif is None and xmp is None:
         return encoded
     chunks = {kind: encoded[start:end] for kind, start, end in webp_chunks(encoded)}
@@ -225,7 +236,7 @@ def webp_with_metadata(encoded: bytes, exif: bytes | None, xmp: bytes | None) ->
     chunks.pop(b"VP8X", None)
     flags |= WEBP_EXIF * (exif is not None) | WEBP_XMP * (xmp is not None)
     sides = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    # In the order that the format asks for: the header, alpha and pixels as they are, then these.
+    # The order that the format requires: the extended header, alpha and pixels, then metadata.
     whole = {b"VP8X": struct.pack("<I", flags) + sides} | chunks
     whole |= {kind: body for kind, body in ((b"EXIF", exif), (b"XMP ", xmp)) if body is not None}
     return _webp_file(whole)
@@ -238,13 +249,13 @@ def _webp_file(chunks: dict[bytes, bytes]) -> bytes:
 
 
 def _webp_canvas(chunks: dict[bytes, bytes]) -> tuple[int, int, int]:
-    """Flags, width and height, pixels, of a WebP that one of our encoders made."""
+    """Return flags, width and height (pixels) of a WebP that one of our encoders made."""
     if extended := chunks.get(b"VP8X"):
         return extended[0], 1 + int.from_bytes(extended[4:7], "little"), 1 + int.from_bytes(extended[7:10], "little")
     if lossless := chunks.get(b"VP8L"):
         bits = int.from_bytes(lossless[1:5], "little")
         has_alpha = bits >> 28 & 1
         return WEBP_ALPHA * has_alpha, 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    # A lossy frame: three bytes of tag, three of start code, then the sides with two bits of scaling each.
+    # A lossy frame has three bytes of tag, three of start code, and two sides with two bits of scaling each.
     width, height = struct.unpack_from("<HH", chunks[b"VP8 "], 6)
     return 0, width & 0x3FFF, height & 0x3FFF

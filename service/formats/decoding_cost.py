@@ -1,7 +1,7 @@
-"""Estimate the cost of decoding from a file's header and size, so that hopeless work is refused before it begins.
+"""Estimate the time to decode a file from its header and size, to reject work that can't meet the deadline.
 
-Each rate is about twice the slowest that was measured on one core of a virtual server: noise for a byte, even areas for
-a pixel. They are no forecast for an ordinary photo, which takes a fraction of the estimate.
+Each rate is about twice the slowest one measured on one core of a virtual server. Noise gave the rates per byte, even
+areas those per pixel. An ordinary photo takes a fraction of the estimate.
 """
 
 from typing import Literal
@@ -10,14 +10,14 @@ from service.errors import TooManyBytes, TooManyPixels
 from service.formats.decoding_limits import Limits
 
 MEGA = 1_000_000
-# A shorter deadline is kept by most photos whose estimate is above it, so it is left to end the others.
+# Most photos meet a shorter deadline even if their estimate is above it, so the deadline itself stops the others.
 MIN_DEADLINE_S = 5.0
 Kind = Literal["jpeg", "progressive", "arithmetic", "png", "webp", "gif", "bmp", "hvc1", "av01"]
-# Seconds for a megabyte, and for a megapixel of each scan or frame.
+# Seconds per megabyte, and per megapixel of each scan or frame.
 RATES: dict[Kind, tuple[float, float]] = {
     "jpeg": (0.03, 0.002),
     "progressive": (0.12, 0.003),
-    # Even areas cost the most for a byte here: a bit may stand for a hundred decisions.
+    # Here even areas cost the most per byte: one bit may stand for a hundred decisions.
     "arithmetic": (1.6, 0.01),
     "png": (0.04, 0.02),
     "webp": (0.25, 0.03),
@@ -40,28 +40,37 @@ NAMES: dict[Kind, str] = {
 
 
 def estimated_seconds(kind: Kind, size: int, pixels: int) -> float:
-    """Return the estimated seconds to decode a file of so many bytes. pixels: of all scans, tiles and frames."""
+    """Return the estimated seconds to decode a file.
+
+    size: bytes of the file. pixels: the sum over all scans, tiles and frames.
+    """
     for_megabyte, for_megapixel = RATES[kind]
     return (size * for_megabyte + pixels * for_megapixel) / MEGA
 
 
 def check(kind: Kind, size: int, pixels: int, limits: Limits) -> None:
-    """Check that decoding can be done in time. Raises TooManyBytes, or TooManyPixels where the pixels alone take it."""
+    """Raise TooManyBytes if the estimated time exceeds `limits.seconds`.
+
+    Raises TooManyPixels instead if the pixels alone exceed it.
+    """
     estimate = estimated_seconds(kind, size, pixels)
     if estimate <= limits.seconds:
         return
     for_megabyte, for_megapixel = (rate / MEGA for rate in RATES[kind])
     most = int((limits.seconds - pixels * for_megapixel) / for_megabyte)
-    takes = f"decoding may take {estimate:.0f} s, and there are {limits.seconds:g}"
+    takes = f"decoding may take {estimate:.0f} s, the limit is {limits.seconds:g} s"
     if most > 0:
         raise TooManyBytes(
-            f"the file has {size:,} bytes; a {NAMES[kind]} of its pixels may have {most:,}: {takes}",
+            f"the file has {size:,} bytes; a {NAMES[kind]} of its size in pixels may have at most {most:,}: {takes}",
             field="file",
             limit=most,
         )
     most = int(limits.seconds / for_megapixel)
     raise TooManyPixels(
-        f"the {NAMES[kind]} has {pixels:,} pixels in all its scans, tiles and frames; {takes}", field="file", limit=most
+        f"the {NAMES[kind]} has {pixels:,} pixels in all its scans, tiles and frames;"
+        f" at most {most:,} are decoded: {takes}",
+        field="file",
+        limit=most,
     )
 
 

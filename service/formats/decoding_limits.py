@@ -1,4 +1,4 @@
-"""The largest photo that is decoded, and how a decoder library's error becomes a problem."""
+"""Limits of the photos that are decoded, and the translation of decoder errors into problems."""
 
 import re
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from service.errors import Problem, TooManyPixels, UnreadableImage, UnsupportedT
 from service.formats.registry import Source
 
 ANIMATED = "the file is animated; single, still photos can be coloured"
-# What libjpeg, OpenCV and Pillow say when it is not the file's fault.
+# Messages of libjpeg, OpenCV and Pillow that mean a lack of memory and not a damaged file.
 SHORT_OF_MEMORY = ("Insufficient memory", "out of memory")
-# What decoder libraries say of sound files that they can't decode.
+# Messages of decoder libraries about sound files that they do not support.
 UNSUPPORTED = re.compile(r"unsupported|not (yet )?supported|not (yet )?implemented|cannot handle", re.IGNORECASE)
 
 
-# Pixels of all scans of a JPEG together: each scan takes time for every pixel, even if it is empty. The limit is that
-# of twenty scans of the largest photo.
+# The sum of pixels over all scans of a JPEG. Each scan takes time for every pixel, even if it is empty. This allows
+# twenty scans of the largest photo.
 MAX_SCANNED_PIXELS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The largest photo that is decoded: pixels in all and on a side, and estimated seconds for decoding."""
+    """Limits of a photo: its pixels, the pixels of a side, and the estimated seconds for decoding."""
 
     max_pixels: int
     max_side: int
@@ -33,42 +33,44 @@ class Limits:
 
 @contextmanager
 def library_call(source: Source) -> Iterator[None]:
-    """Turn the errors of a decoder library into problems. Wrap only calls of the library, never our own code.
+    """Translate errors of a decoder library into problems. Wrap calls of the library only, never our own code.
 
-    Raises UnreadableImage, UnsupportedType, and MemoryError where the library was short of memory.
+    Raises UnreadableImage and UnsupportedType, and MemoryError if the library ran out of memory.
     """
     try:
         yield
     except (MemoryError, Problem):
         raise
-    except Exception as error:  # Pillow's parsers let nearly every kind through when a file is damaged.
+    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise errors of nearly every class for damaged files
         raise unreadable(source, error) from error
 
 
 def unreadable(source: Source, error: Exception) -> UnreadableImage | UnsupportedType:
-    """Return the refusal of a file whose decoder raised an error. Raises MemoryError when that was for want of memory.
+    """Return the problem for a file whose decoder raised an error. Raises MemoryError if it ran out of memory.
 
-    A file of a kind that the library does not support is not called damaged.
+    A file of a kind that the library does not support is reported as unsupported, not as damaged.
     """
     text = str(error)
     if any(words in text for words in SHORT_OF_MEMORY):
         raise MemoryError(text) from error
     if isinstance(error, NotImplementedError) or UNSUPPORTED.search(text):
-        return UnsupportedType(f"the {source.upper()} file is of a kind that can't be read ({text})", field="file")
+        return UnsupportedType(f"this kind of {source.upper()} file is not supported ({text})", field="file")
     if isinstance(error, UnidentifiedImageError):
         return UnreadableImage(f"the header of the {source.upper()} file is damaged", field="file")
     return UnreadableImage(f"the {source.upper()} file is damaged or cut short ({text})", field="file")
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:
-    """Check the size of a picture, in pixels. Raises TooManyPixels."""
+    """Raise TooManyPixels unless an image of this size, in pixels, is within the limits."""
     if width * height > limits.max_pixels:
         raise TooManyPixels(
-            f"{width} x {height} pixels are more than {limits.max_pixels:,}", field="file", limit=limits.max_pixels
+            f"the photo has {width} x {height} pixels; at most {limits.max_pixels:,} are accepted",
+            field="file",
+            limit=limits.max_pixels,
         )
     if max(width, height) > limits.max_side:
         raise TooManyPixels(
-            f"a side of {max(width, height)} pixels is longer than {limits.max_side:,}",
+            f"the photo has a side of {max(width, height)} pixels; at most {limits.max_side:,} are accepted",
             field="file",
             limit=limits.max_side,
         )

@@ -1,23 +1,23 @@
-"""The way from an upload's stored picture to its answer's picture, for places that metadata names."""
+"""The geometric transform from the stored picture of an upload to the output, for positions in metadata."""
 
 from dataclasses import dataclass
 
 Size = tuple[int, int]
 
-# EXIF orientations that exchange width and height, and those that mirror the picture.
+# EXIF orientations that swap width and height, and those that mirror the picture.
 SIDE_SWAPPING = range(5, 9)
 MIRRORED = (2, 4, 5, 7)
-# Two pictures have the same proportions when these differ by no more than this share.
+# Two pictures have the same proportions if their aspect ratios differ by at most this share.
 PROPORTIONS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """The turn and the scaling between a stored picture and the picture of an answer.
+    """The orientation and the scaling between a stored picture and the output.
 
-    width, height: sides of the answer, pixels. orientation: EXIF's number of the turn, 1 to 8; 0 when it is unknown,
-    for example because the file also crops its picture. upright: width and height after the turn and before the
-    scaling; by default the answer's.
+    width, height: sides of the output, pixels. orientation: the EXIF orientation, 1 to 8; 0 if it is unknown, for
+    example because the file also crops its picture. upright: width and height of the upright picture before it is
+    scaled; by default those of the output.
     """
 
     width: int
@@ -27,44 +27,44 @@ class Transform:
 
     @property
     def full(self) -> Size:
-        """Width and height after the turn and before the scaling."""
+        """Width and height of the upright picture, before it is scaled."""
         return self.upright or (self.width, self.height)
 
     @property
     def stored(self) -> Size:
-        """Width and height before the turn and the scaling."""
+        """Width and height of the stored picture."""
         width, height = self.full
         return (height, width) if self.swaps_sides else (width, height)
 
     @property
     def swaps_sides(self) -> bool:
-        """Tell whether the turn exchanges width and height."""
+        """Return whether the orientation swaps width and height."""
         return self.orientation in SIDE_SWAPPING
 
     @property
     def is_mirrored(self) -> bool:
-        """Tell whether left and right are exchanged."""
+        """Return whether the orientation mirrors the picture."""
         return self.orientation in MIRRORED
 
     @property
     def is_reoriented(self) -> bool:
-        """Tell whether a place has other normalised coordinates in the answer."""
+        """Return whether a position has other normalised coordinates in the output."""
         return self.orientation != 1
 
     @property
     def is_scaled(self) -> bool:
-        """Tell whether the answer has other sides than the upright picture."""
+        """Return whether the output has another size than the upright picture."""
         return self.full != (self.width, self.height)
 
     @property
     def is_identity(self) -> bool:
-        """Tell whether every pixel is where it was."""
+        """Return whether every pixel keeps its position."""
         return not self.is_reoriented and not self.is_scaled
 
     def map_point(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a point of the stored picture is in the answer, both as shares of width and height.
+        """Return the position in the output of a point of the stored picture, both as shares of width and height.
 
-        Raises ValueError when the turn is unknown.
+        Raises ValueError if the orientation is unknown.
         """
         match self.orientation:
             case 1:
@@ -83,10 +83,10 @@ class Transform:
                 return 1 - y, 1 - x
             case 8:
                 return y, 1 - x
-        raise ValueError("an unknown turn")
+        raise ValueError("the orientation is unknown")
 
     def map_size(self, width: float, height: float) -> tuple[float, float]:
-        """Return the width and height of an area in the answer, as shares of the picture's."""
+        """Return the width and height of an area in the output, as shares of the sides of the output."""
         return (height, width) if self.swaps_sides else (width, height)
 
 
@@ -97,6 +97,6 @@ def has_proportions(size: tuple[float, float], other: tuple[float, float]) -> bo
 
 
 def compose(first: int, second: int) -> int:
-    """Return the orientation that does what two do one after the other."""
+    """Return the orientation that is equal to `first` followed by `second`."""
     corners = [Transform(1, 1, second).map_point(*Transform(1, 1, first).map_point(x, y)) for x, y in ((0, 0), (1, 0))]
     return next(n for n in range(1, 9) if [Transform(1, 1, n).map_point(x, y) for x, y in ((0, 0), (1, 0))] == corners)

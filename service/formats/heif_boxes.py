@@ -1,16 +1,16 @@
-"""The boxes of an AVIF or HEIC file (ISO/IEC 14496-12 and 23008-12): which items it has and where they are.
+"""Parse the boxes of an AVIF or HEIC file (ISO/IEC 14496-12 and 23008-12): its items and their locations.
 
-Nothing is decoded and no pixel is looked at. Every count is bounded, and the time is linear in what is read.
+No pixels are decoded. Every count is bounded, and the time is linear in the number of bytes read.
 """
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-# A photo of 100 megapixels in tiles of 512 pixels has some four hundred items.
+# A photo of 100 megapixels in tiles of 512 pixels has about 400 items.
 MAX_ITEMS = 5000
 MAX_BOXES = 5000
-# All items together may have so many of each.
+# Limits for all items of a file together.
 MAX_EXTENTS = 20_000
 MAX_ASSOCIATIONS = 50_000
 MAX_REFERENCES = 50_000
@@ -19,50 +19,51 @@ Span = tuple[int, int]
 
 
 class Damaged(ValueError):
-    """The boxes contradict each other or are cut short."""
+    """Raised when boxes contradict each other or are cut short."""
 
 
 class Excessive(Damaged):
-    """There are more boxes, items or parts than a photo needs."""
+    """Raised when a file has more boxes, items or extents than a photo needs."""
 
 
 class Cursor:
-    """Read numbers one after another from a span of bytes. Raises Damaged past the end."""
+    """A reader of successive numbers in a span of bytes. Its methods raise Damaged behind the end."""
 
     def __init__(self, data: bytes, span: Span) -> None:
         self.data = data
         self.at, self.end = span[0], min(span[1], len(data))
 
     def number(self, size: int) -> int:
-        """Return the next unsigned number of that many bytes."""
+        """Return the next unsigned number of `size` bytes."""
         return int.from_bytes(self.raw(size))
 
     def raw(self, size: int) -> bytes:
-        """Return the next bytes."""
+        """Return the next `size` bytes."""
         self.at += size
         if self.at > self.end:
             raise Damaged("a box is cut short")
         return self.data[self.at - size : self.at]
 
     def numbers(self, count: int, size: int) -> list[int]:
-        """Return that many numbers of 1, 2 or 4 bytes each."""
+        """Return the next `count` unsigned numbers of 1, 2 or 4 bytes each."""
         return list(struct.unpack(f">{count}{' BH I'[size]}", self.raw(count * size)))
 
     def version(self, most: int) -> tuple[int, int]:
-        """Return the version and the flags of a full box. Raises Damaged for a version that does not exist."""
+        """Return the version and the flags of a full box. Raises Damaged for versions above `most`."""
         version, flags = self.number(1), self.number(3)
         if version > most:
-            raise Damaged(f"a box is of an unknown version, {version}")
+            raise Damaged(f"a box has an unknown version, {version}")
         return version, flags
 
 
 @dataclass(slots=True)
 class Item:
-    """One item of a file.
+    """An item of a file.
 
-    kind: its four-letter type, or its media type where the type is `mime`. spans: where its content is in the file;
-    None where that can't be told. properties: numbers into `Items.properties`, from 1, each with whether a reader must
-    understand it. references: the items that it refers to, by the kind of reference.
+    kind: its four-letter type, or its media type if the type is `mime`. spans: start and end of each extent of its
+    content; None if the content is not in this file. properties: pairs of an index into `Items.properties`, from 1, and
+    whether a reader must support the property. references: the numbers of the items that it refers to, by kind of
+    reference.
     """
 
     kind: bytes
@@ -74,27 +75,27 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """What a file consists of. properties: kind and content of each box that items may have as a property."""
+    """The items of a file. properties: kind and content of each property box, to which items refer."""
 
     data: bytes
     items: dict[int, Item]
     primary: int
     properties: list[tuple[bytes, bytes]]
-    has_movie: bool  # then its items are left out
+    has_movie: bool  # if true, `items` is empty
 
     def properties_of(self, item: Item) -> Iterator[tuple[bytes, bytes, bool]]:
-        """Yield kind, content, and whether a reader must understand it, of each property of an item."""
+        """Yield kind, content, and whether a reader must support it, of each property of an item."""
         for number, is_essential in item.properties:
             if 1 <= number <= len(self.properties):
                 yield *self.properties[number - 1], is_essential
 
     def property_of(self, item: Item, kind: bytes) -> bytes | None:
-        """Return the content of the item's first property of a kind."""
+        """Return the content of the item's first property of a kind; None without one."""
         return next((content for found, content, _ in self.properties_of(item) if found == kind), None)
 
 
 def boxes(data: bytes, span: Span) -> Iterator[tuple[bytes, Span]]:
-    """Yield kind and content of the boxes in a span; stop where they can't be followed.
+    """Yield the kind and the span of the content of each box in a span. Stop at an invalid size.
 
     Raises Excessive after MAX_BOXES.
     """
@@ -111,11 +112,11 @@ def boxes(data: bytes, span: Span) -> Iterator[tuple[bytes, Span]]:
             size = end - start
         if size < head:
             return
-        # The last box may be cut short; its content shows whether that matters.
+        # The last box may be cut short. Its reader finds out whether that matters.
         yield kind, (start + head, min(start + size, end))
         start += size
     if start + 8 <= end:
-        raise Excessive(f"there are more than {MAX_BOXES:,} boxes in one")
+        raise Excessive(f"a box has more than {MAX_BOXES:,} boxes inside")
 
 
 def _first_of_each(found: Iterator[tuple[bytes, Span]]) -> dict[bytes, Span]:
@@ -126,7 +127,7 @@ def _first_of_each(found: Iterator[tuple[bytes, Span]]) -> dict[bytes, Span]:
 
 
 def read(data: bytes) -> Items:
-    """Return the items of a file. Raises Damaged, and Excessive where there is more than a photo needs."""
+    """Return the items of a file. Raises Damaged and Excessive."""
     top = _first_of_each(boxes(data, (0, len(data))))
     if b"moov" in top:
         return Items(data, {}, 0, [], has_movie=True)
@@ -152,9 +153,9 @@ def _primary(cursor: Cursor) -> int:
 
 
 def _items(data: bytes, span: Span) -> dict[int, Item]:
-    """Return the items by number. The count that the file states does not matter."""
+    """Return the items by number. The count in the box is only checked against the limit."""
     cursor = Cursor(data, span)
-    # The standard has no version 2. Files of early writers do, and mean version 1.
+    # The standard has no version 2. Early writers use it and mean version 1.
     version, _ = cursor.version(2)
     if cursor.number(2 if version == 0 else 4) > MAX_ITEMS:
         raise Excessive(f"it has more than {MAX_ITEMS:,} items")
@@ -174,14 +175,14 @@ def _items(data: bytes, span: Span) -> dict[int, Item]:
 
 
 def _locate(cursor: Cursor, items: dict[int, Item], item_data: int) -> None:
-    """Fill in where the contents of the items are. item_data: where the content of the idat box begins."""
+    """Set the spans of the items, from the iloc box. item_data: start of the content of the idat box."""
     version, _ = cursor.version(2)
     sizes = cursor.number(2)
     offset, length, base, index = (sizes >> shift & 15 for shift in (12, 8, 4, 0))
     index = index if version else 0
     entries = cursor.number(2 if version < 2 else 4)
     if entries > MAX_ITEMS:
-        raise Excessive(f"it tells the places of more than {MAX_ITEMS:,} items")
+        raise Excessive(f"it has the locations of more than {MAX_ITEMS:,} items")
     left = MAX_EXTENTS
     for _ in range(entries):
         item = items.get(cursor.number(2 if version < 2 else 4))
@@ -191,7 +192,7 @@ def _locate(cursor: Cursor, items: dict[int, Item], item_data: int) -> None:
         count = cursor.number(2)
         left -= count
         if left < 0:
-            raise Excessive(f"its items are in more than {MAX_EXTENTS:,} parts")
+            raise Excessive(f"its items have more than {MAX_EXTENTS:,} extents")
         spans = []
         for _ in range(count):
             cursor.number(index)
@@ -202,7 +203,7 @@ def _locate(cursor: Cursor, items: dict[int, Item], item_data: int) -> None:
 
 
 def _refer(data: bytes, span: Span, items: dict[int, Item]) -> None:
-    """Fill in to which others the items refer."""
+    """Set the references of the items, from the iref box."""
     version, _ = Cursor(data, span).version(1)
     size = 2 if version == 0 else 4
     left = MAX_REFERENCES
@@ -218,7 +219,7 @@ def _refer(data: bytes, span: Span, items: dict[int, Item]) -> None:
 
 
 def _properties(data: bytes, span: Span, items: dict[int, Item]) -> list[tuple[bytes, bytes]]:
-    """Return the boxes of all properties, and fill in which of them the items have."""
+    """Return kind and content of all property boxes, and set the properties of the items."""
     properties: list[tuple[bytes, bytes]] = []
     left = MAX_ASSOCIATIONS
     for kind, inner in boxes(data, span):
@@ -230,15 +231,15 @@ def _properties(data: bytes, span: Span, items: dict[int, Item]) -> list[tuple[b
 
 
 def _associate(cursor: Cursor, items: dict[int, Item], left: int) -> int:
-    """Read one ipma box, which may have so many associations, and return how many are left."""
+    """Set the properties of the items from one ipma box, and return how many associations are left of `left`."""
     version, flags = cursor.version(1)
     size = 2 if flags & 1 else 1
-    # The first bit tells whether a reader must understand the property.
+    # The first bit is set if a reader must support the property.
     must = 0x8000 if size == 2 else 0x80
     for _ in range(cursor.number(4)):
         item = items.get(cursor.number(2 if version == 0 else 4))
         count = cursor.number(1)
-        # An entry without associations takes time, too.
+        # An entry without associations costs time too.
         left -= count + 1
         if left < 0:
             raise Excessive(f"its items have more than {MAX_ASSOCIATIONS:,} properties")

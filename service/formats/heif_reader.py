@@ -1,7 +1,7 @@
-"""What an AVIF or HEIC says of its primary picture: EXIF, XMP, colour profile; and pixels of HEIC.
+"""Read EXIF, XMP and the colour profile of the primary image of an AVIF or HEIC, and decode the pixels of a HEIC.
 
-The boxes are read here: pi-heif dies of a damaged item of metadata, with the whole process, and Pillow moves what an
-AVIF's EXIF holds where its orientation is not the one that the file's transformations tell.
+The boxes are parsed here and not in a library. pi-heif crashes the process if a metadata item is damaged. Pillow
+rewrites the EXIF of an AVIF if its orientation differs from the transformations of the file.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ DECODER_THREADS = 1
 MAX_EXTENTS = 100
 MAX_BLOCK = 4 << 20
 XMP_TYPE = b"application/rdf+xml"
-# EXIF's numbers of quarter turns to the left, and of what exchanges top and bottom, or left and right.
+# EXIF orientations of 0 to 3 quarter turns to the left, and of swapping top and bottom, or left and right.
 ROTATIONS = (1, 8, 3, 6)
 MIRRORS = (4, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class HeifMetadata:
-    """EXIF as a TIFF block, XMP as a packet, an ICC profile; None where there is none.
+    """The metadata of the primary image: EXIF as a TIFF block, an XMP packet, an ICC profile; None if missing.
 
-    orientation: the turn that the file's transformations make, as EXIF numbers it; 0 where they do more than that.
+    orientation: the EXIF orientation that is equal to the transformations of the file; 0 if they also crop.
     """
 
     exif: bytes | None = None
@@ -35,36 +35,38 @@ class HeifMetadata:
 
 
 def read(data: bytes) -> HeifMetadata:
-    """Return what is said of the primary picture. Never raises: what can't be read is left out."""
+    """Return the metadata of the primary image. Unreadable parts are left out; nothing is raised."""
     try:
         found = heif_boxes.read(data)
     except heif_boxes.Damaged:
         return HeifMetadata()
-    told: dict[bytes, heif_boxes.Item] = {}
+    blocks: dict[bytes, heif_boxes.Item] = {}
     for item in found.items.values():
         if item.kind in (b"Exif", XMP_TYPE) and found.primary in item.references.get(b"cdsc", [found.primary]):
-            told.setdefault(item.kind, item)
-    exif, xmp = (_content(data, told[kind]) if kind in told else b"" for kind in (b"Exif", XMP_TYPE))
+            blocks.setdefault(item.kind, item)
+    exif, xmp = (_content(data, blocks[kind]) if kind in blocks else b"" for kind in (b"Exif", XMP_TYPE))
     primary = found.items.get(found.primary)
     properties = [(kind, content) for kind, content, _ in found.properties_of(primary)] if primary else []
     return HeifMetadata(_tiff_block(exif), xmp or None, _profile(properties), _orientation(properties))
 
 
 def decode(data: bytes) -> BaseImage:
-    """Return the picture of a HEIC, upright already: its `size` and `mode`; `numpy.asarray` of it decodes it.
+    """Return the image of a HEIC, already upright. It has a `size` and a `mode`, and `numpy.asarray` decodes it.
 
-    data: as `still.still` returns it, since libheif does not bound its work. `mode` is of 8 bits a channel, or ends in
-    `;16` for more. Raises ValueError, EOFError, SyntaxError, RuntimeError or OSError when the file is damaged.
+    data: a file from `heif_still.extract_still`, because libheif does not bound its work. The `mode` has 8 bits a
+    channel, or more if it ends in `;16`. Raises ValueError, EOFError, SyntaxError, RuntimeError or OSError if the file
+    is damaged.
     """
-    # Not its public `open_heif`, which looks at the metadata, too.
-    images = _pi_heif.load_file(data, DECODER_THREADS, False, False, True, True, "", False)
+    # The public `open_heif` would also parse the metadata. The arguments have no keywords. They are: data, threads, HDR
+    # to 8 bits, BGR, remove the stride, HDR to 16 bits, the preferred decoder, disable security limits.
+    images = _pi_heif.load_file(data, DECODER_THREADS, False, False, True, True, "", False)  # noqa: FBT003
     if len(images) != 1 or images[0] is None:
-        raise ValueError("it has no picture that can be decoded")
+        raise ValueError("it has no image that can be decoded")
     return BaseImage(images[0])
 
 
 def _content(data: bytes, item: heif_boxes.Item) -> bytes:
-    """Return what an item of metadata holds; nothing where it is too long or not all there."""
+    """Return the content of a metadata item; empty if it is too long or incomplete."""
     spans = item.spans or []
     size = sum(end - start for start, end in spans)
     if len(spans) > MAX_EXTENTS or size > min(MAX_BLOCK, len(data)) or any(end > len(data) for _, end in spans):
@@ -73,7 +75,7 @@ def _content(data: bytes, item: heif_boxes.Item) -> bytes:
 
 
 def _tiff_block(content: bytes) -> bytes | None:
-    """The block of an item of EXIF, which begins with how far away it is."""
+    """Return the TIFF block of an EXIF item. The item begins with the offset of the block, in 4 bytes."""
     return content[4 + int.from_bytes(content[:4]) :].removeprefix(b"Exif\0\0") or None
 
 
@@ -85,7 +87,7 @@ def _profile(properties: list[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def _orientation(properties: list[tuple[bytes, bytes]]) -> int:
-    """Return the turn that the transformations make; 0 where one of them crops."""
+    """Return the EXIF orientation that is equal to the transformations; 0 if one of them crops."""
     turn = 1
     for kind, content in properties:
         number = int.from_bytes(content[:1])

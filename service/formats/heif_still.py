@@ -1,8 +1,8 @@
-"""The one photo of an AVIF or HEIC file: measured, then written anew without anything else.
+"""Measure the photo of an AVIF or HEIC file, and copy it into a new file without anything else.
 
-Decoders of these files do whatever a few bytes ask for: pictures composed of pictures, thousands of items, properties
-of properties. So the photo is found here, and all that its decoding takes is added up. Only then does a library get
-it: in a file that holds this photo, its tiles and its alpha, and nothing that was not looked at.
+A few bytes in such a file can cause a decoder to do any amount of work: derived images, thousands of items, nested
+properties. Therefore the photo is found here, and the cost of decoding it is added up. Only then does a library get
+it, in a new file. That file holds the photo, its tiles and its alpha, and nothing that was not checked.
 """
 
 import itertools
@@ -22,14 +22,14 @@ BRANDS: dict[Codec, tuple[bytes, ...]] = {
     "hvc1": (b"heic", b"mif1", b"heic"),
     "av01": (b"avif", b"avif", b"mif1", b"miaf"),
 }
-# libheif takes a thousand items.
+# libheif accepts 1,000 items.
 MAX_TILES = 900
-# Encoders fill pictures up to whole blocks, so small photos code more pixels than they have.
+# Encoders pad images to whole blocks, so a small photo has more coded pixels than its size says.
 PADDING, PADDED_SIDE = 1 << 20, 128
-# Colour and alpha, and tiles that reach over the edge: pixels coded for each that a photo may have.
+# Most coded pixels per allowed pixel of a photo: colour, alpha, and tiles that reach over the edge.
 MAX_CODED_RATIO = 3
 TRANSFORMATIONS = (b"irot", b"imir", b"clap")
-# Of AV1 in layers: which of them are shown, and where they begin.
+# Properties of layered AV1: which layers are shown, and where they begin.
 LAYERS = (b"a1op", b"lsel", b"a1lx")
 KEPT = (b"ispe", b"hvcC", b"av1C", b"colr", b"pixi", b"auxC", *TRANSFORMATIONS, *LAYERS)
 ALPHA_TYPES = (
@@ -52,7 +52,7 @@ PICTURES = (*DERIVED, b"hvc1", b"av01", *OTHER_CODECS)
 
 @dataclass(frozen=True, slots=True)
 class Still:
-    """A photo alone in a file of its own, and the codec of its pixels."""
+    """A file that holds one photo only, and the codec of its pixels."""
 
     data: bytes
     codec: Codec
@@ -60,7 +60,7 @@ class Still:
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """The photo, or an alpha: its item, and the coded items that it consists of, in order; some may be repeated."""
+    """The photo or an alpha: its item, and the coded items that it consists of, in order and perhaps repeated."""
 
     item: int
     tiles: list[int]
@@ -78,7 +78,7 @@ def extract_still(data: bytes, limits: Limits) -> Still:
 
 
 class _Photo:
-    """The primary picture of a file with all that belongs to it."""
+    """The primary image of a file with its tiles and alpha."""
 
     def __init__(self, items: Items, limits: Limits) -> None:
         self._items = items
@@ -88,7 +88,7 @@ class _Photo:
         self._measured: dict[int, heif_codecs.CodedImage] = {}
 
     def extract(self) -> Still:
-        """Measure the photo, and return it in a file of its own."""
+        """Measure the photo, and return it in a new file."""
         photo = self._picture(self._items.primary)
         codec = self._codec(photo)
         if codec == "hvc1" and self._count_pictures() > 1:
@@ -98,16 +98,16 @@ class _Photo:
         pictures = [photo, *alphas.values()]
         self._check_work([tile for picture in pictures for tile in picture.tiles], codec)
         wanted = itertools.chain.from_iterable((picture.item, *picture.tiles) for picture in pictures)
-        places = {number: place for place, number in enumerate(dict.fromkeys(wanted))}
-        references = self._references(pictures, {owner: alpha.item for owner, alpha in alphas.items()}, places)
-        parts = [self._part(number, references[number]) for number in places]
+        indices = {number: index for index, number in enumerate(dict.fromkeys(wanted))}
+        references = self._references(pictures, {owner: alpha.item for owner, alpha in alphas.items()}, indices)
+        parts = [self._part(number, references[number]) for number in indices]
         return Still(heif_writer.write(parts, BRANDS[codec]), codec)
 
     def _count_pictures(self) -> int:
-        """Return how many pictures the file shows: without tiles, thumbnails, and what belongs to another picture."""
+        """Return how many images the file shows. Tiles, thumbnails and auxiliary images don't count."""
         items = self._items.items
         parts = {number for item in items.values() for number in item.references.get(b"dimg", [])}
-        # Some encoders let the photo refer to its thumbnail, not the other way round.
+        # In files of some encoders the photo refers to its thumbnail, not the thumbnail to the photo.
         parts.update(self._item(self._items.primary).references.get(b"thmb", []))
         shown = {
             number
@@ -117,52 +117,52 @@ class _Photo:
         return len((shown - parts) | {self._items.primary})
 
     def _picture(self, number: int) -> _Picture:
-        """Look at a coded picture, or at one that is derived from coded ones. Raises UnsupportedType for others."""
+        """Return a coded image, or an image that is derived from coded ones. Raises UnsupportedType for others."""
         item = self._item(number)
         if item.kind == b"iovl":
-            raise UnsupportedType("the photo is composed of overlays; save it as one picture", field="file")
+            raise UnsupportedType("the photo is composed of overlays; save it as a single image", field="file")
         if item.kind not in PICTURES:
             name = item.kind.decode("latin-1")
-            raise UnsupportedType(f"the main picture is of a kind ({name}) that is not supported", field="file")
+            raise UnsupportedType(f"the primary image has a type ({name}) that is not supported", field="file")
         self._check_padded(*self._size(item))
         if item.kind not in DERIVED:
             return _Picture(number, [number])
         tiles = item.references.get(b"dimg", [])
         if any(self._item(tile).kind in DERIVED for tile in tiles):
-            raise UnsupportedType("the photo is derived from a picture that is derived itself", field="file")
+            raise UnsupportedType("the photo is derived from an image that is itself derived", field="file")
         if item.kind == b"iden" and len(tiles) != 1:
-            raise Damaged("a picture does not say what it is derived from")
+            raise Damaged("an identity image does not refer to exactly one image")
         if item.kind == b"grid":
             self._check_grid(item, tiles)
         return _Picture(number, tiles)
 
     def _check_grid(self, item: Item, tiles: list[int]) -> None:
-        """Check that the tiles make up the canvas, each row and column with a share in it."""
+        """Raise Damaged unless the tiles cover the canvas and each row and column is part of it."""
         content = bytes(self._content(item)[:12])
         is_long = len(content) > 1 and bool(content[1] & 1)
         if len(content) < (12 if is_long else 8):
-            raise Damaged("the layout of its tiles is cut short")
+            raise Damaged("the description of its tile grid is cut short")
         rows, columns = content[2] + 1, content[3] + 1
         if len(tiles) != rows * columns:
-            raise Damaged(f"{rows} x {columns} tiles are announced, and {len(tiles)} are there")
+            raise Damaged(f"its grid has {rows} x {columns} tiles, but {len(tiles)} are present")
         if len(tiles) > MAX_TILES:
             raise UnsupportedType(
-                f"the photo is in {len(tiles)} tiles; {MAX_TILES} are supported", field="file", limit=MAX_TILES
+                f"the photo has {len(tiles)} tiles; at most {MAX_TILES} are supported", field="file", limit=MAX_TILES
             )
         canvas: tuple[int, int] = struct.unpack_from(">II" if is_long else ">HH", content, 4)
         self._check_padded(*canvas)
         for side, count, whole in zip(self._size(self._item(tiles[0])), (columns, rows), canvas, strict=True):
             if not side * (count - 1) < whole <= side * count:
-                raise Damaged("its tiles do not fit its size")
+                raise Damaged("its tiles do not match its size")
 
     def _check_padded(self, width: int, height: int) -> None:
-        """Check a size before it is cropped to what is shown, which is checked once the library has told it."""
+        """Check a padded size. The size that is shown is checked later, when the library reports it."""
         limits = self._limits
         if width * height > limits.max_pixels + PADDING or max(width, height) > limits.max_side + PADDED_SIDE:
             check_size(width, height, limits)
 
     def _check_work(self, coded: list[int], codec: Codec) -> None:
-        """Check what it takes to decode these items, each as often as it is listed."""
+        """Check the cost of decoding these items. A repeated item counts each time."""
         pixels = decoded = size = 0
         for number in coded:
             item, measured = self._item(number), self._measure(number, codec)
@@ -174,7 +174,9 @@ class _Photo:
         most = MAX_CODED_RATIO * self._limits.max_pixels + PADDING
         if pixels > most:
             raise TooManyPixels(
-                f"its parts have {pixels:,} pixels together; at most {most:,} are decoded", field="file", limit=most
+                f"its tiles and alpha have {pixels:,} pixels together; at most {most:,} are decoded",
+                field="file",
+                limit=most,
             )
         decoding_cost.check(codec, size, decoded, self._limits)
 
@@ -186,7 +188,7 @@ class _Photo:
             self._refuse(item)
         configuration = self._items.property_of(item, CONFIGURATIONS[codec])
         if configuration is None:
-            raise Damaged("the header of a picture is missing")
+            raise Damaged("the header of an image is missing")
         content = self._content(item)
         measured = (
             heif_codecs.measure_hevc(configuration, content) if codec == "hvc1" else heif_codecs.measure_av1(content)
@@ -206,38 +208,38 @@ class _Photo:
 
     def _item(self, number: int) -> Item:
         if number not in self._items.items:
-            raise Damaged("a picture that it refers to is missing")
+            raise Damaged("an image that it refers to is missing")
         return self._items.items[number]
 
     def _size(self, item: Item) -> tuple[int, int]:
-        """Return width and height, pixels, that the boxes state."""
+        """Return width and height, in pixels, of the ispe property."""
         content = self._items.property_of(item, b"ispe")
         if content is None or len(content) < 12:
-            raise Damaged("a picture does not state its size")
+            raise Damaged("an image does not state its size")
         width, height = struct.unpack_from(">II", content, 4)
         if not width or not height:
-            raise Damaged("a picture has no pixels")
+            raise Damaged("an image has no pixels")
         return width, height
 
     def _content(self, item: Item) -> memoryview:
-        """Return what an item holds, the same object for items that share it.
+        """Return the content of an item. Items that share it get the same object.
 
-        All contents together are no longer than the file.
+        Raises Damaged if all contents together are longer than the file.
         """
         spans = tuple(item.spans or ())
         if spans not in self._contents:
             if not spans or any(end > len(self._items.data) for _, end in spans):
-                raise Damaged("a picture is missing or cut short")
+                raise Damaged("an image is missing or cut short")
             self._left -= sum(end - start for start, end in spans)
             if self._left < 0:
-                raise Damaged("its pictures overlap each other")
+                raise Damaged("its images overlap each other")
             view = memoryview(self._items.data)
             parts = [view[start:end] for start, end in spans]
             self._contents[spans] = parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
         return self._contents[spans]
 
     def _alphas(self) -> dict[int, int]:
-        """Return the alpha of each item that has one."""
+        """Return the item number of the alpha image of each item that has one."""
         found: dict[int, int] = {}
         for number, item in self._items.items.items():
             targets = item.references.get(b"auxl", [])
@@ -247,34 +249,34 @@ class _Photo:
         return found
 
     def _references(
-        self, pictures: list[_Picture], alphas: dict[int, int], places: dict[int, int]
+        self, pictures: list[_Picture], alphas: dict[int, int], indices: dict[int, int]
     ) -> dict[int, list[tuple[bytes, list[int]]]]:
-        """Return the references of each item: to its tiles, to pictures whose alpha it is, to a premultiplied alpha."""
-        found: dict[int, list[tuple[bytes, list[int]]]] = {number: [] for number in places}
+        """Return the references of each new item: to tiles, to images whose alpha it is, to a premultiplied alpha."""
+        found: dict[int, list[tuple[bytes, list[int]]]] = {number: [] for number in indices}
         for picture in pictures:
             if picture.tiles != [picture.item]:
-                found[picture.item].append((b"dimg", [places[tile] for tile in picture.tiles]))
+                found[picture.item].append((b"dimg", [indices[tile] for tile in picture.tiles]))
         for alpha in dict.fromkeys(alphas.values()):
-            found[alpha].append((b"auxl", [places[owner] for owner, own in alphas.items() if own == alpha]))
+            found[alpha].append((b"auxl", [indices[owner] for owner, own in alphas.items() if own == alpha]))
         for owner, alpha in alphas.items():
             if alpha in self._item(owner).references.get(b"prem", []):
-                found[owner].append((b"prem", [places[alpha]]))
+                found[owner].append((b"prem", [indices[alpha]]))
         return found
 
     def _part(self, number: int, references: list[tuple[bytes, list[int]]]) -> NewItem:
-        """Return an item with what a decoder needs: of each kind of property one."""
+        """Return an item with the properties that a decoder needs, at most one of each kind."""
         item = self._item(number)
         kept: dict[bytes, Property] = {}
         for kind, content, is_essential in self._items.properties_of(item):
             if is_essential and kind not in KEPT:
                 name = kind.decode("latin-1")
                 raise UnsupportedType(f"the photo has a property ({name}) that is not supported", field="file")
-            # A picture may have two of these: a profile, and the numbers of a colour space.
+            # An image may have two colr properties: an ICC profile, and the numbers of a colour space.
             name_ = kind + content[:4] if kind == b"colr" else kind
             if name_ in kept and kind in TRANSFORMATIONS:
-                raise UnsupportedType("the photo is turned or cropped several times over", field="file")
+                raise UnsupportedType("the photo is turned or cropped more than once", field="file")
             if kind in KEPT:
-                # libavif takes no transformation that a reader may pass over, though some encoders write such ones.
+                # libavif rejects transformations that are not essential, although some encoders write them.
                 kept.setdefault(name_, Property(kind, content, is_essential or kind in TRANSFORMATIONS))
         content_ = None if item.kind == b"iden" else self._content(item)
         return NewItem(item.kind, content_, list(kept.values()), references)

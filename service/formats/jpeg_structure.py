@@ -1,6 +1,6 @@
-"""The structure of a JPEG file: its header and scans, and a copy of it that holds nothing but the picture.
+"""Parse the header and the scans of a JPEG, and make a copy that holds nothing but the image.
 
-libjpeg warns of oddities of the header and of damage of the scans alike, and only the first warning can be read.
+libjpeg warns about oddities of the header and about damaged scans alike, and only its first warning can be read.
 In a copy with a plain header, every warning is about the scans.
 """
 
@@ -23,28 +23,28 @@ TABLES = (QUANTIZATION, HUFFMAN, ARITHMETIC)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {HUFFMAN, 0xC8, ARITHMETIC}
 PROGRESSIVE, ARITHMETIC_CODED = (0xC2, 0xCA), (0xC9, 0xCA)
 JFIF_NAME, ADOBE_NAME = b"JFIF\0", b"Adobe"
-# Version 1.01, without a density. libjpeg only learns from it that three components are YCbCr.
+# Version 1.01, without a density. libjpeg uses it only to decide that three components are YCbCr.
 JFIF = JFIF_NAME + b"\1\1\0\0\1\0\1\0\0"
-# Version 100, without flags. The transform follows: 0 for none, 1 for YCbCr, 2 for YCCK.
+# Version 100, without flags. The transform follows: 0 means none, 1 YCbCr, 2 YCCK.
 ADOBE = ADOBE_NAME + b"\0\x64\0\0\0\0"
 EXIF, XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
-# What libjpeg takes an unknown transform for, by the number of components.
+# The known transforms by the number of components. libjpeg uses the first one for an unknown transform.
 TRANSFORMS = {1: (0,), 3: (1, 0), 4: (2, 0)}
 RGB_IDS = [ord("R"), ord("G"), ord("B")]
-# Any marker inside the data of a scan; a zero after 0xFF is data.
+# A marker inside the data of a scan. A zero after 0xFF is data.
 SCAN_MARKER = re.compile(rb"\xff+([^\x00\xff])")
 FIRST_RESTART, LAST_RESTART = 0xD0, 0xD7
-# Coefficients of a block, and the lowest bit of one that is not there yet.
+# Coefficients of a block, and the lowest bit of a coefficient before any scan has sent it.
 COEFFICIENTS, UNSENT = 64, 255
-# A file without an end marker whose data ends in so many zeros was filled up with them: a download that broke off, or
-# a file that was recovered. The decoder would take them for pixels. As many as are left are the end of real data.
+# An interrupted download or a recovered file may be filled up with zeros. A decoder would read them as pixels. Without
+# an end marker, this many zeros at the end of the data are such a filling, and all but KEPT_ZEROS are removed.
 MIN_ZERO_FILLING, KEPT_ZEROS = 512, 8
 SEQUENTIAL = bytes([0, COEFFICIENTS - 1, 0])
 
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A component of a frame: its identifier, its sampling factors across and down, its quantization table."""
+    """A component of a frame: identifier, horizontal and vertical sampling factors, quantization table."""
 
     id: int
     across: int
@@ -54,7 +54,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A frame header: its marker, its height and width in pixels, its components."""
+    """A frame header: marker, height and width in pixels, components."""
 
     marker: int
     height: int
@@ -63,20 +63,20 @@ class Frame:
 
     @property
     def most(self) -> tuple[int, int]:
-        """The largest sampling factors, across and down."""
+        """The largest sampling factors, horizontal and vertical."""
         return max(one.across for one in self.components), max(one.down for one in self.components)
 
     def is_whole(self, component: Component) -> bool:
-        """Return whether each sample of a component is a whole number of pixels across and down."""
+        """Return whether each sample of a component covers a whole number of pixels, in both directions."""
         across, down = self.most
         return across % component.across == 0 and down % component.down == 0
 
     def units(self, ids: Collection[int]) -> int:
-        """Return how many units (MCUs) a scan of these components has."""
+        """Return the number of units (MCUs) in a scan of the components with these identifiers."""
         across, down = self.most
         if len(ids) > 1:
             return ceil(self.width / (8 * across)) * ceil(self.height / (8 * down))
-        # The blocks of the component itself.
+        # A scan of one component has one block of that component as its unit.
         only = next(one for one in self.components if one.id in ids)
         return ceil(self.width * only.across / (8 * across)) * ceil(self.height * only.down / (8 * down))
 
@@ -89,10 +89,11 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What stands before the first scan.
+    """Everything before the first scan.
 
-    space: the colour space of the components, as libjpeg takes it. tables: segments. interval: units between restart
-    markers, 0 for none. scan: where the content of the first scan's header begins. exif, xmp: the first of their kind.
+    space: the colour space that libjpeg assumes for the components. tables: segments. interval: units between restart
+    markers, 0 for none. scan: offset of the length of the first scan header. transform: the value in Adobe's segment.
+    exif, xmp: content of the first segment of the kind, empty without one.
     """
 
     frame: Frame
@@ -106,7 +107,7 @@ class Header:
     xmp: bytes
 
     def segments(self) -> bytes:
-        """Return the start of a JPEG with the same picture, up to its first scan, in plain form."""
+        """Return the start of a JPEG with the same image, up to its first scan, without odd or unneeded segments."""
         parts = [START]
         if self.has_jfif:
             parts.append(_segment(APP0, JFIF))
@@ -117,7 +118,7 @@ class Header:
         return b"".join([*parts, *self.tables, self.frame.segment()])
 
     def without_pixels(self) -> bytes:
-        """Return a JPEG without pixels, for a reader of headers; it has EXIF and XMP."""
+        """Return a JPEG without pixels but with EXIF and XMP, for a library that reads the header."""
         blocks = (_segment(APP1, block) for block in (self.exif, self.xmp) if block)
         return b"".join([START, *blocks, self.segments()[len(START) :], _segment(START_OF_SCAN, b"")])
 
@@ -126,7 +127,7 @@ class Header:
 class Scan:
     """A scan: its header, with the tables before it, and its data.
 
-    is_regular: whether the data has just the restart markers that it must have, in their order.
+    is_regular: whether the data has exactly the required restart markers, in order.
     """
 
     header: bytes
@@ -136,13 +137,13 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class PlainJpeg:
-    """A JPEG with nothing but its picture. Its scans are all there, whether or not the file has an end marker."""
+    """A JPEG with nothing but its image. All its scans are present, even if the file has no end marker."""
 
     header: Header
     scans: tuple[Scan, ...]
 
     def file(self, tail: bytes = b"") -> bytes:
-        """Return it as a file. The tail follows the data of the last scan."""
+        """Return the bytes of the file. tail: bytes to add to the data of the last scan."""
         parts: list[bytes | memoryview] = [self.header.segments()]
         for scan in self.scans:
             parts += [scan.header, scan.data]
@@ -150,7 +151,7 @@ class PlainJpeg:
 
 
 def header(data: bytes) -> Header:
-    """Return what stands before the first scan. Raises UnreadableImage and UnsupportedType."""
+    """Return the header of a JPEG. Raises UnreadableImage and UnsupportedType."""
     frame: Frame | None = None
     interval = 0
     tables: list[bytes] = []
@@ -168,7 +169,7 @@ def header(data: bytes) -> Header:
             interval = int.from_bytes(body[:2])
         else:
             for kind, name, least in ((APP0, JFIF_NAME, 14), (APP14, ADOBE_NAME, 12), (APP1, EXIF, 0), (APP1, XMP, 0)):
-                # Of several, libjpeg takes the last one of Adobe's.
+                # libjpeg uses the last of several Adobe segments, and the first of the others.
                 if marker == kind and body.startswith(name) and len(body) >= least:
                     others[name] = body if kind == APP14 else others.get(name, body)
     raise UnreadableImage("the JPEG is damaged or cut short: it has no scan", field="file")
@@ -186,9 +187,9 @@ def _header(frame: Frame, tables: list[bytes], interval: int, start: int, others
 
 
 def plain(data: bytes) -> PlainJpeg:
-    """Return the picture of a JPEG alone, without what follows its last scan.
+    """Return a JPEG with nothing but its image, without the data after its last scan.
 
-    Only decoding can tell whether the data of a scan is whole. Raises UnreadableImage when a scan is missing, and
+    Only decoding shows whether the data of a scan is complete. Raises UnreadableImage if a scan is missing, and
     UnsupportedType.
     """
     start_of_file = header(data)
@@ -221,13 +222,13 @@ def plain(data: bytes) -> PlainJpeg:
 
 
 def _without_zero_filling(data: memoryview) -> memoryview:
-    """Return the data of a scan without the zeros that fill it up; the data as it is where it has but a few."""
+    """Return the data of a scan without a filling of zeros; unchanged if it ends with less than MIN_ZERO_FILLING."""
     real = len(bytes(data).rstrip(b"\0"))
     return data[: real + KEPT_ZEROS] if len(data) - real >= MIN_ZERO_FILLING else data
 
 
 def _segments(data: bytes, position: int) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the segments from a position on, up to the end of the image: marker, place of the length, content."""
+    """Yield marker, offset of the length, and content of each segment from a position to the end of the image."""
     for _ in range(MAX_SEGMENTS):
         match = MARKER.search(data, position)
         if match is None or data[match.end() - 1] == END_OF_IMAGE:
@@ -263,7 +264,7 @@ def _check(frame: Frame) -> None:
 
 
 def _lines(data: bytes, position: int) -> int:
-    """Return the height that a DNL segment behind the first scan tells, 0 without one."""
+    """Return the height in the DNL segment behind the first scan; 0 without one."""
     for match in SCAN_MARKER.finditer(data, position):
         if match[1][0] == LINES:
             return int.from_bytes(data[match.end() + 2 : match.end() + 4])
@@ -281,10 +282,10 @@ def _space(frame: Frame, has_jfif: bool, transform: int | None) -> Space:
 
 
 def _scan(frame: Frame, body: bytes, lowest: dict[int, list[int]]) -> set[int]:
-    """Return the components of a scan, and note which bits of their coefficients it brings."""
+    """Return the identifiers of a scan's components, and set in `lowest` the bits that the scan sends."""
     ids = set(body[1 : 1 + 2 * body[0] : 2]) if body else set()
     if len(body) != 4 + 2 * len(ids) or not ids or not ids <= lowest.keys():
-        raise UnreadableImage("the JPEG is damaged: the header of a scan makes no sense", field="file")
+        raise UnreadableImage("the JPEG is damaged: the header of a scan is invalid", field="file")
     first, last, bits = body[-3:] if frame.marker in PROGRESSIVE else SEQUENTIAL
     for id_ in ids:
         lowest[id_][first : last + 1] = [bits & 15] * len(lowest[id_][first : last + 1])
@@ -292,9 +293,9 @@ def _scan(frame: Frame, body: bytes, lowest: dict[int, list[int]]) -> set[int]:
 
 
 def _end_of_scan(data: bytes, start: int, restarts: int) -> tuple[int, bool]:
-    """Return where the data of a scan ends, and whether its restart markers are as many as given and in order.
+    """Return the end of a scan's data, and whether its restart markers are regular.
 
-    Data must follow each of them.
+    They are regular if their number is `restarts`, they are in order, and data follows each of them.
     """
     seen, is_regular, begin = 0, True, start
     for match in SCAN_MARKER.finditer(data, start):
@@ -309,15 +310,15 @@ def _end_of_scan(data: bytes, start: int, restarts: int) -> tuple[int, bool]:
 
 
 def _check_end(data: bytes, position: int, frame: Frame, lowest: dict[int, list[int]]) -> bool:
-    """Check that all scans are there, and return whether an end marker follows.
+    """Return whether an end marker follows. Raises UnreadableImage if scans are missing.
 
-    A file with an end marker may leave out details, as a progressive one can.
+    A progressive file with an end marker may leave out the scans of fine details.
     """
     following = SCAN_MARKER.search(data, position)
     has_end = following is not None and following[1][0] == END_OF_IMAGE
     if not has_end and frame.marker in ARITHMETIC_CODED:
-        # Such data may end anywhere: a decoder takes what is missing for zeros, and says nothing.
-        raise UnreadableImage("the JPEG may be cut short: it is arithmetic-coded, and has no end marker", field="file")
+        # Arithmetic-coded data may end anywhere: a decoder reads missing data as zeros, without a warning.
+        raise UnreadableImage("the JPEG may be cut short: it is arithmetic-coded and has no end marker", field="file")
     missing = UNSENT if has_end else 1
     if any(bits[0] >= missing or (not has_end and any(bits)) for bits in lowest.values()):
         raise UnreadableImage("the JPEG is cut short: scans are missing", field="file")

@@ -1,7 +1,7 @@
-"""The structure of a PNG file: a copy of it that holds nothing but the picture and what a decoder needs beside it.
+"""Make a copy of a PNG that holds nothing but the image and the chunks that a decoder needs for it.
 
-Decoders refuse a whole file for one damaged chunk. Here, a damaged chunk beside the pixels is left out. The pixels
-(IHDR, PLTE and IDAT) stay as they are, with their checksums.
+Decoders reject a whole file for one damaged chunk. Here, damaged chunks that are not needed for the pixels are left
+out. IHDR, PLTE and IDAT are copied unchanged, with their checksums.
 """
 
 import itertools
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from service.errors import UnreadableImage, UnsupportedType
 from service.formats.containers import MAX_CHUNKS
 
-# The kind of a chunk, and where its content begins and ends.
+# The kind of a chunk, and the start and end of its content.
 Chunk = tuple[bytes, int, int]
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Signature and header, which is the first chunk; places of the bit depth and the colour type in it.
+# Size of the signature and the header, which is the first chunk; offsets of the bit depth and the colour type.
 HEADER_SIZE = 33
 DEPTH, COLOR_TYPE = 24, 25
 GRAY, RGB, PALETTE = 0, 2, 3
@@ -28,22 +28,22 @@ CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 COLOR = (b"gAMA", b"sRGB", b"cICP")
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 TIFF_STARTS = (b"II*\0", b"MM\0*")
-# The chunks that count, each before the pixels but for EXIF and texts, with their lengths if these are fixed.
+# Chunks that are kept, with their lengths if these are fixed. All but EXIF and texts must precede the pixels.
 KEPT = {b"gAMA": 4, b"sRGB": 1, b"cICP": 4, b"acTL": 8, b"tRNS": None, b"eXIf": None} | dict.fromkeys(TEXTS)
-# Texts in which writers give the orientation.
+# Keywords of texts that may contain the orientation.
 XMP_KEYWORD, EXIF_KEYWORD = b"XML:com.adobe.xmp", b"Raw profile type exif"
 MAX_TEXT = 4 << 20
-# How many places are tried as the start of the pixels, behind a chunk whose length is damaged.
+# Number of offsets that are tried as the start of the pixels behind a chunk with a damaged length.
 MAX_ATTEMPTS = 4
 
 
 @dataclass(slots=True)
 class _Found:
-    """What a file holds, and where.
+    """The parts of a file that are kept.
 
-    pixels: where chunks of pixels are, those that follow one another as one. last: the content of the last of them.
-    chunks, texts: the content of the first sound chunk of each other kind, and whole chunks by keyword. frames: of an
-    animation.
+    pixels: start and end of each run of adjacent IDAT chunks. last: start and end of the content of the last IDAT.
+    palette: the whole PLTE chunk. chunks: content of the first sound chunk of each other kind. texts: whole chunks by
+    keyword. frames: number of frames of an animation.
     """
 
     pixels: list[tuple[int, int]] = field(default_factory=list)
@@ -55,9 +55,9 @@ class _Found:
 
 
 def plain(data: bytes) -> bytes:
-    """Return the PNG without anything but its picture, transparency, gamma and orientation.
+    """Return the PNG with nothing but its image, transparency, gamma and orientation.
 
-    Raises UnreadableImage, and UnsupportedType for animations and for chunks without which the picture makes no sense.
+    Raises UnreadableImage, and UnsupportedType for animations and for unknown critical chunks.
     """
     if data[12:16] == b"CgBI":
         raise UnsupportedType("the file is a PNG that was altered for Apple's devices (CgBI)", field="file")
@@ -79,7 +79,10 @@ def plain(data: bytes) -> bytes:
 
 
 def _find(data: bytes) -> _Found:
-    """Return what the chunks hold. Where the length of a damaged one leads past the picture, go on behind its name."""
+    """Return the parts that are kept.
+
+    If the damaged length of a chunk leads past the image, the search continues behind the kind of that chunk.
+    """
     chunks = list(_chunks(data))
     found = _taken(data, chunks)
     if found.pixels and (found.palette or data[COLOR_TYPE] != PALETTE):
@@ -98,20 +101,20 @@ def _taken(data: bytes, chunks: list[Chunk]) -> _Found:
 
 
 def pixels_only(plain: bytes) -> bytes:
-    """Return what `plain` gave without gamma and orientation, and with the right checksums.
+    """Return a PNG from `plain` without gamma and orientation, and with correct checksums.
 
-    libpng warns of odd values of these on standard error, and takes no pixels whose checksum alone is wrong.
+    libpng prints warnings about odd gamma and orientation values. It also rejects sound pixels with a wrong checksum.
     """
     wanted = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
     return SIGNATURE + b"".join(_chunk(kind, plain[start:end]) for kind, start, end in _chunks(plain) if kind in wanted)
 
 
 def _pixels(found: _Found, data: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the chunks of pixels, and the end. The last chunk, if it is cut short, says how much of it there is."""
+    """Yield the IDAT chunks and IEND. If the last IDAT is cut short, its length is set to the bytes present."""
     view = memoryview(data)
     start, end = found.last
     yield from (view[begin : min(stop, start - 8)] for begin, stop in found.pixels)
-    # Where only the checksum or the length is damaged, the decoder finds all pixels.
+    # The decoder finds all pixels if only the checksum or the length of that chunk is damaged.
     yield view[start - 8 : end + 4] if end + 4 <= len(data) else _chunk(b"IDAT", data[start:end])
     yield _chunk(b"IEND", b"")
 
@@ -121,9 +124,9 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def _chunks(data: bytes, position: int = len(SIGNATURE)) -> Iterator[Chunk]:
-    """Yield the kind of each chunk, and where its content begins and ends, which may be past the end of the file.
+    """Yield the kind of each chunk, and the start and end of its content. The end may be behind the end of the file.
 
-    position: where the first chunk begins.
+    position: offset of the first chunk.
     """
     has_pixels = False
     for _ in range(MAX_CHUNKS):
@@ -142,11 +145,11 @@ def _chunks(data: bytes, position: int = len(SIGNATURE)) -> Iterator[Chunk]:
         if kind == b"IEND":
             return
         position = start + size + 4
-    raise UnreadableImage("the PNG has too many chunks", field="file", limit=MAX_CHUNKS)
+    raise UnreadableImage(f"the PNG has more than {MAX_CHUNKS:,} chunks", field="file", limit=MAX_CHUNKS)
 
 
 def _next_picture(data: bytes, position: int) -> int:
-    """Return where the next sound palette, transparency or chunk of pixels begins, -1 if none is found."""
+    """Return the offset of the next sound PLTE, tRNS or IDAT chunk; -1 if none is found."""
     for match in itertools.islice(PICTURE.finditer(data, position + 5), MAX_ATTEMPTS):
         begin = match.start() - 4
         (size,) = struct.unpack_from(">I", data, begin)
@@ -156,7 +159,7 @@ def _next_picture(data: bytes, position: int) -> int:
 
 
 def _is_sound(data: bytes, start: int, end: int) -> bool:
-    """Return whether the content of a chunk fits its checksum."""
+    """Return whether the checksum of a chunk is correct."""
     view = memoryview(data)[start - 4 : end]
     return end + 4 <= len(data) and zlib.crc32(view).to_bytes(4) == data[end : end + 4]
 
@@ -179,7 +182,7 @@ def _take(found: _Found, data: bytes, kind: bytes, start: int, end: int) -> None
 
 
 def _keep(found: _Found, kind: bytes, body: bytes) -> None:
-    """Take over a chunk beside the pixels, if its content makes sense and it is the first of its kind."""
+    """Keep a chunk if its content is valid and it is the first of its kind."""
     if kind in TEXTS:
         _keep_text(found, kind, body)
     elif kind == b"eXIf":
@@ -191,14 +194,14 @@ def _keep(found: _Found, kind: bytes, body: bytes) -> None:
 
 
 def _keep_text(found: _Found, kind: bytes, body: bytes) -> None:
-    """Take over a text that tells the orientation, without its compression."""
+    """Keep a text that may contain the orientation, decompressed."""
     keyword, _, rest = body.partition(b"\0")
     if keyword in found.texts or keyword != (XMP_KEYWORD if kind == b"iTXt" else EXIF_KEYWORD):
         return
     is_packed = kind == b"zTXt"
     if kind == b"iTXt":
         is_packed = rest[:1] == b"\1"
-        # Behind the flag: the method, the language, the keyword in that language.
+        # The flag is followed by the compression method, the language, and the keyword in that language.
         _, _, rest = (*rest[2:].split(b"\0", 2), b"", b"")[:3]
     elif is_packed:
         rest = rest[1:]
@@ -209,7 +212,7 @@ def _keep_text(found: _Found, kind: bytes, body: bytes) -> None:
 
 
 def _inflated(packed: bytes) -> bytes:
-    """Return the content of a zlib stream, or nothing when it is damaged or too long."""
+    """Return the content of a zlib stream; empty if it is damaged or longer than MAX_TEXT."""
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(packed, MAX_TEXT)
@@ -219,12 +222,12 @@ def _inflated(packed: bytes) -> bytes:
 
 
 def _transparency(found: _Found, kind: int, depth: int) -> bytes:
-    """Return the content of tRNS as the format wants it, or nothing if it makes no sense."""
+    """Return the content of tRNS in valid form; empty if it can't be valid."""
     body = found.chunks.get(b"tRNS", b"")
     if kind == PALETTE:
         return body[: (len(found.palette) - 12) // 3]
     if len(body) != {GRAY: 2, RGB: 6}.get(kind):
         return b""
-    # Of the stored 16 bits, only those of the depth count.
+    # Only the low bits of the 16, as many as the bit depth, are significant.
     levels = struct.unpack(f">{len(body) // 2}H", body)
     return struct.pack(f">{len(levels)}H", *(level & (1 << depth) - 1 for level in levels))

@@ -1,10 +1,10 @@
-"""The file formats that the service reads and writes: names, media types, suffixes, and limits of each format."""
+"""The file formats that the service reads and writes: names, media types, file suffixes, and limits."""
 
 from typing import Literal, get_args
 
 from service.errors import InvalidOption
 
-# What answers are given in, and what may be uploaded.
+# The formats of outputs (Format), and of uploads (Source).
 Format = Literal["jpeg", "png", "webp", "tiff", "avif"]
 
 
@@ -17,7 +17,7 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 MEDIA_TYPES: dict[Source, str] = {source: f"image/{source}" for source in get_args(Source)}
 
 
-# Of the names of files: what they are given by their media type, and all that they are known by.
+# The file suffix of each media type, and the media types of all suffixes that are recognised.
 SUFFIXES = {media_type: f".{source}" for source, media_type in MEDIA_TYPES.items()} | {"image/jpeg": ".jpg"}
 
 
@@ -33,24 +33,26 @@ PHOTO_SUFFIXES = {suffix: media_type for media_type, suffix in SUFFIXES.items()}
 SIDE_LIMITS: dict[Format, int] = {"jpeg": 65_500, "png": 2**31 - 1, "webp": 16_383, "tiff": 2**31 - 1, "avif": 32_768}
 
 
-# What 16 bits a channel fit into, and transparency.
+# Formats that store 16 bits a channel, and formats that store transparency.
 DEEP_FORMATS: tuple[Format, ...] = ("png", "tiff")
 
 
 ALPHA_FORMATS: tuple[Format, ...] = ("png", "webp", "tiff", "avif")
 
 
-# AVIF's encoder takes seconds for what JPEG's does in a tenth of one: an upload alone does not ask for it.
+# Formats that are used only on request: the AVIF encoder takes more than ten times as long as that of JPEG.
 SLOW_FORMATS: tuple[Format, ...] = ("avif",)
 
 
-# Pixels of an answer, of formats whose encoders take up to 0.3 s a megapixel: within the deadline on slow cores too.
+# Most pixels of an output whose encoder takes up to 0.3 s per megapixel, to meet the deadline on slow cores too.
 PIXEL_LIMITS: dict[Format, int] = {"webp": 40_000_000, "avif": 40_000_000}
 
 
 def default_format(source: Source, *, has_alpha: bool, pixels: int = 0) -> Format:
-    """What an upload is answered in when nothing is asked for: its own format where that is not slow nor too small for
-    so many pixels, else JPEG, or PNG where it has alpha.
+    """Return the format of an output for which the client requested none.
+
+    This is the format of the upload, unless that is slow or can't hold this many pixels. Otherwise it is JPEG, or PNG
+    if the photo has alpha.
     """
     if source in FORMATS and source not in SLOW_FORMATS and pixels <= PIXEL_LIMITS.get(source, pixels):
         return source
@@ -58,17 +60,19 @@ def default_format(source: Source, *, has_alpha: bool, pixels: int = 0) -> Forma
 
 
 def check_size(height: int, width: int, format_: Format) -> None:
-    """Raises InvalidOption when a format can't hold a photo of that size."""
+    """Raise InvalidOption unless the format can hold a photo of this size, in pixels."""
     if max(height, width) > SIDE_LIMITS[format_]:
         raise InvalidOption(
-            f"a side of {max(height, width)} pixels does not fit into {format_}",
+            f"a side of {max(height, width)} pixels is too long for {format_}: at most {SIDE_LIMITS[format_]:,};"
+            " set `max_side` or another `format`",
             field="format",
             limit=SIDE_LIMITS[format_],
         )
     most = PIXEL_LIMITS.get(format_)
     if most is not None and height * width > most:
         raise InvalidOption(
-            f"{width} x {height} pixels take too long to encode as {format_}: at most {most:,}, see `max_side`",
+            f"{width} x {height} pixels take too long to encode as {format_}: at most {most:,};"
+            " set `max_side` or another `format`",
             field="format",
             limit=most,
         )

@@ -1,6 +1,6 @@
-"""Format tables for docs/formats.md: what each upload format may hold, and what each answer format can store.
+"""Tables for docs/formats.md and `tomau formats`: what each upload format may contain, and what each output can store.
 
-A test compares them with the decoders and encoders.
+Tests compare them with the decoders and the encoders.
 """
 
 from dataclasses import dataclass
@@ -24,46 +24,58 @@ DERIVED = "overlays, images derived from derived ones, more than 5,000 items or 
 
 @dataclass(frozen=True, slots=True)
 class UploadSupport:
-    """Which files of a format can be uploaded, which are refused though they are such files, and what is kept."""
+    """What is accepted and refused of an upload format, which metadata are kept, and notes for below the table."""
 
-    supported: str
+    accepted: str
     refused: str
     kept: str
+    notes: tuple[str, ...] = ()
 
 
 UPLOADS: dict[Source, UploadSupport] = {
     "jpeg": UploadSupport(
-        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO; files"
-        " with an odd header, without an end marker, or with more data behind it, if their scans are whole",
+        "baseline and progressive; gray, YCbCr of any subsampling, RGB, CMYK and YCCK; the first image of an MPO",
         "12 bits a channel, lossless, JPEG-LS, hierarchical; more than 100 scans; 2 components; sampling factors such"
         " as 2 of 3 for the luma; arithmetic coding without an end marker",
         "EXIF, XMP, IPTC with Photoshop's resources, comments, density",
+        (
+            "A file with complete scans is accepted if its header is odd, its end marker is missing, or more data"
+            " follows.",
+        ),
     ),
     "png": UploadSupport(
-        "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced; gAMA counts where there is no"
-        " profile, sRGB, or cICP of sRGB's transfer; cICP's other transfers, as of HDR, are not applied",
+        "1 to 16 bits, gray, RGB, palette, alpha, one transparent colour, interlaced",
         ANIMATED + "; files with unknown critical chunks, such as Apple's CgBI",
         "EXIF, XMP, IPTC as ImageMagick writes it, texts, density",
+        (
+            "gAMA is used only if there is no profile, no sRGB, and no cICP with the transfer of sRGB.",
+            "Other transfers in cICP, such as those of HDR, are not applied.",
+        ),
     ),
     "webp": UploadSupport("lossy and lossless, alpha", ANIMATED, "EXIF, XMP"),
     "tiff": UploadSupport(
-        "1 to 16 bits; gray (either end may be white), RGB, palette and CMYK (both in 8 bits), alpha, multiplied with"
-        " the colours or not; strips, tiles, planes; without compression, LZW, Deflate, PackBits, LZMA, Zstandard; of 8"
-        " bits also YCbCr and JPEG, of 1 bit fax; channels that are not called alpha, such as infrared, are left out; a"
-        " thumbnail behind the photo; BigTIFF",
+        "1 to 16 bits; gray, RGB, palette and CMYK, with or without alpha; strips, tiles, planes; uncompressed, LZW,"
+        " Deflate, PackBits, LZMA, Zstandard; YCbCr and JPEG in 8 bits, fax in 1 bit; BigTIFF",
         "several pages, floating-point and signed values, more than 16 bits, CIE Lab, old-style JPEG, JPEG 2000, WebP;"
         " more than 16 channels or 200,000 strips or tiles, overlapping or missing ones; a camera's raw data",
         "EXIF, XMP, IPTC with Photoshop's resources, density",
+        (
+            "0 may mean black or white. Alpha may be premultiplied. Palettes and CMYK are decoded to 8 bits.",
+            "Extra channels that are not declared as alpha, such as infrared, are left out.",
+            "A thumbnail behind the photo is left out.",
+        ),
     ),
     "avif": UploadSupport(
-        "8 to 12 bits (of which the upper 8 are used), alpha, tiles; the main image of several",
+        "8 to 12 bits, alpha, tiles; the main image of several",
         f"{ANIMATED}, {DERIVED}",
         "EXIF, XMP",
+        ("The upper 8 bits are used.",),
     ),
     "heic": UploadSupport(
-        "8 to 12 bits (as PNG or TIFF in 16), alpha, tiles; the photo beside its thumbnail, depth and gain map",
+        "8 to 12 bits, alpha, tiles; a photo with a thumbnail, depth map or gain map",
         f"{ANIMATED}, several images in one file, {DERIVED}, other codecs than HEVC and AV1",
         "EXIF, XMP",
+        ("More than 8 bits are kept in a PNG or TIFF output, which then has 16 bits.",),
     ),
     "bmp": UploadSupport(
         "1, 4, 8, 16, 24 and 32 bits a pixel, bit fields of any widths, alpha",
@@ -83,29 +95,34 @@ OUTPUTS: dict[Format, str] = {
 
 
 def table() -> str:
-    """Return the tables of uploads, of answers and of what decoding may cost, as Markdown."""
-    return _uploads() + "\n" + _outputs() + "\n" + decoding_cost.table()
+    """Return the tables of uploads, of outputs and of decoding costs, as Markdown."""
+    return "\n".join([_uploads(), _notes(), _outputs(), decoding_cost.table()])
 
 
 def _uploads() -> str:
     lines = [
-        "| upload | taken | refused, with the reason | kept beside the pixels | answered as |",
+        "| upload | accepted | refused, with the reason | metadata kept | default output |",
         "| --- | --- | --- | --- | --- |",
     ]
     for source, support in UPLOADS.items():
         opaque, transparent = (default_format(source, has_alpha=has_alpha) for has_alpha in (False, True))
-        answered = opaque if opaque == transparent else f"{opaque}; {transparent} where there is alpha"
-        lines.append(f"| {source} | {support.supported} | {support.refused} | {support.kept} | {answered} |")
+        output = opaque if opaque == transparent else f"{opaque}; {transparent} if there is alpha"
+        lines.append(f"| {source} | {support.accepted} | {support.refused} | {support.kept} | {output} |")
+    return "\n".join(lines) + "\n"
+
+
+def _notes() -> str:
+    lines = [f"- *{source}:* {note}" for source, support in UPLOADS.items() for note in support.notes]
     return "\n".join(lines) + "\n"
 
 
 def _outputs() -> str:
     lines = [
-        "| answer | type | bits | alpha | longest side | megapixels | |",
+        "| output | type | bits | alpha | longest side | megapixels | |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for format_ in FORMATS:
-        bits = "8, 16 of a 16-bit photo" if format_ in DEEP_FORMATS else "8"
+        bits = "8; 16 for a 16-bit photo" if format_ in DEEP_FORMATS else "8"
         alpha = "yes" if format_ in ALPHA_FORMATS else "no"
         side = f"{SIDE_LIMITS[format_]:,}" if format_ in ("jpeg", "webp", "avif") else ""
         most = f"{PIXEL_LIMITS[format_] / 1e6:.0f}" if format_ in PIXEL_LIMITS else ""

@@ -1,7 +1,7 @@
-"""Reads TIFF: its directories, and what they say.
+"""Read the directories of TIFF files and EXIF blocks, and the values in them.
 
-An EXIF block is a small TIFF file, so what reads the one reads the other. Classic TIFF and BigTIFF, in both byte
-orders. Only the first directory and the three that it leads to are followed, so that there is no way around in circles.
+An EXIF block is a small TIFF file. Classic TIFF and BigTIFF are supported, in both byte orders. Of EXIF, only the first
+directory and the three that it leads to are followed, so that no cycle is possible.
 """
 
 import logging
@@ -17,7 +17,7 @@ from service.formats import tiff_tags
 
 log = logging.getLogger(__name__)
 
-# Whole numbers, as which directories are pointed to; and what else some writers put whole numbers into.
+# `struct` letters of the types that may point to a directory, and NumPy types of all types for whole numbers.
 WHOLE = {tiff_tags.SHORT: "H", tiff_tags.LONG: "I", tiff_tags.IFD: "I", tiff_tags.LONG8: "Q", tiff_tags.IFD8: "Q"}
 NUMBERS = {
     tiff_tags.BYTE: "u1",
@@ -28,18 +28,18 @@ NUMBERS = {
     tiff_tags.IFD8: "u8",
 }
 
-# Of one tag, as many as are looked at.
+# Values that are read of a tag by default.
 MAX_NUMBERS = 16
 MAX_NUMBER = np.uint64(2**63 - 1)
-# A directory of a camera has some sixty entries.
+# A camera writes about 60 entries into a directory.
 MAX_ENTRIES = 1000
-# Of all values of a directory together.
+# Bytes of all values of a directory together.
 MAX_VALUES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How numbers stand in a file: `struct`'s byte order, and its letters for counts of entries and for offsets."""
+    """The layout of numbers in a file: `struct` byte order, and letters for entry counts (count) and offsets (word)."""
 
     order: str
     count: str
@@ -47,7 +47,7 @@ class Layout:
 
     @property
     def word_size(self) -> int:
-        """Bytes of an offset, and of a value that stands in its entry."""
+        """Bytes of an offset, and of the longest value that is stored in its entry."""
         return struct.calcsize("=" + self.word)
 
 
@@ -61,7 +61,11 @@ LAYOUTS = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A directory's entry, where it stands and where its value does. `content` is the value, or its offset."""
+    """An entry of a directory.
+
+    offset: of the entry itself. kind: field type. content: the number in the entry, which is the value or its offset.
+    value_offset: of the value.
+    """
 
     offset: int
     tag: int
@@ -72,13 +76,13 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes of the value; of an unknown type, the most that is possible."""
+        """Bytes of the value; for an unknown type, the most that is possible."""
         return tiff_tags.TYPE_SIZES.get(self.kind, 2**32) * self.count
 
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """A directory: where it begins and ends, its next one's offset (0: none), its entries."""
+    """A directory: its start and end, the offset of the next one (0: none), and its entries."""
 
     start: int
     end: int
@@ -86,13 +90,13 @@ class Directory:
     entries: list[Entry]
 
     def find(self, tag: int) -> Entry | None:
-        """The first entry with the tag."""
+        """Return the first entry with the tag."""
         return next((entry for entry in self.entries if entry.tag == tag), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """A tag with its value, as bytes of some order, and the offset at which it was found."""
+    """A tag with its field type and its value as bytes. offset: where the value was in the file."""
 
     tag: int
     kind: int
@@ -101,70 +105,70 @@ class Field:
 
 
 class Damaged(ValueError):
-    """The structure can't be read."""
+    """Raised when the structure can't be read."""
 
 
 def header(data: bytes) -> tuple[Layout, Directory]:
-    """How the file's numbers stand, and its first directory. Raises Damaged."""
+    """Return the layout of a file and its first directory. Raises Damaged."""
     layout = LAYOUTS.get(data[:4])
     if layout is None or len(data) < 2 * layout.word_size:
-        raise Damaged("no TIFF header")
+        raise Damaged("the TIFF header is missing")
     (start,) = struct.unpack_from(layout.order + layout.word, data, layout.word_size)
     return layout, directory(data, layout, start)
 
 
 def directory(data: bytes, layout: Layout, start: int) -> Directory:
-    """The directory at that offset. Raises Damaged."""
+    """Return the directory at an offset. Raises Damaged."""
     word = layout.word_size
     count_size = struct.calcsize("=" + layout.count)
     if start + count_size > len(data):
-        raise Damaged("a directory outside")
+        raise Damaged("a directory is outside the file")
     (count,) = struct.unpack_from(layout.order + layout.count, data, start)
     step = 4 + 2 * word
     end = start + count_size + step * count
     if count > MAX_ENTRIES or end > len(data):
-        raise Damaged(f"{count} entries")
+        raise Damaged(f"a directory has {count} entries")
     entries = []
     for at in range(start + count_size, end, step):
         tag, kind, number, content = struct.unpack_from(layout.order + "HH" + 2 * layout.word, data, at)
         is_apart = tiff_tags.TYPE_SIZES.get(kind, 2**32) * number > word
         entries.append(Entry(at, tag, kind, number, content, content if is_apart else at + 4 + word))
-    # Some writers leave the last offset out.
+    # Some writers omit the offset of the next directory.
     link = struct.unpack_from(layout.order + layout.word, data, end)[0] if end + word <= len(data) else 0
     return Directory(start, end + word, link, entries)
 
 
 def subdirectory(data: bytes, layout: Layout, parent: Directory, tag: int) -> Directory | None:
-    """The directory that an entry points to, if there is such an entry. Raises Damaged."""
+    """Return the directory to which an entry of a parent points; None without that entry. Raises Damaged."""
     entry = parent.find(tag)
     if entry is None:
         return None
     if entry.kind not in WHOLE:
-        raise Damaged(f"a pointer of type {entry.kind}")
+        raise Damaged(f"a pointer has the type {entry.kind}")
     if entry.value_offset + tiff_tags.TYPE_SIZES[entry.kind] > len(data):
-        raise Damaged("a pointer outside")
+        raise Damaged("a pointer is outside the file")
     return directory(data, layout, struct.unpack_from(layout.order + WHOLE[entry.kind], data, entry.value_offset)[0])
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A directory with a picture, for what it says in whole numbers."""
+    """A directory of an image, with methods that read its values."""
 
     data: bytes
     layout: Layout
     directory: Directory
 
     def count(self, tag: int) -> int:
-        """How many values a tag has; 0 when it is not there."""
+        """Return the number of values of a tag; 0 if it is missing."""
         entry = self.directory.find(tag)
         return 0 if entry is None else entry.count
 
     def numbers(self, tag: int) -> list[int]:
-        """The first values of a tag; none when it is not there or can't be read."""
+        """Return the first MAX_NUMBERS values of a tag; empty if it is missing or unreadable."""
         return [int(number) for number in self.array(tag, MAX_NUMBERS)]
 
     def array(self, tag: int, limit: int) -> NDArray[np.int64]:
-        """Return the first values of a tag, at most so many; none when it is not there or can't be read."""
+        """Return at most `limit` first values of a tag, int64; empty if it is missing or unreadable."""
         entry = self.directory.find(tag)
         count = 0 if entry is None else min(entry.count, limit)
         if (
@@ -175,11 +179,11 @@ class Page:
             return np.empty(0, np.int64)
         kind = np.dtype(self.layout.order + NUMBERS[entry.kind])
         values = np.frombuffer(self.data, kind, count, entry.value_offset)
-        # Of 64 bits, the values that are too large become the largest.
+        # Values of 64 bits that are too large for int64 become the largest int64.
         return np.minimum(values.astype(np.uint64), MAX_NUMBER).astype(np.int64)
 
     def content(self, tag: int) -> bytes:
-        """Return the bytes of a tag's value; none when it is not there, or lies outside the file."""
+        """Return the bytes of a tag's value; empty if it is missing or outside the file."""
         entry = self.directory.find(tag)
         is_inside = entry is not None and entry.value_offset + entry.size <= len(self.data)
         return (
@@ -187,12 +191,12 @@ class Page:
         )
 
     def number(self, tag: int, default: int) -> int:
-        """The first value of a tag, or the default."""
+        """Return the first value of a tag, or the default."""
         return next(iter(self.numbers(tag)), default)
 
 
 def pages(data: bytes, limit: int) -> Iterator[Page]:
-    """The directories of a file, at most so many, up to the first that is damaged or was there already."""
+    """Yield at most `limit` directories of a file, up to the first one that is damaged or repeated."""
     try:
         layout, page = header(data)
         seen = {page.start}
@@ -206,7 +210,7 @@ def pages(data: bytes, limit: int) -> Iterator[Page]:
 
 
 def values(data: bytes, tags: Collection[int]) -> dict[int, bytes]:
-    """The values of the first directory's entries with these tags, as they stand; of damaged or large ones, nothing."""
+    """Return the stored values of these tags in the first directory; damaged or too large ones are left out."""
     try:
         _, first = header(data)
     except Damaged:
@@ -215,9 +219,9 @@ def values(data: bytes, tags: Collection[int]) -> dict[int, bytes]:
 
 
 def fields(data: bytes, source: Directory, tags: Collection[int] | None = None) -> list[Field]:
-    """What the directory says, in the order of its entries; each tag once, and no more than is bounded."""
+    """Return the fields of a directory in the order of its entries, each tag once, MAX_VALUES bytes at most."""
     found: dict[int, Field] = {}
-    # Values may lie over one another, a few short ones in sound files too.
+    # Values may overlap; in sound files too, a few short ones do.
     left = min(MAX_VALUES, len(data) + 1000)
     for entry in source.entries:
         wanted = entry.tag not in found and (tags is None or entry.tag in tags)
@@ -234,7 +238,7 @@ def fields(data: bytes, source: Directory, tags: Collection[int] | None = None) 
 
 
 def resolution(block: bytes) -> tuple[Fraction, Fraction, int] | None:
-    """Pixels per unit across and down, and the unit as TIFF numbers it; None where neither is told."""
+    """Return pixels per unit (horizontal, vertical) and the TIFF number of the unit; None if the file has neither."""
     try:
         layout, first = header(block)
     except Damaged:
@@ -249,12 +253,15 @@ def resolution(block: bytes) -> tuple[Fraction, Fraction, int] | None:
     numbers = [struct.unpack_from(layout.order + "II", side.value) for side in sides if side is not None]
     x, y = (Fraction(above, under or 1) for above, under in numbers)
     unit = found.get(tiff_tags.RESOLUTION_UNIT, Field(tiff_tags.RESOLUTION_UNIT, tiff_tags.SHORT, b""))
-    is_told = unit.kind == tiff_tags.SHORT and bool(unit.value)
-    return x, y, struct.unpack_from(layout.order + "H", unit.value)[0] if is_told else tiff_tags.INCH
+    has_unit = unit.kind == tiff_tags.SHORT and bool(unit.value)
+    return x, y, struct.unpack_from(layout.order + "H", unit.value)[0] if has_unit else tiff_tags.INCH
 
 
 def directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
-    """The directories that are there, by the tag of the pointer to each; the first has 0. Raises Damaged."""
+    """Return the layout and the directories that are present, by the tag of the pointer to each; 0 is the first.
+
+    Raises Damaged if the first directory is damaged. Other damaged directories are left out.
+    """
     layout, first = header(data)
     found = {0: first}
     for tag, parent in (
@@ -265,7 +272,7 @@ def directories(data: bytes) -> tuple[Layout, dict[int, Directory]]:
         try:
             source = subdirectory(data, layout, found[parent], tag) if parent in found else None
         except Damaged:
-            log.debug("a damaged directory, %#x, is left out", tag)
+            log.debug("the damaged directory of tag %#x is left out", tag)
             continue
         if source is not None:
             found[tag] = source

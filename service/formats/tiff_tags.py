@@ -1,6 +1,6 @@
-"""The numbers and names that the TIFF and EXIF specifications define: tags, field types and resolution units.
+"""Tags, field types and resolution units, as the TIFF and EXIF specifications define them.
 
-Each constant has the name that its specification gives, in capitals. Tags are hexadecimal, as in the tables of EXIF.
+Each constant has the name in its specification, in capitals. Tags are hexadecimal, as in the tables of EXIF.
 Sources: TIFF 6.0; TIFF Technical Notes 1 (SubIFDs, IFD) and 2 (JPEGTables); BigTIFF; EXIF 3.0 (CIPA DC-008); DCF 2.0
 (CIPA DC-009); TIFF/EP (ISO 12234-2); XMP part 3 (ISO 16684-1); ICC.1; DNG 1.7. Others are named where they are defined.
 """
@@ -20,7 +20,7 @@ TYPE_SIZES = {
     **dict.fromkeys((RATIONAL, SRATIONAL, DOUBLE, LONG8, SLONG8, IFD8), 8),
 }
 
-# TIFF 6.0: how the pixels are stored.
+# TIFF 6.0: tags that describe the storage of the pixels.
 NEW_SUBFILE_TYPE = 0xFE
 SUBFILE_TYPE = 0xFF
 IMAGE_WIDTH = 0x100
@@ -54,7 +54,7 @@ REFERENCE_BLACK_WHITE = 0x214
 SUB_IFDS = 0x14A
 JPEG_TABLES = 0x15B
 
-# TIFF 6.0: what the file says of the photo.
+# TIFF 6.0: tags that describe the photo.
 DOCUMENT_NAME = 0x10D
 IMAGE_DESCRIPTION = 0x10E
 MAKE = 0x10F
@@ -143,7 +143,7 @@ INTEROPERABILITY_INDEX = 0x0001
 RELATED_IMAGE_WIDTH = 0x1001
 RELATED_IMAGE_LENGTH = 0x1002
 
-# Tags of a first directory that describe the photo. The others tell how pixels are stored, or belong to one program.
+# Tags of a first directory that describe the photo. The others describe the storage, or belong to one program.
 DESCRIPTIVE = frozenset(
     {
         *(DOCUMENT_NAME, IMAGE_DESCRIPTION, MAKE, MODEL, ORIENTATION, X_RESOLUTION, Y_RESOLUTION, PAGE_NAME),

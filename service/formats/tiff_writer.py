@@ -1,4 +1,4 @@
-"""Writes TIFF: the EXIF block of what a file says of a photo, and a picture with such a block."""
+"""Write EXIF blocks, and TIFF images that contain such a block."""
 
 import logging
 import struct
@@ -11,7 +11,7 @@ from service.formats.tiff_reader import Damaged, Field
 
 log = logging.getLogger(__name__)
 
-# Bytes of what is swapped around between byte orders: of rationals, each half. Other types have single bytes.
+# Bytes of the numbers that a value consists of, for swapping the byte order. A rational has two numbers.
 WIDTHS = {
     **dict.fromkeys((tiff_tags.SHORT, tiff_tags.SSHORT), 2),
     **dict.fromkeys((tiff_tags.LONG, tiff_tags.SLONG, tiff_tags.FLOAT, tiff_tags.RATIONAL, tiff_tags.SRATIONAL), 4),
@@ -19,24 +19,26 @@ WIDTHS = {
 }
 UNASSOCIATED_ALPHA = 2
 MAX_BLOCK = 4 << 20
-# The largest EXIF block that fits into a JPEG: a segment less `Exif\0\0`.
+# The largest EXIF block that fits into a JPEG segment, behind `Exif\0\0`.
 MAX_JPEG_BYTES = 65_527
 HEADERS = {"<": b"II*\0", ">": b"MM\0*"}
 
 
 def compact_exif(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) -> bytes | None:
-    """What a TIFF file, or a large EXIF block, says of a photo, as an EXIF block; None if that is nothing, or damaged.
+    """Return the descriptive fields of a TIFF file or EXIF block as a new EXIF block; None if there are none.
 
-    That is the descriptive part of the first directory, and those of EXIF, GPS and interoperability.
-    order: `struct`'s byte order of the numbers; by default it stays as it is. limit: bytes; the largest values are
-    left out where it would be passed. A maker note is not changed, and stays at its offset where there is room.
+    These are the descriptive tags of the first directory, and the directories of EXIF, GPS and interoperability.
+    Returns None for a damaged file too. A maker note is not changed. It keeps its offset if that is possible.
+
+    order: `struct` byte order of the numbers, by default that of the file. limit: bytes of the block; the largest
+    values are left out to keep it.
     """
     try:
         layout, found = tiff_reader.directories(data)
     except Damaged:
         return None
     order = order or layout.order
-    # Values may lie over one another in a file. The block has each apart, and more bytes to spare than it needs.
+    # Values may overlap in a file, but not in the block. Without overlaps, this limit always suffices.
     limit = min(limit, len(data) + 1000)
     contents: dict[int, list[Field]] = {}
     for tag, source in found.items():
@@ -45,7 +47,7 @@ def compact_exif(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) 
     if not any(contents.values()):
         return None
     note = next((field for field in contents.get(tiff_tags.EXIF_IFD, ()) if field.tag == tiff_tags.MAKER_NOTE), None)
-    # BigTIFF is no camera's, and the offsets in a note are short.
+    # No camera writes BigTIFF, and the offsets in a maker note have 32 bits.
     if note is not None and layout.word == "I" and 8 <= note.offset <= min(limit, MAX_JPEG_BYTES) - len(note.value):
         block = _BlockWriter(order, note).write(contents)
         if len(block) <= limit:
@@ -54,15 +56,15 @@ def compact_exif(data: bytes, order: str | None = None, limit: int = MAX_BLOCK) 
 
 
 def _is_portable(field: Field) -> bool:
-    """Whether it holds a value of EXIF, and no offset."""
+    """Return whether the field has a type of EXIF and holds no offset."""
     return field.tag != tiff_tags.INTEROPERABILITY_IFD and (
         field.kind <= tiff_tags.DOUBLE or field.kind == tiff_tags.UTF8
     )
 
 
 def _in_byte_order(field: Field, order: str, wanted: str) -> Field:
-    """The field with its value in the wanted byte order."""
-    # IPTC-IIM is bytes, which are only contents to be numbers.
+    """Return the field with its value in the wanted byte order."""
+    # IPTC-IIM consists of bytes, although writers declare them as numbers.
     width = 1 if field.tag == tiff_tags.IPTC_NAA else WIDTHS.get(field.kind, 1)
     if order == wanted or width == 1:
         return field
@@ -71,8 +73,8 @@ def _in_byte_order(field: Field, order: str, wanted: str) -> Field:
 
 
 def _within_limit(contents: dict[int, list[Field]], limit: int) -> dict[int, list[Field]]:
-    """The same without the largest values, where the block would have more than `limit` bytes."""
-    # The header, four directories without their entries, the three pointers to them; then entries and even values.
+    """Return the fields without the largest values, so that the block has at most `limit` bytes."""
+    # Subtract the header, four directories without entries, and three pointers. Values have an even length.
     left = limit - 8 - 4 * 8 - 3 * 12
     chosen: dict[int, list[Field]] = {tag: [] for tag in contents}
     by_size = sorted(
@@ -81,14 +83,14 @@ def _within_limit(contents: dict[int, list[Field]], limit: int) -> dict[int, lis
     for tag, field in by_size:
         left -= 12 + len(field.value) + len(field.value) % 2
         if left < 0:
-            log.debug("%d bytes of tag %#x have no room in an EXIF block", len(field.value), field.tag)
+            log.debug("%d bytes of tag %#x do not fit into an EXIF block", len(field.value), field.tag)
         else:
             chosen[tag].append(field)
     return chosen
 
 
 class _BlockWriter:
-    """An EXIF block that grows, around the place at which a maker note stays."""
+    """A writer of an EXIF block. It appends values, and leaves the offset of a maker note free."""
 
     def __init__(self, order: str, note: Field | None) -> None:
         self.order = order
@@ -97,7 +99,7 @@ class _BlockWriter:
         self.data = bytearray(HEADERS[order] + bytes(4))
 
     def write(self, contents: dict[int, list[Field]]) -> bytes:
-        """The block with these directories, each by the tag of the pointer to it; the first has 0."""
+        """Return the block with these directories, by the tag of the pointer to each; 0 is the first."""
         details = contents.get(tiff_tags.EXIF_IFD, []) + self._pointer(
             tiff_tags.INTEROPERABILITY_IFD, contents.get(tiff_tags.INTEROPERABILITY_IFD, [])
         )
@@ -127,7 +129,7 @@ class _BlockWriter:
         return pack_entry(field, struct.pack(self.order + "I", start), self.order)
 
     def _add(self, part: bytes) -> int:
-        """Puts it where there is room, at an even offset, and tells where."""
+        """Append a part at an even offset, behind the maker note if it would overlap it, and return the offset."""
         start = len(self.data) + len(self.data) % 2
         if start < self.kept.stop and start + len(part) > self.kept.start:
             start = self.kept.stop + self.kept.stop % 2
@@ -136,29 +138,29 @@ class _BlockWriter:
 
 
 def pack_entry(field: Field, content: bytes, order: str) -> bytes:
-    """An entry of a classic directory. content: the value, or its offset."""
+    """Return an entry of a classic directory. content: the value, or its offset."""
     count = len(field.value) // tiff_tags.TYPE_SIZES[field.kind]
     return struct.pack(order + "HHI", field.tag, field.kind, count) + content.ljust(4, b"\0")
 
 
 def pack_directory(entries: dict[int, bytes], order: str) -> bytes:
-    """A classic directory of these entries, by tag; no other follows it."""
+    """Return a classic directory with these entries, by tag, and without a next directory."""
     return struct.pack(order + "H", len(entries)) + b"".join(entries[tag] for tag in sorted(entries)) + bytes(4)
 
 
 def tiff_with_metadata(encoded: bytes, block: bytes | None, fields: Iterable[Field]) -> bytes:
-    """The TIFF, little-endian, from our encoder, with an EXIF block and fields, whose values are little-endian too.
+    """Return a TIFF from our encoder with an EXIF block and fields added. encoded, fields: little-endian.
 
-    The file begins with the block: so all that the block points to, inside a maker note too, is where it was. Then
-    come the strips as they are, and a directory of the picture's fields, the block's descriptive ones and these.
+    The file begins with the block, so every offset in the block stays valid, inside a maker note too. The unchanged
+    strips follow, then a directory. It has the fields of the image, the descriptive ones of the block, and these.
     """
     _, picture = tiff_reader.header(encoded)
     own = {field.tag: field for field in tiff_reader.fields(encoded, picture)}
     if block is not None and block[:4] == HEADERS[">"] and own[tiff_tags.BITS_PER_SAMPLE].value[0] > 8:
-        # Samples stand in the order of the file's numbers, and those of the picture are compressed already.
+        # Samples have the byte order of the file, and the compressed samples are little-endian.
         block = compact_exif(block, "<")
     elif block is not None and not _is_complete(block):
-        # Behind its end there will be pixels.
+        # A value behind the end of the block would point into the pixels.
         block = compact_exif(block)
     order, entries, head = _start_of_file(block)
     offsets, sizes = (_integers(own[tag]) for tag in (tiff_tags.STRIP_OFFSETS, tiff_tags.STRIP_BYTE_COUNTS))
@@ -184,7 +186,7 @@ def tiff_with_metadata(encoded: bytes, block: bytes | None, fields: Iterable[Fie
 
 
 def _is_complete(block: bytes) -> bool:
-    """Whether it is a classic block, and every value lies inside it."""
+    """Return whether the block is classic TIFF and contains all its values."""
     try:
         layout, found = tiff_reader.directories(block)
     except Damaged:
@@ -195,7 +197,7 @@ def _is_complete(block: bytes) -> bool:
 
 
 def _start_of_file(block: bytes | None) -> tuple[str, dict[int, bytes], bytearray]:
-    """What a TIFF with this block begins with: its byte order, entries for its first directory, its first bytes."""
+    """Return the byte order, the entries for the first directory, and the first bytes of a TIFF with this block."""
     if block is None:
         return "<", {}, bytearray(HEADERS["<"] + bytes(4))
     layout, found = tiff_reader.directories(block)

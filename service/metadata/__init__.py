@@ -1,1 +1,1 @@
-"""EXIF, XMP and IPTC: read from uploads, corrected, and written into answers."""
+"""EXIF, XMP and IPTC: read from uploads, corrected, and written into outputs."""

@@ -1,7 +1,7 @@
-"""The EXIF block of an answer: what is no longer kept_entries is put right in place or gone, the rest stays as it is.
+"""Correct an EXIF block so that it is true of the output. Untrue values are changed in place or removed.
 
-The block is a small TIFF file. Its values are found by their offset from its first byte, and a camera's maker note
-holds offsets that only the camera's maker knows. So nothing is ever moved, and what is added goes to the end.
+The block is a small TIFF file. Its values are addressed by their offset from the first byte. A maker note contains
+offsets that only the maker of the camera knows. Therefore no value is moved, and new values are appended.
 """
 
 import re
@@ -14,7 +14,7 @@ from service.formats.tiff_reader import Damaged, Directory, Entry, Layout
 from service.formats.tiff_writer import MAX_JPEG_BYTES, pack_directory, pack_entry
 
 SRGB = 1
-# What interoperability calls sRGB and Adobe RGB.
+# Values of InteroperabilityIndex for sRGB and Adobe RGB.
 SRGB_INDEX, ADOBE_INDEX = b"R98\0", b"R03"
 FIRST_TAGS = tiff_tags.DESCRIPTIVE | {
     tiff_tags.IMAGE_WIDTH,
@@ -22,9 +22,9 @@ FIRST_TAGS = tiff_tags.DESCRIPTIVE | {
     tiff_tags.EXIF_IFD,
     tiff_tags.GPS_IFD,
 }
-# The first tag that belongs to EXIF. Those before it tell how pixels are stored.
+# The first tag of EXIF. Smaller tags describe the storage of pixels.
 EXIF_TAGS_FROM = tiff_tags.EXPOSURE_TIME
-# In the directory of EXIF: IPTC, Photoshop's resources and a profile; order and compression of the samples; gamma.
+# Tags of the EXIF directory that are untrue of the output: copies of other blocks, sample storage, gamma.
 STORED_TAGS = frozenset(
     {
         tiff_tags.IPTC_NAA,
@@ -35,16 +35,16 @@ STORED_TAGS = frozenset(
         tiff_tags.GAMMA,
     }
 )
-# One maker's own, a motion photo's flag among them.
+# Private tags of single makers, such as the flag of a motion photo.
 PRIVATE_TAGS = (range(0x8840, 0x8900), range(0x9999, 0x9B00))
-# How another maker marks a motion photo, in the comment of a user.
+# A user comment by which another maker marks a motion photo.
 MOTION_COMMENT = re.compile(rb"(?:ASCII\0\0\0|\0{8})?oplus_\d", re.IGNORECASE)
 
 Span = tuple[int, int]
 
 
 def orientation(block: bytes) -> int | None:
-    """Return the orientation that a block tells, 1 to 8; None when it tells none."""
+    """Return the orientation in a block, 1 to 8; None without one."""
     try:
         layout, first = _read_header(block)
     except Damaged:
@@ -56,9 +56,9 @@ def orientation(block: bytes) -> int | None:
 
 
 def is_excessive(block: bytes) -> bool:
-    """Return whether a reader that takes every value of a block at once would be kept busy, or short of memory.
+    """Return whether a reader that loads every value of a block would need too much time or memory.
 
-    That is one with more entries than any camera writes, or with values that lie over one another.
+    Such a block has more entries than any camera writes, or values that overlap.
     """
     layout = tiff_reader.LAYOUTS.get(block[:4])
     if layout is None or layout.word != "I" or len(block) < 10:
@@ -75,15 +75,15 @@ def is_excessive(block: bytes) -> bool:
 
 
 def corrected(block: bytes, transform: Transform) -> bytes | None:
-    """Return the block as it is kept_entries of an upright sRGB answer, without its thumbnail; None if it is damaged.
+    """Return the block corrected for an upright sRGB output, without its thumbnail; None if it is damaged.
 
-    Orientation, pixel dimensions and colour space are set where they are present. Resolutions across and down are
-    exchanged when the turn exchanges the sides. Damage in any other directory than the first takes nothing from what
-    that one says: a caption stays.
+    Orientation, pixel dimensions and colour space are set if they are present. Horizontal and vertical resolutions are
+    swapped if the orientation swaps the sides. Damage in another directory than the first does not affect the first, so
+    a caption is kept.
     """
     try:
         changed = _changed(block, transform)
-        # Directories that overlap one another may be spoiled by it.
+        # Changing one of two overlapping directories may damage the other.
         _read_header(changed)
     except Damaged:
         return None
@@ -93,7 +93,7 @@ def corrected(block: bytes, transform: Transform) -> bytes | None:
 def _read_header(block: bytes) -> tuple[Layout, Directory]:
     layout, first = tiff_reader.header(block)
     if layout.word != "I":
-        raise Damaged("a BigTIFF is no EXIF block")
+        raise Damaged("a BigTIFF is not an EXIF block")
     return layout, first
 
 
@@ -103,17 +103,17 @@ def _changed(block: bytes, transform: Transform) -> bytes:
     changed = bytearray(block)
     _set_numbers(changed, layout.order, found, transform)
     kept: list[Span] = [(0, 8)]
-    gone: list[Span] = []
+    dropped: list[Span] = []
     for pointer, directory in found.items():
         kept_entries, dropped_entries = _split_entries(block, pointer, directory, transform)
         if dropped_entries or (pointer == 0 and directory.next_offset):
             _rewrite(changed, layout.order, directory, kept_entries)
         kept += [(directory.start, directory.end), *_value_spans(kept_entries)]
-        gone += _value_spans(dropped_entries)
+        dropped += _value_spans(dropped_entries)
     if found[0].next_offset:
-        gone += _thumbnail_spans(block, layout, found[0].next_offset)
+        dropped += _thumbnail_spans(block, layout, found[0].next_offset)
     if all(pointer in found for pointer in (tiff_tags.EXIF_IFD, tiff_tags.GPS_IFD) if found[0].find(pointer)):
-        _erase(changed, kept, gone)
+        _erase(changed, kept, dropped)
     return bytes(changed)
 
 
@@ -144,7 +144,7 @@ def _set_numbers(block: bytearray, order: str, found: dict[int, Directory], tran
 
 
 def _set_integer(block: bytearray, order: str, directory: Directory | None, tag: int, value: int) -> None:
-    """Gives entries of this tag a whole number, in the place and, where it fits, in the type that they have."""
+    """Set the entries of a tag to an integer, in place. The type is SHORT if the value fits, unless it was LONG."""
     for entry in directory.entries if directory else ():
         if entry.tag == tag:
             if entry.kind != tiff_tags.LONG and value <= 0xFFFF:
@@ -154,17 +154,17 @@ def _set_integer(block: bytearray, order: str, directory: Directory | None, tag:
 
 
 def _swap(block: bytearray, directory: Directory | None, one: int, other: int) -> None:
-    """Gives each of two tags the value of the other, where both are there."""
+    """Swap the values of two tags if both are present."""
     entries = [directory.find(tag) for tag in (one, other)] if directory else []
-    places = [slice(entry.offset + 2, entry.offset + 12) for entry in entries if entry]
-    if len(places) == 2:
-        block[places[0]], block[places[1]] = block[places[1]], block[places[0]]
+    bodies = [slice(entry.offset + 2, entry.offset + 12) for entry in entries if entry]
+    if len(bodies) == 2:
+        block[bodies[0]], block[bodies[1]] = block[bodies[1]], block[bodies[0]]
 
 
 def _split_entries(
     block: bytes, pointer: int, directory: Directory, transform: Transform
 ) -> tuple[list[Entry], list[Entry]]:
-    """Return the entries of a directory that are kept_entries of the answer, and the others."""
+    """Return the entries of a directory that are kept, and those that are dropped."""
     kept_entries: list[Entry] = []
     dropped_entries: list[Entry] = []
     for entry in directory.entries:
@@ -173,7 +173,7 @@ def _split_entries(
 
 
 def _is_kept(block: bytes, pointer: int, entry: Entry, transform: Transform) -> bool:
-    """Return whether an entry stays. pointer: the tag that leads to its directory; 0 for the first."""
+    """Return whether an entry is kept. pointer: the tag that points to its directory; 0 for the first."""
     tag = entry.tag
     if pointer not in (0, tiff_tags.EXIF_IFD):
         return True
@@ -188,30 +188,30 @@ def _is_kept(block: bytes, pointer: int, entry: Entry, transform: Transform) -> 
         tiff_tags.FOCAL_PLANE_Y_RESOLUTION,
         tiff_tags.FOCAL_PLANE_RESOLUTION_UNIT,
     ):
-        # Pixels of the picture on a length of the sensor.
+        # They count pixels of the picture per length on the sensor.
         return not transform.is_scaled
     is_private = any(tag in tags for tags in PRIVATE_TAGS)
     return (tag >= EXIF_TAGS_FROM or tag in tiff_tags.DESCRIPTIVE) and tag not in STORED_TAGS and not is_private
 
 
 def _value_start(block: bytes | bytearray, entry: Entry) -> bytes:
-    """Return the beginning of a value."""
+    """Return the first bytes of a value, 1,000 at most."""
     return bytes(block[entry.value_offset : entry.value_offset + min(entry.size, 1000)])
 
 
 def _rewrite(block: bytearray, order: str, directory: Directory, entries: Sequence[Entry]) -> None:
-    """Leaves these entries in a directory, in its place; no other directory follows it."""
+    """Rewrite a directory in place with these entries only, and without a next directory."""
     parts = [struct.pack(order + "H", len(entries)), *(bytes(block[e.offset : e.offset + 12]) for e in entries)]
     block[directory.start : directory.end] = b"".join(parts).ljust(directory.end - directory.start, b"\0")
 
 
 def _value_spans(entries: Iterable[Entry]) -> list[Span]:
-    """Return where the values are that do not stand in their entries."""
+    """Return the spans of the values that are stored outside their entries."""
     return [(entry.value_offset, entry.value_offset + entry.size) for entry in entries if entry.size > 4]
 
 
 def _thumbnail_spans(block: bytes, layout: Layout, start: int) -> list[Span]:
-    """Return where the directory of a thumbnail, its values and its pixels are; nothing when it is damaged."""
+    """Return the spans of a thumbnail's directory, values and pixels; empty if the directory is damaged."""
     try:
         directory = tiff_reader.directory(block, layout, start)
     except Damaged:
@@ -227,22 +227,22 @@ def _thumbnail_spans(block: bytes, layout: Layout, start: int) -> list[Span]:
     return spans
 
 
-def _erase(block: bytearray, kept: list[Span], gone: list[Span]) -> None:
-    """Takes away the bytes of what is gone: from the end where nothing else follows, and elsewhere by zeros."""
+def _erase(block: bytearray, kept: list[Span], dropped: list[Span]) -> None:
+    """Overwrite the dropped spans with zeros, and cut them off at the end of the block."""
     before = bytes(block)
-    # Of an unknown type or beyond the end: nobody knows which bytes are meant.
-    gone = [span for span in gone if span[1] <= len(block)]
-    for start, end in _merged(gone):
+    # A value of an unknown type, or one beyond the end, has no known extent.
+    dropped = [span for span in dropped if span[1] <= len(block)]
+    for start, end in _merged(dropped):
         block[start:end] = bytes(end - start)
     used = 0
     for start, end in _merged(kept):
         block[start:end] = before[start:end]
         used = min(end, len(block))
-    del block[min((start for start, _ in gone if start >= used), default=len(block)) :]
+    del block[min((start for start, _ in dropped if start >= used), default=len(block)) :]
 
 
 def _merged(spans: list[Span]) -> Iterator[Span]:
-    """Yield the same places, sorted, and each only once, as spans may overlap."""
+    """Yield the spans sorted and without overlaps."""
     done = 0
     for start, end in sorted(spans):
         if end > max(start, done):
@@ -251,9 +251,9 @@ def _merged(spans: list[Span]) -> Iterator[Span]:
 
 
 def with_software(block: bytes | None, software: str) -> bytes:
-    """Return the block with its Software named, where it names none; a new one where there is no block.
+    """Return the block with the tag Software set, unless it is set already; a new block if there was none.
 
-    block: one that `corrected` gave. It stays as it is where it fits into a JPEG and would not any more.
+    block: a result of `corrected`. It is unchanged if the tag would make it too large for a JPEG.
     """
     field = tiff_reader.Field(tiff_tags.SOFTWARE, tiff_tags.ASCII, software.encode("ascii", "replace") + b"\0")
     if block is None:
@@ -267,10 +267,9 @@ def with_software(block: bytes | None, software: str) -> bytes:
 
 
 def _with_entry(block: bytes, order: str, first: Directory, field: tiff_reader.Field) -> bytes:
-    """Return the block with one more value in its first directory, and no directory behind that.
+    """Return the block with one more field in its first directory, and without a second directory.
 
-    The value goes behind everything else. So does the directory where it has no entry of this tag, as it has no room
-    for one more.
+    The value is appended. The directory is appended too if it has no entry of this tag, as it can't grow in place.
     """
     changed = bytearray(block) + bytes(len(block) % 2)
     content = field.value
@@ -288,7 +287,7 @@ def _with_entry(block: bytes, order: str, first: Directory, field: tiff_reader.F
 
 
 def without_orientation(block: bytes) -> bytes:
-    """Return the block without that entry; those behind it move up, but no value is moved. Damaged ones stay."""
+    """Return the block without the orientation entry. No value is moved. A damaged block is returned unchanged."""
     try:
         layout, first = _read_header(block)
     except Damaged:

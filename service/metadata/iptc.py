@@ -1,4 +1,7 @@
-"""Photoshop's image resources: in one of them files keep IPTC-IIM, the captions of agencies and archives."""
+"""Read and correct Photoshop's image resources. One of them contains IPTC-IIM, the captions of agencies and archives.
+
+Sources: Adobe Photoshop File Formats Specification; IPTC-NAA Information Interchange Model 4.2.
+"""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -9,26 +12,26 @@ from service.formats.geometry import Transform
 SIGNATURES = (b"8BIM", b"MeSa", b"AgHg", b"PHUT", b"DCSR")
 IIM, IIM_DIGEST = 0x0404, 0x0425
 IIM_START = b"\x1c"
-# How Photoshop stores, shows, prints and edits a picture; names of channels; halftones and curves of inks; thumbnails;
-# copies of EXIF, XMP and the profile.
+# Resources that are untrue of every output: settings for storage, display, printing and editing; names of channels;
+# halftones and transfer curves; thumbnails; copies of EXIF, XMP and the profile.
 STALE = frozenset(
     {
         *(*range(1000, 1005), *range(1006, 1025), 1026, 1027, *range(1030, 1034), 1036, 1037, 1039),
         *(*range(1041, 1051), 1053, *range(1057, 1061), 1062, 1063, *range(1065, 1100)),
     }
 )
-# They name places of the picture: its density, paths around things in it, the proportions of its pixels.
+# Resources about positions in the picture: density, paths, the proportions of pixels.
 POSITIONAL = frozenset({1005, 1025, 1064, *range(2000, 3000)})
 MAX_RESOURCES = 1000
-# Of an IPTC-IIM, as many are looked at; a photo of an agency has some hundred.
+# Datasets that are read of an IPTC-IIM. A photo of an agency has about a hundred.
 MAX_DATASETS = 10_000
-# The number of colours, as 2:130, and the record of a digital newsphoto, which tells how its pixels are stored.
+# Dataset 2:130, the number of colours, and record 3, the digital newsphoto, which describes the storage of pixels.
 IMAGE_TYPE, NEWSPHOTO = b"\x1c\x02\x82", b"\x1c\x03"
 
 
 @dataclass(frozen=True, slots=True)
 class _Resource:
-    """A resource: its number, the bytes before its content, and its content."""
+    """A resource: its number, the bytes before its length, and its content."""
 
     number: int
     header: bytes
@@ -39,7 +42,7 @@ class _Resource:
 
 
 def _resources(data: bytes) -> Iterator[_Resource]:
-    """Yield the resources up to the first damage."""
+    """Yield the resources up to the first damaged one."""
     position = 0
     for _ in range(MAX_RESOURCES):
         if data[position : position + 4] not in SIGNATURES or position + 12 > len(data):
@@ -62,25 +65,26 @@ def _joined(resources: Iterable[_Resource]) -> bytes | None:
 
 
 def without_stale(data: bytes) -> bytes | None:
-    """Return the resources as they are, but for those that are corrected_ of no answer; up to the first damage."""
+    """Return the resources without the stale ones, up to the first damage; None if none are left."""
     return _joined(found for found in _resources(data) if found.number not in STALE)
 
 
 def corrected(data: bytes, transform: Transform) -> bytes | None:
-    """Return the resources that are corrected_ of an answer.
+    """Return the resources corrected for an output; None if none are left.
 
-    What names places of the picture goes when it is turned. Paths are shares of its sides, so scaling keeps them.
+    Resources about positions are dropped if the orientation changes. Paths are shares of the sides, so they stay true
+    when the picture is scaled.
     """
     old = [found for found in _resources(data) if not (transform.is_reoriented and found.number in POSITIONAL)]
     new = [replace(found, content=_corrected_iim(found.content)) if found.number == IIM else found for found in old]
     if new != old:
-        # The digest tells readers that nobody changed the captions.
+        # Readers take a correct digest as proof that the captions were not changed.
         new = [found for found in new if found.number != IIM_DIGEST]
     return _joined(new)
 
 
 def _corrected_iim(iim: bytes) -> bytes:
-    """Return the IPTC-IIM without what tells that a picture is gray, and how its pixels are stored."""
+    """Return the IPTC-IIM without datasets that say that the picture is gray, or how its pixels are stored."""
     if IMAGE_TYPE not in iim and NEWSPHOTO not in iim:
         return iim
     parts = []
@@ -94,13 +98,13 @@ def _corrected_iim(iim: bytes) -> bytes:
 
 
 def _datasets(iim: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where the datasets begin and end, up to the first damage."""
+    """Yield the start and end of each dataset, up to the first damage."""
     position = 0
     for _ in range(MAX_DATASETS):
         if iim[position : position + 1] != IIM_START or position + 5 > len(iim):
             return
         size = int.from_bytes(iim[position + 3 : position + 5])
-        # A longer one has its size behind that; none of ours is.
+        # The top bit marks an extended dataset, whose size follows. None of those are changed here.
         end = position + 5 + size
         if size & 0x8000 or end > len(iim):
             return
@@ -109,10 +113,10 @@ def _datasets(iim: bytes) -> Iterator[tuple[int, int]]:
 
 
 def find_iim(data: bytes) -> bytes | None:
-    """Return the IPTC-IIM alone, of resources that hold it."""
+    """Return the IPTC-IIM in the resources; None without one."""
     return next((found.content for found in _resources(data) if found.number == IIM), None)
 
 
 def iim_resource(iim: bytes) -> bytes:
-    """Return an IPTC-IIM as a resource."""
+    """Return a resource with an IPTC-IIM as its content."""
     return struct.pack(">4sHHI", b"8BIM", IIM, 0, len(iim)) + iim + bytes(len(iim) % 2)

@@ -1,8 +1,8 @@
-"""Reads the metadata of a file of any format. No picture is decoded.
+"""Read the metadata of a file of any format. No pixels are decoded.
 
-EXIF, XMP, IPTC-IIM with its other Photoshop resources, comments and density are kept. The colour profile is read but
-never written, since answers are sRGB. What would not be true of an answer is not read at all: thumbnails, further
-pictures (MPF), the rest of a long XMP packet, C2PA's signed claims (JUMBF, caBX), segments of one maker's own.
+EXIF, XMP, IPTC-IIM with the other Photoshop resources, comments and density are kept. The colour profile is read but
+never written, because outputs are sRGB. Blocks that can't be true of an output are not read: thumbnails, further
+images (MPF), extended XMP, the signed claims of C2PA (JUMBF, caBX), private segments of a maker.
 """
 
 import itertools
@@ -22,12 +22,12 @@ from service.metadata import exif, iptc
 log = logging.getLogger(__name__)
 
 MAX_BLOCK = 4 * 1024 * 1024
-# Packets of an image editor that lists every ancestor of a picture; they are read element by element.
+# An image editor may list every ancestor of a picture. Packets are parsed element by element, which takes time.
 MAX_XMP = 2 * 1024 * 1024
 MAX_COMMENTS = 1000
-# Metadata may have as many bytes as the whole file and these: what is compressed, or used twice, is not enlarged.
+# A metadata block may have at most the size of the file and these bytes, after decompression too.
 EXTRA_BYTES = 64 * 1024
-# What ImageMagick writes into a PNG of the file that it was made from: copies that nobody would put right.
+# Keywords of texts in which ImageMagick copies properties of the source file into a PNG. Nothing would correct them.
 IMAGEMAGICK_COPIES = re.compile(
     r"(?:icc|jpeg|png|tiff|Thumb:?):|exif:(?:thumbnail:|(?:Orientation|ColorSpace|BitsPerSample|SamplesPerPixel|Compression"
     r"|PhotometricInterpretation|(?:Exif)?Image(?:Width|Length)|PixelXDimension|PixelYDimension)$)"
@@ -37,9 +37,9 @@ APP0, APP1, APP2, APP13, COM = 0xE0, 0xE1, 0xE2, 0xED, 0xFE
 JFIF, EXIF, XMP = b"JFIF\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 ICC, PHOTOSHOP = b"ICC_PROFILE\0", b"Photoshop 3.0\0"
 XMP_KEYWORD = "XML:com.adobe.xmp"
-# Where Pillow finds it.
+# The form in which Pillow finds the orientation.
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
-# How ImageMagick, and others after it, put blocks into a PNG: as hexadecimal text.
+# ImageMagick and others store blocks in a PNG as hexadecimal text with this keyword.
 RAW_PROFILE = "Raw profile type "
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 JFIF_UNITS: tuple[Literal["shape", "inch", "centimetre"], ...] = ("shape", "inch", "centimetre")
@@ -47,7 +47,7 @@ JFIF_UNITS: tuple[Literal["shape", "inch", "centimetre"], ...] = ("shape", "inch
 
 @dataclass(frozen=True, slots=True)
 class Density:
-    """Pixels per unit, across and down, as the file says it; `shape` tells only a pixel's proportions."""
+    """Pixels per unit, horizontal and vertical, as in the file. `shape` means that only the ratio is known."""
 
     x: int
     y: int
@@ -56,7 +56,10 @@ class Density:
 
 @dataclass(frozen=True, slots=True)
 class Comment:
-    """A text. The keyword is a PNG's; a JPEG's comment has `Comment`, and what is not UTF-8 in it as surrogates."""
+    """A comment with the keyword of a PNG text; comments of a JPEG have the keyword `Comment`.
+
+    Bytes of a JPEG comment that are not UTF-8 are stored as surrogates.
+    """
 
     keyword: str
     text: str
@@ -66,11 +69,11 @@ class Comment:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What is known of one photo; None or empty where there is nothing.
+    """The metadata of one photo. Missing parts are None or empty.
 
-    exif: a TIFF block. xmp: a packet; spare_xmp: one to write where that has no limit. iptc: Photoshop's resources.
-    icc: the profile, which is for the decoder only. orientation: the turn that makes the picture upright, as EXIF
-    numbers it; 0 where it is unknown. All the rest is said of the picture before that turn.
+    exif: a TIFF block. xmp: a packet; spare_xmp: a short one, used if that does not fit. iptc: Photoshop's resources.
+    icc: the colour profile, for the decoder only. orientation: the EXIF orientation that makes the picture upright; 0
+    if it is unknown. All other parts describe the picture before it is turned upright.
     """
 
     exif: bytes | None = None
@@ -84,7 +87,7 @@ class Metadata:
 
 
 def read(data: bytes, source: Source) -> Metadata:
-    """Return the metadata of a file of that format. Never raises: what can't be read is left out."""
+    """Return the metadata of a file of a format. Unreadable parts are left out; nothing is raised."""
     limit = EXTRA_BYTES + len(data)
     match source:
         case "jpeg":
@@ -105,7 +108,7 @@ def read(data: bytes, source: Source) -> Metadata:
 
 
 def _limited(found: Metadata, limit: int) -> Metadata:
-    """Return what there is limit for, bytes."""
+    """Return the metadata without blocks that are larger than `limit`, in bytes."""
     return replace(
         found,
         exif=_within_limit(found.exif, "EXIF", min(MAX_BLOCK, limit)),
@@ -124,11 +127,11 @@ def _within_limit(block: bytes | None, name: str, limit: int) -> bytes | None:
 
 
 def _orientation(found: Metadata) -> int:
-    """Return the turn that decoders apply: EXIF's, or XMP's where EXIF tells none."""
-    told = exif.orientation(found.exif) if found.exif else None
-    if told is None and (match := XMP_ORIENTATION.search(found.xmp or b"")):
-        told = int(match[1])
-    return told if told and told <= 8 else 1
+    """Return the orientation that decoders apply: that of EXIF, or that of XMP if EXIF has none."""
+    value = exif.orientation(found.exif) if found.exif else None
+    if value is None and (match := XMP_ORIENTATION.search(found.xmp or b"")):
+        value = int(match[1])
+    return value if value and value <= 8 else 1
 
 
 def _read_heif(data: bytes) -> Metadata:
@@ -149,7 +152,7 @@ def _read_jpeg(data: bytes) -> Metadata:
         elif marker == APP2 and body.startswith(ICC) and len(body) > len(ICC) + 2:
             profile.append((body[len(ICC)], body[len(ICC) + 1], body[len(ICC) + 2 :]))
         else:
-            # Of several, the first: a second one is a leftover, and readers don't agree on it.
+            # Only the first of several is used. A second one is a leftover, and readers treat it differently.
             for owner, start in ((APP0, JFIF), (APP1, EXIF), (APP1, XMP)):
                 if marker == owner and body.startswith(start):
                     blocks.setdefault(start, body[len(start) :])
@@ -164,7 +167,7 @@ def _read_jpeg(data: bytes) -> Metadata:
 
 
 def _plain_comments(bodies: Iterable[bytes]) -> tuple[Comment, ...]:
-    """The comments of a JPEG or GIF; all of them together may have `MAX_BLOCK` bytes."""
+    """Return the comments of a JPEG or GIF, MAX_BLOCK bytes of them at most."""
     whole = list(bodies)
     ends = itertools.accumulate(len(body) for body in whole)
     kept = [body for body, end in zip(whole, ends, strict=True) if end <= MAX_BLOCK]
@@ -172,9 +175,9 @@ def _plain_comments(bodies: Iterable[bytes]) -> tuple[Comment, ...]:
 
 
 def _profile(parts: list[tuple[int, int, bytes]]) -> bytes | None:
-    """Return a profile from its segments: the number of each, how many there are, and a part of the profile.
+    """Return a profile from its segments: number of the segment, count of segments, and content.
 
-    Some writers count from 0, or forget to. Then the profile's own length tells whether the parts are all there.
+    Some writers count from 0, or not at all. Then the length inside the profile shows whether all segments are present.
     """
     if not parts:
         return None
@@ -205,12 +208,12 @@ def _jfif_density(body: bytes) -> Density | None:
 
 def _limited_comments(comments: list[Comment]) -> tuple[Comment, ...]:
     if len(comments) > MAX_COMMENTS:
-        log.debug("all but %d of %d comments are left out", MAX_COMMENTS, len(comments))
+        log.debug("only %d of %d comments are kept", MAX_COMMENTS, len(comments))
     return tuple(comments[:MAX_COMMENTS])
 
 
 def _inflate(packed: bytes, limit: int) -> bytes | None:
-    """The content of a zlib stream; None when it is damaged, cut short, or longer than the limit, bytes."""
+    """Return the content of a zlib stream; None if it is damaged, cut short, or longer than `limit` bytes."""
     unpacker = zlib.decompressobj()
     try:
         content = unpacker.decompress(packed, limit + 1)
@@ -249,12 +252,12 @@ def _read_png(data: bytes, limit: int) -> Metadata:
 
 
 def _without_prefix(start: bytes, block: bytes | None) -> bytes | None:
-    """The block without the name that a JPEG has before it."""
+    """Return the block without the name that precedes it in a JPEG."""
     return None if block is None else block.removeprefix(start)
 
 
 def _png_comments(texts: Iterable[tuple[bytes, bytes]], limit: int) -> Iterator[Comment]:
-    """Yield the texts of a PNG. All of them together may have so many bytes; a damaged one counts as an eighth."""
+    """Yield the texts of a PNG, `limit` bytes of them at most. A damaged text counts as an eighth of the limit."""
     left = limit
     for kind, body in texts:
         if left < 0:
@@ -275,7 +278,7 @@ def _png_comments(texts: Iterable[tuple[bytes, bytes]], limit: int) -> Iterator[
         text = _inflate(rest, left) if is_packed else rest
         if text is None or len(text) > left:
             log.debug("a text of a PNG is left out: it is damaged or too long")
-            # It took time to find that out.
+            # Decompressing it took time.
             left -= limit // 8
             continue
         left -= len(text)
@@ -289,19 +292,19 @@ def _png_comments(texts: Iterable[tuple[bytes, bytes]], limit: int) -> Iterator[
 
 
 def _profile_from_text(texts: dict[str, str], name: str) -> bytes | None:
-    """A block that is written as text: an empty line, its name, its length, then hexadecimal lines."""
+    """Return a block that is stored as text: an empty line, its name, its length, then hexadecimal lines."""
     if name not in texts:
         return None
     try:
         return bytes.fromhex("".join(texts[name].split("\n")[3:]))
     except ValueError:
-        log.debug("a profile written as text is left out")
+        log.debug("a damaged block in a text of a PNG is left out")
         return None
 
 
 def _iptc_from_text(texts: dict[str, str]) -> bytes | None:
     block = _without_prefix(PHOTOSHOP, _profile_from_text(texts, "8bim") or _profile_from_text(texts, "iptc"))
-    # IPTC-IIM may stand alone, without the resource that holds it in a JPEG.
+    # IPTC-IIM may be stored without the resource that contains it in a JPEG.
     return iptc.without_stale(iptc.iim_resource(block) if block[:1] == iptc.IIM_START else block) if block else None
 
 

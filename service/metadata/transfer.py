@@ -1,7 +1,7 @@
-"""The metadata of a photo: what of it is kept, put right, dropped and added.
+"""Transfer the metadata of a photo from the upload to the output: keep, correct, drop and add.
 
-The steps of one photo are `read` from the upload, `strip` where that is asked for, `for_output`, and `write` into the
-answer. A person's caption and a scanner's name always come through. What the answer adds stands beside them.
+The steps are `read` from the upload, `strip` if the request asks for it, `for_output`, and `write` into the output. A
+caption and the name of a scanner are always kept. The output adds its own notes next to them.
 """
 
 import logging
@@ -17,7 +17,7 @@ __all__ = ["Comment", "Density", "Metadata", "avif_options", "for_output", "read
 log = logging.getLogger(__name__)
 
 
-def for_output(
+def for_output(  # noqa: PLR0913 - all but one are keywords, and their caller has them apart
     metadata: Metadata,
     *,
     width: int,
@@ -26,10 +26,10 @@ def for_output(
     version: str | None = None,
     upright: tuple[int, int] | None = None,
 ) -> Metadata:
-    """Return the metadata of an upright sRGB answer, width x height pixels, whose colours are a model's.
+    """Return the metadata corrected for an upright sRGB output of width x height pixels.
 
-    upright: width and height of the photo, upright, before it was made smaller; by default the answer's. Without a
-    model the answer was not coloured, and there is no note.
+    model, version: of the model that coloured the output, for a note; without a model no note is added. upright: width
+    and height of the upright photo before it was made smaller; by default those of the output.
     """
     transform = Transform(width, height, metadata.orientation, upright)
     block = exif.corrected(metadata.exif, transform) if metadata.exif else None
@@ -55,9 +55,9 @@ def for_output(
 
 
 def strip(metadata: Metadata) -> Metadata:
-    """Return nothing but the density, and that the picture is synthetic, where it says so: neither tells of a person.
+    """Return the density and the note that a picture is synthetic, without everything else.
 
-    It is called before `for_output`. What that adds is said by the answer and not by the upload, so it stays.
+    Neither reveals anything about a person. Call it before `for_output`, whose additions don't come from the upload.
     """
     note = metadata.xmp and xmp.synthetic_note(metadata.xmp)
     return Metadata(xmp=note, density=metadata.density, orientation=metadata.orientation)

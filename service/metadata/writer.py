@@ -1,4 +1,4 @@
-"""Writes what is said beside the pixels into JPEG, PNG, WebP and TIFF. No picture is encoded."""
+"""Write metadata into an encoded JPEG, PNG, WebP or TIFF. No pixels are encoded."""
 
 import logging
 import struct
@@ -37,10 +37,10 @@ TIFF_UNITS = {
 
 
 def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
-    """The encoded picture with the metadata, as far as its format has a place for it; the pixels stay as they are.
+    """Return the encoded image with the metadata that its format can store. The pixels are unchanged.
 
-    encoded: from one of our encoders, so without metadata; an AVIF comes back as it is, since its encoder takes the
-    metadata itself, as `avif_options` gives them. The profile is never written.
+    encoded: an image from one of our encoders, so without metadata. An AVIF is returned unchanged, because its encoder
+    writes the metadata itself, from `avif_options`. The colour profile is never written.
     """
     match format_:
         case "jpeg":
@@ -51,7 +51,7 @@ def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
             return containers.png_with_chunks(encoded, _png_chunks(metadata))
         case "webp":
             if metadata.iptc or metadata.comments:
-                log.debug("a WebP has no place for IPTC and comments")
+                log.debug("IPTC and comments are left out: a WebP can't store them")
             return containers.webp_with_metadata(encoded, metadata.exif, metadata.xmp)
         case "tiff":
             return tiff_writer.tiff_with_metadata(encoded, metadata.exif, _tiff_fields(metadata))
@@ -60,9 +60,9 @@ def write(encoded: bytes, format_: Format, metadata: Metadata) -> bytes:
 
 
 def avif_options(metadata: Metadata) -> dict[str, bytes]:
-    """What Pillow's encoder of AVIF is to be given: as it stands, which an orientation in EXIF would change."""
+    """Return the options with metadata for Pillow's AVIF encoder, which would rewrite EXIF with an orientation."""
     if metadata.iptc or metadata.comments:
-        log.debug("an AVIF has no place for IPTC and comments")
+        log.debug("IPTC and comments are left out: an AVIF can't store them")
     options = {"xmp": metadata.xmp, "exif": metadata.exif and exif.without_orientation(metadata.exif)}
     return {name: block for name, block in options.items() if block}
 
@@ -75,12 +75,12 @@ def _jpeg_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
         yield APP1, EXIF + block
     if metadata.xmp:
         packets = (metadata.xmp, xmp.without_padding(metadata.xmp), metadata.spare_xmp or b"")
-        room = containers.SEGMENT_BYTES - len(XMP)
-        packet = next((packet for packet in packets if len(packet) <= room), b"")
+        limit = containers.SEGMENT_BYTES - len(XMP)
+        packet = next((packet for packet in packets if len(packet) <= limit), b"")
         if packet:
             yield APP1, XMP + packet
         if packet is not packets[0]:
-            log.debug("an XMP packet of %d bytes does not fit into a JPEG as it is", len(metadata.xmp))
+            log.debug("an XMP packet of %d bytes does not fit into a JPEG and is shortened", len(metadata.xmp))
     step = containers.SEGMENT_BYTES - len(PHOTOSHOP)
     resources = metadata.iptc or b""
     for start in range(0, len(resources), step):
@@ -90,7 +90,7 @@ def _jpeg_segments(metadata: Metadata) -> Iterator[tuple[int, bytes]]:
 
 
 def _comment_bytes(comment: Comment) -> bytes:
-    """A comment for a format without keywords."""
+    """Return the bytes of a comment for a format without keywords."""
     text = comment.text if comment.keyword == "Comment" else f"{comment.keyword}: {comment.text}"
     return text.encode("utf-8", "surrogateescape")
 
@@ -99,7 +99,7 @@ def _segment_if_it_fits(marker: int, body: bytes) -> Iterator[tuple[int, bytes]]
     if len(body) <= containers.SEGMENT_BYTES:
         yield marker, body
     else:
-        log.debug("%d bytes do not fit into a segment of a JPEG and are left out", len(body))
+        log.debug("a comment of %d bytes does not fit into a segment of a JPEG and is left out", len(body))
 
 
 def _with_jfif_density(encoded: bytes, density: Density | None) -> bytes:
@@ -109,7 +109,7 @@ def _with_jfif_density(encoded: bytes, density: Density | None) -> bytes:
     if unit == "metre":
         unit, x, y = "inch", round(x * PER_METRE["inch"]), round(y * PER_METRE["inch"])
     if not (1 <= x <= MAX_DENSITY and 1 <= y <= MAX_DENSITY):
-        log.debug("a density that a JPEG has no room for is left out")
+        log.debug("the density is left out: a JPEG can't store it")
         return encoded
     return encoded[:13] + struct.pack(">BHH", JFIF_UNITS.index(unit), x, y) + encoded[18:]
 
@@ -131,7 +131,7 @@ def _png_chunks(metadata: Metadata) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _iptc_as_text(resources: bytes) -> bytes:
-    """The resources as ImageMagick, ExifTool and others read them from a PNG, which has no chunk for them."""
+    """Return the resources as a text of a PNG, which has no chunk for them. ImageMagick and ExifTool read this form."""
     lines = resources.hex(",", -36).replace(",", "\n")
     text = f"\niptc\n{len(resources):8}\n{lines}\n"
     return f"{RAW_PROFILE}iptc".encode() + b"\0\0" + zlib.compress(text.encode())
@@ -139,7 +139,7 @@ def _iptc_as_text(resources: bytes) -> bytes:
 
 def _png_text(comment: Comment) -> tuple[bytes, bytes]:
     keyword = comment.keyword.encode("latin-1", "replace")
-    # A JPEG's comment that is not UTF-8 has no declared encoding; Latin-1 is a PNG's own.
+    # The encoding of a JPEG comment that is not UTF-8 is unknown. Latin-1 is the encoding of a PNG text.
     raw = comment.text.encode("utf-8", "surrogateescape")
     text = comment.text if _is_unicode(comment.text) else raw.decode("latin-1")
     text = text.rstrip("\0").replace("\0", " ")
@@ -160,7 +160,7 @@ def _tiff_fields(metadata: Metadata) -> Iterator[tiff_reader.Field]:
         yield tiff_reader.Field(tiff_tags.IMAGE_RESOURCES, tiff_tags.BYTE, metadata.iptc)
         iim = iptc.find_iim(metadata.iptc) or b""
         if iim:
-            # Said to be long numbers, as Photoshop began it: so every program reads it.
+            # Photoshop declares it as LONG, so every program reads that.
             yield tiff_reader.Field(tiff_tags.IPTC_NAA, tiff_tags.LONG, iim + bytes(-len(iim) % 4))
     block = metadata.exif or b""
     density = metadata.density
@@ -173,7 +173,7 @@ def _tiff_fields(metadata: Metadata) -> Iterator[tiff_reader.Field]:
 
 
 def _tiff_description(comments: tuple[Comment, ...], block: bytes) -> Iterator[tiff_reader.Field]:
-    """The only comment as the description, where there is none: a TIFF has no other place for it."""
+    """Yield the only comment as ImageDescription, unless the block has one. A TIFF has no tag for comments."""
     described = (
         tiff_reader.values(block, (tiff_tags.IMAGE_DESCRIPTION,)).get(tiff_tags.IMAGE_DESCRIPTION, b"").strip(b"\0 ")
     )
@@ -184,4 +184,4 @@ def _tiff_description(comments: tuple[Comment, ...], block: bytes) -> Iterator[t
             _comment_bytes(comments[0]).rstrip(b"\0").replace(b"\0", b" ") + b"\0",
         )
     elif comments:
-        log.debug("a TIFF has no place for comments")
+        log.debug("comments are left out: a TIFF can't store them")

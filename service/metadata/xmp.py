@@ -1,8 +1,8 @@
-"""The XMP packet of an answer: what is no longer true is put right or gone, and a note says its colours are synthetic.
+"""Correct an XMP packet so that it is true of the output, and add a note that its colours are synthetic.
 
-The note is three properties of the IPTC Photo Metadata Standard 2025.1: `DigitalSourceType`, `AISystemUsed` and
-`AISystemVersionUsed`. They are standard, so programs show them by name. A second pass finds and replaces them, where
-an entry in `xmpMM:History` would be added again.
+The note has three properties of the IPTC Photo Metadata Standard 2025.1: `DigitalSourceType`, `AISystemUsed` and
+`AISystemVersionUsed`. They are standard, so programs show them by name. When an output is coloured again, its note is
+replaced. An entry in `xmpMM:History` would be added a second time.
 """
 
 import re
@@ -19,12 +19,12 @@ PHOTOSHOP_URI = "http://ns.adobe.com/photoshop/1.0/"
 EXIF_EX_URI = "http://cipa.jp/exif/1.0/"
 SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 SYNTHETIC_COLORS = SOURCE_TYPES + "compositeWithTrainedAlgorithmicMedia"
-# Of a picture that was wholly synthetic before its colours were.
+# The type of a picture that was already synthetic before it was coloured.
 SYNTHETIC = SOURCE_TYPES + "trainedAlgorithmicMedia"
 NOTE: tuple[Name, ...] = tuple(
     (IPTC_URI, name) for name in ("DigitalSourceType", "AISystemUsed", "AISystemVersionUsed")
 )
-# How the upload stored its pixels and colours. The digests are of such properties.
+# Properties of the storage of pixels and colours in the upload, and digests of such properties.
 STORAGE_PROPERTIES = {
     TIFF_URI: "BitsPerSample Compression PhotometricInterpretation SamplesPerPixel PlanarConfiguration NativeDigest"
     " YCbCrSubSampling YCbCrPositioning YCbCrCoefficients TransferFunction WhitePoint PrimaryChromaticities"
@@ -36,32 +36,32 @@ STORAGE_PROPERTIES = {
 DROPPED: frozenset[Name] = frozenset(
     {
         *((uri, name) for uri, names in STORAGE_PROPERTIES.items() for name in names.split()),
-        # The format, thumbnails, the second part of a long packet, the references of C2PA.
+        # The format, thumbnails, the second part of a long packet, references to C2PA claims.
         ("http://purl.org/dc/elements/1.1/", "format"),
         *((XMP_URI, name) for name in ("Thumbnails", "PageInfo")),
         ("http://ns.adobe.com/xmp/note/", "HasExtendedXMP"),
         ("http://purl.org/dc/terms/", "provenance"),
-        # It names one file, and the answer is another. `DocumentID` is common to all versions of a picture.
+        # It identifies one file, and the output is another. `DocumentID` is common to all versions of a picture.
         ("http://ns.adobe.com/xap/1.0/mm/", "InstanceID"),
     }
 )
-# Namespaces of what is in an upload beside its picture, and not in the answer: the video of a motion photo, a depth
-# map, a gain map, the other picture of a spatial pair. Each maker of phones has one of the form of Google's.
-# Settings of a raw converter would be applied to the answer, gray and crop among them.
+# Namespaces that describe parts of the upload that the output lacks: the video of a motion photo, a depth map, a gain
+# map, the other picture of a spatial pair. Most makers of phones have a namespace like Google's. Settings of a raw
+# converter are dropped too, because programs would apply them to the output, grayscale and crop among them.
 DROPPED_URIS = re.compile(
     r"https?://ns\.(?:[^/]+/(?:photos|videos)/|(?:apple|samsung)\.com/|xdm\.org/"
     r"|adobe\.com/(?:hdr-|camera-raw-))"
 )
-# They tell what stays true: how a panorama is to be seen, and how Google made a collage.
+# Exceptions that stay true of the output: the projection of a panorama, and how Google made a collage.
 KEPT_URIS = (PANORAMA_URI, "http://ns.google.com/photos/1.0/creations/")
-# Of other namespaces, too.
+# Names of properties that are dropped in every namespace.
 VIDEO = re.compile("V?MotionPhoto|MicroVideo|O?LivePhoto")
-# What XML 1.0 has no place for.
+# Characters that XML 1.0 does not allow.
 CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def _description(about: str, values: Sequence[str]) -> bytes:
-    """Return the note, of the values of its properties, with prefixes of its own."""
+    """Return the note as an rdf:Description that declares its own prefixes. values: of the properties in NOTE."""
     properties = "".join(
         f"<Iptc4xmpExt:{name}>{escape(CONTROLS.sub('', value))}</Iptc4xmpExt:{name}>"
         for (_, name), value in zip(NOTE, values, strict=True)
@@ -78,15 +78,12 @@ def _note_values(source_type: str, model: str, version: str) -> tuple[str, str, 
 
 
 def new_packet(model: str, version: str) -> bytes:
-    """Return a packet with nothing but the note."""
+    """Return a packet that contains the note only."""
     return _packet(_note_values(SYNTHETIC_COLORS, model, version))
 
 
 def synthetic_note(packet: bytes) -> bytes | None:
-    """Return a packet with nothing but what this one says of its picture's being synthetic.
-
-    None when it says no such thing.
-    """
+    """Return a packet that contains only the note of this one; None if it has no note of a synthetic picture."""
     try:
         found = xmp_packet.read(packet, NOTE.__contains__)
     except InvalidPacket:
@@ -106,9 +103,9 @@ def _packet(values: Sequence[str]) -> bytes:
 
 
 def corrected(packet: bytes, transform: Transform, model: str | None, version: str | None) -> bytes | None:
-    """Return the packet as it is true of an upright sRGB answer, with the note; without a model, without the note.
+    """Return the packet corrected for an upright sRGB output, with the note if there is a model.
 
-    None for one that is not well-formed: no XMP reader takes it, and what it says of orientation can't be put right.
+    Returns None if the packet is not well-formed: XMP readers reject it, and its orientation can't be corrected.
     """
     changes = _changes(transform)
     try:
@@ -126,7 +123,7 @@ def corrected(packet: bytes, transform: Transform, model: str | None, version: s
 
 
 def _changes(transform: Transform) -> dict[Name, str]:
-    """Return the properties that are put right, where they are present, with what is true of the answer."""
+    """Return the properties that are set if they are present, with their values for the output."""
     width, height = str(transform.width), str(transform.height)
     return {
         (TIFF_URI, "Orientation"): "1",
@@ -145,7 +142,7 @@ def _is_dropped(name: Name) -> bool:
 
 
 def _note_edits(found: Packet, model: str, version: str) -> list[Edit]:
-    """Return the edits that put the note in the place of one that is there already."""
+    """Return the edits that add the note and remove the one that the packet has."""
     old = [part for part in found.properties if part.name in NOTE]
     was_synthetic = any(part.name == NOTE[0] and part.content == SYNTHETIC for part in old)
     note = _description(found.about, _note_values(SYNTHETIC if was_synthetic else SYNTHETIC_COLORS, model, version))
@@ -153,6 +150,6 @@ def _note_edits(found: Packet, model: str, version: str) -> list[Edit]:
 
 
 def without_padding(packet: bytes) -> bytes:
-    """Return the packet without the blanks that are left in it for editing in place."""
+    """Return the packet without the padding that is meant for editing in place."""
     end = packet.rfind(b"<?xpacket end")
     return packet if end < 0 else packet[:end].rstrip() + b"\n" + packet[end:]

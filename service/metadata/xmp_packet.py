@@ -1,8 +1,8 @@
-"""Reads an XMP packet, and changes it as bytes.
+"""Parse an XMP packet, and edit it as bytes.
 
-expat tells the places of the properties, and only those places are edited. Everything else stays byte for byte,
-comments, prefixes and processing instructions included. Only UTF-8 without a document type is read, so that there is
-no entity that could be expanded or fetched.
+expat gives the byte offsets of the properties, and only these spans are edited. All other bytes stay the same, with
+comments, prefixes and processing instructions. Packets must be UTF-8 without a document type, so that no entity can
+be expanded or fetched.
 """
 
 import re
@@ -13,19 +13,19 @@ from xml.sax.saxutils import escape, quoteattr
 
 # A namespace and a local name.
 Name = tuple[str, str]
-# Where an edit starts and ends in the packet, bytes, and what replaces those bytes.
+# The start and end of an edit, as byte offsets in the packet, and the bytes that replace that span.
 Edit = tuple[int, int, bytes]
 
 RDF_URI = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 RDF, ABOUT, RESOURCE = (RDF_URI, "RDF"), (RDF_URI, "about"), (RDF_URI, "resource")
 MAX_ELEMENTS = 100_000
-# Of the properties that are looked at: elements and attributes. A thousand faces have some ten thousand.
+# Elements and attributes of all wanted properties. A thousand faces have about ten thousand.
 MAX_NODES = 20_000
 MAX_DEPTH = 200
 MAX_ABOUT = 1000
-# Of a property's text, as much as is looked at: numbers and names of kinds.
+# Characters of a property's text that are kept. Only numbers and short names are needed.
 MAX_TEXT = 1000
-# No XML document can contain it, so it separates the parts of a name safely.
+# It separates the parts of a name. No XML document can contain it.
 SEPARATOR = "\x1f"
 ATTRIBUTE = re.compile(rb"""\s++([^\s=]++)\s*+=\s*+("[^"]*+"|'[^']*+')""")
 TAG_NAME = re.compile(rb"<[^\s/>]++")
@@ -33,15 +33,15 @@ TAG_END = re.compile(rb"""(?:[^"'>]++|"[^"]*+"|'[^']*+')*+>""")
 
 
 class InvalidPacket(ValueError):
-    """The packet is not well-formed, or larger or stranger than any that a program writes."""
+    """Raised for a packet that is not well-formed, or that exceeds the limits of this module."""
 
 
 @dataclass(slots=True)
 class Node:
-    """A property or a node of one, as an element or an attribute.
+    """A property or a part of one: an element or an attribute, with its children.
 
-    start, end: all of it, as places in the packet. value: where its text stands, an attribute's with its quotes; None
-    for an element without content. text: the beginning of it.
+    start, end: byte offsets in the packet. value: start and end of its text, with the quotes of an attribute; None for
+    an element without content. text: the first characters of the text.
     """
 
     name: Name
@@ -53,7 +53,7 @@ class Node:
     children: list["Node"] = field(default_factory=list)
 
     def walk(self) -> Iterator["Node"]:
-        """Yield this node and all parts below it."""
+        """Yield this node and all nodes below it."""
         rest = [self]
         while rest:
             node = rest.pop()
@@ -62,21 +62,21 @@ class Node:
 
     @property
     def content(self) -> str:
-        """Its text, or what it refers to."""
+        """The text, or the URI in an rdf:resource attribute."""
         resource = next((node.text for node in self.children if node.name == RESOURCE), "")
         return self.text.strip() or resource.strip()
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is only a text."""
+        """Return whether the node has a text and no children."""
         return self.value is not None and not self.children
 
     def removed(self) -> Edit:
-        """Return the edit that takes it out."""
+        """Return the edit that removes the node."""
         return self.start, self.end, b""
 
     def replaced(self, text: str) -> Edit:
-        """Return the edit that gives it another text, or takes it out when it is more than a text."""
+        """Return the edit that replaces the text, or removes the node if it is not plain."""
         if self.value is None or self.children:
             return self.removed()
         return *self.value, (quoteattr(text) if self.is_attribute else escape(text)).encode()
@@ -84,10 +84,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """What was read of a packet.
+    """A parsed packet.
 
-    data: the packet. properties: those of its picture that were wanted. about: the picture's name in it. end: where
-    its first RDF element ends, which is the place for more properties.
+    properties: the wanted ones. about: the name of the picture in the packet. end: offset of the end tag of the first
+    RDF element, where properties can be added.
     """
 
     data: bytes
@@ -97,7 +97,7 @@ class Packet:
 
 
 def read(packet: bytes, wanted: Callable[[Name], bool]) -> Packet:
-    """Return the properties of a packet that are wanted, in their order. Raises InvalidPacket."""
+    """Return the packet with its wanted properties, in their order. Raises InvalidPacket."""
     data = packet.strip(b"\0 \t\r\n")
     reader = _Reader(data, wanted)
     try:
@@ -108,7 +108,7 @@ def read(packet: bytes, wanted: Callable[[Name], bool]) -> Packet:
 
 
 def edited(packet: Packet, edits: list[Edit]) -> bytes:
-    """Return the packet with its edits. An edit inside another one is left out."""
+    """Return the bytes of the packet with the edits applied. An edit inside another one is left out."""
     parts = []
     position = 0
     for start, end, new in sorted(edits, key=lambda edit: (edit[0], -edit[1])):
@@ -119,7 +119,7 @@ def edited(packet: Packet, edits: list[Edit]) -> bytes:
 
 
 class _Reader:
-    """Collects the wanted properties while expat reads the packet."""
+    """A collector of the wanted properties while expat parses the packet."""
 
     def __init__(self, data: bytes, wanted: Callable[[Name], bool]) -> None:
         self.data = data
@@ -130,9 +130,9 @@ class _Reader:
         self._elements = 0
         self._nodes = 0
         self._path: list[Name] = []
-        # The level of the RDF element that is open; 0 outside of one.
+        # The depth of the open RDF element; 0 outside.
         self._rdf_level = 0
-        # The wanted property that is being read, and its parts down to the current one.
+        # The wanted property that is being parsed, and its nodes down to the current one.
         self._open: list[Node] = []
         self._parser = expat.ParserCreate("utf-8", SEPARATOR)
         self._parser.namespace_prefixes = True
@@ -143,19 +143,19 @@ class _Reader:
         self._parser.CharacterDataHandler = self._add_text
 
     def read(self) -> int:
-        """Return where the first RDF element ends."""
-        self._parser.Parse(self.data, True)
+        """Parse the packet, and return the offset of the end tag of the first RDF element."""
+        self._parser.Parse(self.data, True)  # noqa: FBT003 - expat has no keywords
         if self._end is None:
-            raise InvalidPacket("no RDF")
+            raise InvalidPacket("the RDF element is missing")
         return self._end
 
     def _reject_doctype(self, *_: object) -> None:
-        raise InvalidPacket("a document type")
+        raise InvalidPacket("a document type is not allowed")
 
     def _count_node(self) -> None:
         self._nodes += 1
         if self._nodes > MAX_NODES:
-            raise InvalidPacket("properties of too many parts")
+            raise InvalidPacket("the properties have too many nodes")
 
     def _start(self, raw_name: str, attributes: dict[str, str]) -> None:
         name = _name(raw_name)
@@ -163,7 +163,7 @@ class _Reader:
         self._path.append(name)
         depth = len(self._path)
         if self._elements > MAX_ELEMENTS or depth > MAX_DEPTH:
-            raise InvalidPacket("too many elements, or nested too deeply")
+            raise InvalidPacket("there are too many elements, or they are nested too deeply")
         if self._open:
             self._open_node(self._open[-1].children, name, attributes)
         elif name == RDF and not self._rdf_level:
@@ -178,7 +178,7 @@ class _Reader:
             self.properties += self._attributes(attributes, self._wanted)
         self.about = next((value for raw, value in attributes.items() if _name(raw) == ABOUT), self.about)
         if len(self.about) > MAX_ABOUT:
-            raise InvalidPacket("a name of a picture that is too long")
+            raise InvalidPacket("the name of the picture is too long")
 
     def _open_node(self, siblings: list[Node], name: Name, attributes: dict[str, str]) -> None:
         self._count_node()
@@ -194,7 +194,7 @@ class _Reader:
     def _tag_end(self, start: int) -> int:
         match = TAG_END.match(self.data, start)
         if match is None:
-            raise InvalidPacket("a tag without an end")
+            raise InvalidPacket("a tag has no end")
         return match.end()
 
     def _attributes(self, attributes: dict[str, str], wanted: Callable[[Name], bool]) -> Iterator[Node]:
@@ -204,7 +204,7 @@ class _Reader:
         end = self._tag_end(start)
         name_end = TAG_NAME.match(self.data, start)
         match = name_end and ATTRIBUTE.match(self.data, name_end.end(), end)
-        # Each one begins where the last one ended: a search would go over blanks again and again.
+        # Each match begins at the end of the last one. A search would scan the same blanks repeatedly.
         while match:
             name, value = known.get(match[1], (None, ""))
             if name is not None and wanted(name):
@@ -217,28 +217,28 @@ class _Reader:
             self._open[-1].text += text[:MAX_TEXT]
 
     def _finish(self, _: str) -> None:
-        place = self._parser.CurrentByteIndex
+        offset = self._parser.CurrentByteIndex
         if self._open:
             node = self._open.pop()
             if node.value is not None:
-                node.value = (node.value[0], place)
-                node.end = self.data.index(b">", place) + 1
+                node.value = (node.value[0], offset)
+                node.end = self.data.index(b">", offset) + 1
         elif len(self._path) == self._rdf_level:
             self._rdf_level = 0
             if self._end is None:
-                if not self.data.startswith(b"</", place):
-                    raise InvalidPacket("an RDF element without a content")
-                self._end = place
+                if not self.data.startswith(b"</", offset):
+                    raise InvalidPacket("the RDF element is empty")
+                self._end = offset
         self._path.pop()
 
 
 def _name(raw: str) -> Name:
-    """Return namespace and local name of what expat reports: namespace, local name, prefix."""
+    """Return the namespace and the local name of a name from expat, which also has a prefix."""
     parts = raw.split(SEPARATOR)
     return (parts[0], parts[1]) if len(parts) > 1 else ("", raw)
 
 
 def _raw_name(raw: str) -> bytes:
-    """Return a name as it stands in the packet."""
+    """Return a name as it is written in the packet."""
     parts = raw.split(SEPARATOR)
     return (f"{parts[2]}:{parts[1]}" if len(parts) == 3 else parts[-1]).encode()

@@ -1,6 +1,6 @@
-"""Properties of XMP that name places of the picture: faces and other regions, and the sizes of a panorama.
+"""Correct the XMP properties about positions in the picture: faces and other regions, and the sizes of a panorama.
 
-What the change of the picture makes untrue is put right. A property that is not fully understood is taken out.
+The positions are transformed in the same way as the picture. A property that is not fully understood is removed.
 """
 
 import itertools
@@ -25,7 +25,7 @@ PANORAMA_URI = "http://ns.google.com/photos/1.0/panorama/"
 
 RECTANGLE = ("http://ns.microsoft.com/photo/1.2/t/Region#", "Rectangle")
 BOUNDARY, UNIT = (IPTC_URI, "RegionBoundary"), (IPTC_URI, "rbUnit")
-# Of a panorama: the sides of this picture, then other lengths and offsets across and down.
+# Properties of a panorama: the sides of this picture; horizontal and vertical lengths; horizontal and vertical offsets.
 CROPPED = ("CroppedAreaImageWidthPixels", "CroppedAreaImageHeightPixels")
 LENGTHS = (
     ("FullPanoWidthPixels", "LargestValidInteriorRectWidth"),
@@ -38,7 +38,7 @@ OFFSETS = (
 
 
 def edits(properties: list[Node], transform: Transform) -> Iterator[Edit]:
-    """Yield the edits that make what the properties say of places true of the output."""
+    """Yield the edits that correct the positions in the properties for the output."""
     if transform.is_identity:
         return
     for node in properties:
@@ -51,15 +51,15 @@ def edits(properties: list[Node], transform: Transform) -> Iterator[Edit]:
 
 
 def is_positional(name: Name) -> bool:
-    """Return whether a property names places."""
+    """Return whether a property is about positions in the picture."""
     return name in HANDLERS or name[0] == PANORAMA_URI
 
 
 def _number(node: Node) -> float:
-    """Return the number that a node says. Raises ValueError."""
+    """Return the number in a node. Raises ValueError."""
     number = float(node.text) if node.is_plain else math.nan
     if not math.isfinite(number) or abs(number) > 1e9:
-        raise ValueError("no number")
+        raise ValueError("a number is missing or invalid")
     return number
 
 
@@ -68,7 +68,7 @@ def _formatted(number: float) -> str:
 
 
 def _fields(node: Node, uri: str) -> dict[str, Node]:
-    """Return the direct nodes of a namespace by local name."""
+    """Return the children of a node in a namespace, by local name."""
     return {child.name[1]: child for child in node.children if child.name[0] == uri}
 
 
@@ -91,11 +91,11 @@ def _remove_if_sides_swapped(node: Node, transform: Transform) -> Iterator[Edit]
 
 
 def _mwg(node: Node, transform: Transform) -> Iterator[Edit]:
-    """Regions of the Metadata Working Group: x and y are the middle of an area."""
+    """Yield the edits for regions of the Metadata Working Group, whose x and y are the centre of an area."""
     frame, transform = _mwg_frame(node, transform)
     for each in node.walk():
         if each.name == (MWG_URI, "Extensions") and transform.is_reoriented:
-            # What programs add says, for example, how a face is inclined.
+            # Extensions of programs contain, for example, the inclination of a face.
             yield each.removed()
         elif each.name == (MWG_URI, "Rotation") and transform.is_mirrored:
             yield each.replaced(_formatted(-_number(each)))
@@ -106,29 +106,29 @@ def _mwg(node: Node, transform: Transform) -> Iterator[Edit]:
 
 
 def _mwg_frame(node: Node, transform: Transform) -> tuple[tuple[float, float], Transform]:
-    """Return the size of the picture that the regions were made for, and the change from that picture.
+    """Return the size of the picture that the regions refer to, and the transform from that picture.
 
-    Some programs take the upright picture, and the proportions of its size tell so. Raises ValueError when the size is
-    one of another picture.
+    Some programs use the upright picture, which the proportions of the size show. Raises ValueError if the size belongs
+    to another picture.
     """
     sides = next((found for each in node.walk() if (found := _fields(each, SIZE_URI))), None)
     if sides is None:
         return transform.stored, transform
     if not {"w", "h"} <= sides.keys():
-        raise ValueError("half a size")
+        raise ValueError("a side of the size is missing")
     size = _number(sides["w"]), _number(sides["h"])
     if min(size) <= 0:
-        raise ValueError("no size")
+        raise ValueError("the size is not positive")
     if has_proportions(size, transform.stored):
         return size, transform
     if has_proportions(size, transform.full):
         return size, replace(transform, orientation=1, upright=transform.full)
-    raise ValueError("the size of another picture")
+    raise ValueError("the size belongs to another picture")
 
 
 def _mwg_size(sides: Mapping[str, Node], transform: Transform) -> Iterator[Edit]:
     if _text(sides, "unit", "pixel") != "pixel":
-        raise ValueError("a size of another unit")
+        raise ValueError("the size has an unknown unit")
     yield sides["w"].replaced(str(transform.width))
     yield sides["h"].replaced(str(transform.height))
 
@@ -136,7 +136,7 @@ def _mwg_size(sides: Mapping[str, Node], transform: Transform) -> Iterator[Edit]
 def _mwg_area(area: Mapping[str, Node], frame: tuple[float, float], transform: Transform) -> Iterator[Edit]:
     unit = _text(area, "unit", "normalized")
     if unit not in ("normalized", "pixel") or not {"x", "y"} <= area.keys() or ("w" in area) != ("h" in area):
-        raise ValueError("an area of another kind")
+        raise ValueError("an area has an unknown form")
     if unit == "normalized" and not transform.is_reoriented:
         return
     before, after = ((1.0, 1.0), (1.0, 1.0)) if unit == "normalized" else (frame, (transform.width, transform.height))
@@ -151,7 +151,7 @@ def _mwg_area(area: Mapping[str, Node], frame: tuple[float, float], transform: T
 def _move(
     x: Node, y: Node, before: tuple[float, float], after: tuple[float, float], transform: Transform
 ) -> Iterator[Edit]:
-    """Edits of a point. before, after: the sides of the stored picture and of the output, in the point's unit."""
+    """Yield the edits of a point. before, after: sides of the stored picture and of the output, in its unit."""
     across, down = transform.map_point(_number(x) / before[0], _number(y) / before[1])
     yield x.replaced(_formatted(across * after[0]))
     yield y.replaced(_formatted(down * after[1]))
@@ -166,30 +166,30 @@ def _resize(
 
 
 def _microsoft(node: Node, transform: Transform) -> Iterator[Edit]:
-    """Rectangles of Microsoft's: the upper left corner, width and height, as shares of the picture."""
+    """Yield the edits for Microsoft's rectangles: upper left corner, width and height, as shares of the sides."""
     for each in node.walk():
         if each.name == RECTANGLE and transform.is_reoriented:
             x, y, w, h = (float(text) for text in each.text.split(","))
             if not each.is_plain or not all(math.isfinite(value) for value in (x, y, w, h)):
-                raise ValueError("no rectangle")
+                raise ValueError("a rectangle is invalid")
             corner = _transformed_corner(x, y, w, h, transform)
             yield each.replaced(", ".join(_formatted(value) for value in (*corner, *transform.map_size(w, h))))
 
 
 def _transformed_corner(x: float, y: float, w: float, h: float, transform: Transform) -> tuple[float, float]:
-    """Return the upper left corner of a turned rectangle, all as shares of the picture."""
+    """Return the upper left corner of a rectangle in the output. All numbers are shares of the sides."""
     across, down = transform.map_point(x + w / 2, y + h / 2)
     w, h = transform.map_size(w, h)
     return across - w / 2, down - h / 2
 
 
 def _iptc(node: Node, transform: Transform) -> Iterator[Edit]:
-    """Regions of IPTC: rectangles by their upper left corner, circles, and polygons."""
+    """Yield the edits for regions of IPTC: rectangles by their upper left corner, circles, and polygons."""
     for boundary in [each for each in node.walk() if each.name == BOUNDARY]:
         boundary_nodes = list(boundary.walk())
         units = [each.text.strip() for each in boundary_nodes if each.name == UNIT]
         if units not in (["relative"], ["pixel"]) or any(each.name == BOUNDARY for each in boundary_nodes[1:]):
-            raise ValueError("a region of another kind")
+            raise ValueError("a region has an unknown form")
         if units == ["pixel"] or transform.is_reoriented:
             yield from _iptc_boundary(boundary_nodes, transform, is_relative=units == ["relative"])
 
@@ -199,7 +199,7 @@ def _iptc_boundary(boundary_nodes: list[Node], transform: Transform, *, is_relat
     for each in boundary_nodes:
         found = _fields(each, IPTC_URI)
         if ("rbX" in found) != ("rbY" in found) or ("rbW" in found) != ("rbH" in found):
-            raise ValueError("half a place")
+            raise ValueError("a coordinate is missing")
         if "rbW" in found:
             x, y, w, h = (_number(found[name]) for name in ("rbX", "rbY", "rbW", "rbH"))
             corner = _transformed_corner(x / before[0], y / before[1], w / before[0], h / before[1], transform)
@@ -209,13 +209,16 @@ def _iptc_boundary(boundary_nodes: list[Node], transform: Transform, *, is_relat
         elif "rbX" in found:
             yield from _move(found["rbX"], found["rbY"], before, after, transform)
         if "rbRx" in found:
-            # A share of the width, or pixels.
+            # The radius is a share of the width, or pixels.
             factor = transform.stored[0] / transform.full[0] if is_relative else transform.width / transform.full[0]
             yield found["rbRx"].replaced(_formatted(_number(found["rbRx"]) * factor))
 
 
 def _panorama(nodes: list[Node], transform: Transform) -> Iterator[Edit]:
-    """The sizes of a scaled panorama. A turned picture is none any more: its projection is an upright one's."""
+    """Yield the edits for the sizes of a scaled panorama.
+
+    The properties are removed if the orientation changes, because the projection assumes an upright picture.
+    """
     output = transform.width, transform.height
     values = {node.name[1]: _pixels(node) for node in nodes}
     own = values.get(CROPPED[0]) or transform.full[0], values.get(CROPPED[1]) or transform.full[1]
@@ -226,7 +229,7 @@ def _panorama(nodes: list[Node], transform: Transform) -> Iterator[Edit]:
         factor = Fraction(output[side], own[side])
         if name == CROPPED[side]:
             number = output[side]
-        # Rounded apart, so that an offset and a side never reach beyond the whole.
+        # Lengths are rounded up and offsets down, so that a part never reaches beyond the whole.
         elif name in LENGTHS[side]:
             number = math.ceil(values[name] * factor)
         elif name in OFFSETS[side]:
@@ -237,7 +240,7 @@ def _panorama(nodes: list[Node], transform: Transform) -> Iterator[Edit]:
 
 
 def _pixels(node: Node) -> int:
-    """Return the number of pixels that a node says; 0 when it says none."""
+    """Return the number of pixels in a node; 0 if it is missing or invalid."""
     try:
         return max(0, round(_number(node)))
     except ValueError:

@@ -179,13 +179,13 @@ REASONS: tuple[tuple[str, Check], ...] = (
     (r"bits in reverse", _says("tiff", "fillorder", 2)),
     (r"holds its channels one after another", _says("tiff", "planarconfig", 2)),
     (r"lossless or hierarchical", lambda other, _: (other["jpeg"] or {}).get("frame") not in (0xC0, 0xC1, 0xC2)),
-    (r"(\d+) x (\d+) pixels are more|a side of (\d+)|has more than [\d,]+ pixels", _is_large),
-    (r"of a kind that can't be read|file is not supported|critical chunk|CgBI", _is_unread),
+    (r"has (\d+) x (\d+) pixels; at most|a side of (\d+)|has more than [\d,]+ pixels", _is_large),
+    (r"file is not supported|critical chunk|CgBI", _is_unread),
     (r"camera's raw data|thumbnail|mask|inks|predictor|sparse|strips|tiles|has \d+ channels|BigTIFF", _is_a("tiff")),
     (r"sampling factors|scans|components", _is_a("jpeg", "tiff")),
-    (r"overlays|main picture|derived|coded as|property|turned or cropped", _is_a("heic", "avif")),
+    (r"overlays|primary image|derived|coded as|property|turned or cropped", _is_a("heic", "avif")),
     (
-        r"may have [\d,]+: |in all its scans, tiles and frames",
+        r"may have at most [\d,]+: |in all its scans, tiles and frames",
         _is_a("jpeg", "png", "gif", "tiff", "webp", "bmp", "heic", "avif"),
     ),
 )

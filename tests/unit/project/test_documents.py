@@ -2,14 +2,11 @@
 
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 from service import errors
 from service.errors import ClientGone, Problem
-from service.formats import support_table
-from service.formats.registry import Source
 from service.pipeline.options import Options
 from service.settings import SHIPPED_MODELS, Settings, table
 
@@ -28,13 +25,6 @@ def test_the_settings_page_is_the_settings(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_errors_page_is_the_problems() -> None:
     page = (ROOT / "docs" / "errors.md").read_text("utf-8")
     assert page.endswith("\n\n" + errors.table())
-
-
-def test_the_formats_page_is_the_formats() -> None:
-    page = (ROOT / "docs" / "formats.md").read_text("utf-8")
-    for table_of_page in support_table.table().split("\n\n"):
-        assert f"\n\n{table_of_page.strip()}\n" in page
-    assert set(support_table.UPLOADS) == set(get_args(Source))
 
 
 def test_every_problem_says_what_it_means_and_what_to_do() -> None:

@@ -1,20 +1,24 @@
-"""The face that an answer tells is where its pixels are, whatever format the photo came in."""
+"""Tests of the metadata in outputs: untrue properties are gone, and a face is where its pixels are."""
 
 import io
 from pathlib import Path
 
+import numpy as np
 import pillow_heif
 import pytest
 from PIL import Image, PngImagePlugin
 
-from service.formats import heif_reader
+from service.formats import containers, heif_reader
+from service.formats.registry import Format
 from service.inference.registry import ModelRegistry
 from service.metadata import transfer
 from service.pipeline.colorizer import Colorizer
 from service.pipeline.options import Options
 from service.settings import Settings
+from tests.conftest import encoded
+from tests.samples.metadata import LIES, PROFILE
 from tests.samples.packets import every, packet
-from tests.unit.metadata.test_regions import (
+from tests.unit.metadata.test_xmp_regions import (
     AREAS,
     FACE,
     ORIENTATIONS,
@@ -28,8 +32,48 @@ from tests.unit.metadata.test_regions import (
 
 @pytest.fixture(scope="module")
 def colorizer(models: Path) -> Colorizer:
-    chosen = Settings(models=models, device="cpu")
-    return Colorizer(ModelRegistry(chosen), chosen)
+    settings = Settings(models=models, device="cpu")
+    return Colorizer(ModelRegistry(settings), settings)
+
+
+@pytest.mark.parametrize("format_", ["jpeg", "png", "webp", "tiff", "avif"])
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "TIFF"])
+def test_no_answer_says_what_its_upload_was(
+    colorizer: Colorizer, gray: np.ndarray, source: str, format_: Format
+) -> None:
+    block = Image.Exif()
+    block[0x102], block[0x103], block[0x106], block[0x115] = 16, 1, 1, 1
+    block[0x8773], block[0x10E] = PROFILE, "Grandma"
+    photo, buffer = Image.fromarray(gray[:64, :80]), io.BytesIO()
+    if source == "TIFF":
+        photo.save(buffer, source, tiffinfo={0x2BC: LIES, 0x10E: "Grandma"})
+    elif source == "JPEG":
+        photo.save(buffer, source, exif=block, xmp=LIES)
+    else:
+        photo.save(buffer, source, exif=block)
+        text = (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + LIES)
+        buffer = io.BytesIO(containers.png_with_chunks(buffer.getvalue(), [text]))
+    answer = colorizer.colorize(buffer.getvalue(), Options(format=format_)).data
+    said = transfer.read(answer, format_)
+    assert said.xmp is not None
+    assert every(said.xmp, "xmp:Rating") == ["5"]
+    for name in ("photoshop:ColorMode", "tiff:BitsPerSample", "GCamera:MotionPhoto", "dc:format"):
+        assert not every(said.xmp, name)
+    assert PROFILE not in answer
+    tags = Image.open(io.BytesIO(answer)).getexif()
+    assert tags[0x10E] == "Grandma"
+    if format_ != "tiff":
+        assert not {0x102, 0x103, 0x106, 0x115, 0x8773} & set(tags)
+
+
+def test_a_kept_photo_is_the_same_to_the_byte_and_a_changed_one_tells_no_lies(
+    colorizer: Colorizer, astronaut: np.ndarray
+) -> None:
+    data = encoded(astronaut, "JPEG", xmp=LIES)
+    assert colorizer.colorize(data, Options(if_color="keep")).data == data
+    smaller = colorizer.colorize(data, Options(if_color="keep", max_side=60)).data
+    assert b"MotionPhoto" not in smaller
+    assert b'xmp:Rating="5"' in smaller
 
 
 def photo_with_a_face() -> Image.Image:
@@ -38,7 +82,7 @@ def photo_with_a_face() -> Image.Image:
     return photo
 
 
-def upload(orientation: int, format_: str, told_by: str) -> bytes:
+def photo_upload(orientation: int, format_: str, told_by: str) -> bytes:
     """A photo with a bright face, and with its orientation in EXIF or XMP."""
     block = Image.Exif()
     block[0x112] = orientation
@@ -82,7 +126,9 @@ def test_a_face_of_an_answer_is_where_its_pixels_are(
     colorizer: Colorizer, orientation: int, format_: str, told_by: str
 ) -> None:
     for side in (None, 80):
-        answer = colorizer.colorize(upload(orientation, format_, told_by), Options(format="jpeg", max_side=side)).data
+        answer = colorizer.colorize(
+            photo_upload(orientation, format_, told_by), Options(format="jpeg", max_side=side)
+        ).data
         assert told(answer) == pytest.approx(bright(answer), abs=1.5)
 
 

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from service.formats.geometry import Transform, compose
-from service.metadata import exif, transfer, xmp
-from service.metadata.transfer import Density, Metadata
+from service.formats.geometry import Transform
+from service.metadata import xmp
 from tests.samples.packets import every, full_name, names, packet
 
 ORIENTATIONS = pytest.mark.parametrize("orientation", range(1, 9))
@@ -69,7 +68,7 @@ RECTANGLES = {
 }
 
 
-def reshape_of(orientation: int, scale: float = 1) -> Transform:
+def transform_of(orientation: int, scale: float = 1) -> Transform:
     full = (HEIGHT, WIDTH) if orientation >= 5 else SIZE
     return Transform(round(full[0] * scale), round(full[1] * scale), orientation, full)
 
@@ -100,7 +99,7 @@ def area_of(data: bytes) -> list[float]:
 @pytest.mark.parametrize("scale", [1, 0.5])
 @pytest.mark.parametrize("form", AREAS)
 def test_a_face_of_the_metadata_working_group(orientation: int, scale: float, form: str) -> None:
-    transform = reshape_of(orientation, scale)
+    transform = transform_of(orientation, scale)
     changed = corrected(packet("<xmp:Label>red</xmp:Label>", regions(AREAS[form])), transform)
     left, top, right, bottom = face_in(orientation)
     expected = np.array([left + right, top + bottom, 2 * (right - left), 2 * (bottom - top)]) / 2
@@ -114,9 +113,9 @@ def test_a_face_of_the_metadata_working_group(orientation: int, scale: float, fo
 
 @ORIENTATIONS
 def test_a_face_of_microsofts(orientation: int) -> None:
-    changed = corrected(packet(microsoft(RECTANGLE)), reshape_of(orientation, 0.5))
+    changed = corrected(packet(microsoft(RECTANGLE)), transform_of(orientation, 0.5))
     x, y, w, h = (float(value) for value in every(changed, "MPReg:Rectangle")[0].split(","))
-    width, height = reshape_of(orientation).full
+    width, height = transform_of(orientation).full
     edges = (x * width, y * height, (x + w) * width, (y + h) * height)
     assert edges == pytest.approx(face_in(orientation), abs=1e-3)
     assert every(changed, "MPReg:PersonDisplayName") == ["Anna", "Ben, somewhere"]
@@ -126,9 +125,9 @@ def test_a_face_of_microsofts(orientation: int) -> None:
 @pytest.mark.parametrize("scale", [1, 0.5])
 @pytest.mark.parametrize("unit", RECTANGLES)
 def test_a_rectangle_of_iptc(orientation: int, scale: float, unit: str) -> None:
-    changed = corrected(packet(RECTANGLES[unit]), reshape_of(orientation, scale))
+    changed = corrected(packet(RECTANGLES[unit]), transform_of(orientation, scale))
     x, y, w, h = (float(every(changed, f"Iptc4xmpExt:rb{name}")[0]) for name in "XYWH")
-    width, height = reshape_of(orientation).full if unit == "relative" else (1 / scale, 1 / scale)
+    width, height = transform_of(orientation).full if unit == "relative" else (1 / scale, 1 / scale)
     edges = (x * width, y * height, (x + w) * width, (y + h) * height)
     assert edges == pytest.approx(face_in(orientation), abs=1e-3)
 
@@ -143,7 +142,7 @@ def test_a_polygon_and_a_circle_of_iptc(orientation: int, unit: str) -> None:
     )
     polygon = boundary(unit, f"<Iptc4xmpExt:rbVertices><rdf:Seq>{vertices}</rdf:Seq></Iptc4xmpExt:rbVertices>")
     circle = boundary(unit, iptc_fields(rbX=X / width, rbY=Y / height, rbRx=20 / width))
-    transform = reshape_of(orientation, 0.5)
+    transform = transform_of(orientation, 0.5)
     sides = transform.full if unit == "relative" else (2, 2)
     left, top, right, bottom = face_in(orientation)
     changed = corrected(packet(polygon), transform)
@@ -158,7 +157,7 @@ def test_a_polygon_and_a_circle_of_iptc(orientation: int, unit: str) -> None:
 
 def test_regions_of_an_upright_photo_stay_as_they_are() -> None:
     whole = [regions(AREAS["attributes"]), microsoft(RECTANGLE), RECTANGLES["pixel"], RECTANGLES["relative"]]
-    changed = corrected(packet(*whole), reshape_of(1))
+    changed = corrected(packet(*whole), transform_of(1))
     for each in whole:
         assert each.encode() in changed
 
@@ -166,17 +165,17 @@ def test_regions_of_an_upright_photo_stay_as_they_are() -> None:
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
 def test_regions_that_were_made_for_the_upright_photo_are_not_turned(orientation: int) -> None:
     upright = DIMENSIONS.replace(f'w="{WIDTH}"', f'w="{HEIGHT}"').replace(f'h="{HEIGHT}"', f'h="{WIDTH}"')
-    changed = corrected(packet(regions(AREAS["attributes"], upright)), reshape_of(orientation, 0.5))
+    changed = corrected(packet(regions(AREAS["attributes"], upright)), transform_of(orientation, 0.5))
     assert area_of(changed) == pytest.approx(SHARES)
     assert every(changed, "stDim:w") == [str(HEIGHT // 2)]
 
 
 def test_a_circle_and_a_point_of_the_metadata_working_group() -> None:
     circle = '<mwg-rs:Area stArea:x="40" stArea:y="54" stArea:d="30" stArea:unit="pixel"/>'
-    changed = corrected(packet(regions(circle)), reshape_of(6, 0.5))
+    changed = corrected(packet(regions(circle)), transform_of(6, 0.5))
     assert [every(changed, f"stArea:{name}") for name in "xyd"] == [["33"], ["20"], ["15"]]
     point = '<mwg-rs:Area stArea:x="0.25" stArea:y="0.5" stArea:unit="normalized"/>'
-    changed = corrected(packet(regions(point)), reshape_of(3))
+    changed = corrected(packet(regions(point)), transform_of(3))
     assert [every(changed, f"stArea:{name}") for name in "xy"] == [["0.75"], ["0.5"]]
 
 
@@ -184,7 +183,7 @@ def test_a_circle_and_a_point_of_the_metadata_working_group() -> None:
 def test_the_inclination_of_a_face(orientation: int) -> None:
     more = '<mwg-rs:Rotation>0.25</mwg-rs:Rotation><mwg-rs:Extensions rdf:parseType="Resource">'
     more += "<apple-fi:AngleInfoRoll>270</apple-fi:AngleInfoRoll></mwg-rs:Extensions>"
-    changed = corrected(packet(regions(AREAS["elements"], more=more)), reshape_of(orientation))
+    changed = corrected(packet(regions(AREAS["elements"], more=more)), transform_of(orientation))
     assert every(changed, "mwg-rs:Rotation") == ["-0.25" if orientation in (2, 4, 5, 7) else "0.25"]
     assert every(changed, "apple-fi:AngleInfoRoll") == (["270"] if orientation == 1 else [])
 
@@ -217,7 +216,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("form", STRANGE)
 def test_regions_that_are_not_understood_are_left_out(form: str) -> None:
-    changed = corrected(packet("<xmp:Label>red</xmp:Label>", STRANGE[form]), reshape_of(6))
+    changed = corrected(packet("<xmp:Label>red</xmp:Label>", STRANGE[form]), transform_of(6))
     assert every(changed, "xmp:Label") == ["red"]
     gone = {full_name(name) for name in ("mwg-rs:Regions", "MP:RegionInfo", "Iptc4xmpExt:ImageRegion")}
     assert not (gone | {full_name("acdsee-rs:Regions")}) & set(names(changed))
@@ -227,7 +226,7 @@ def test_regions_with_other_prefixes() -> None:
     other = {"mwg-rs": "r", "stArea": "a", "stDim": "d", "MP": "m", "MPReg": "n", "MPRI": "o"}
     data = packet(regions(AREAS["attributes"]), microsoft(RECTANGLE), prefixes=other)
     assert b"mwg-rs:" not in data
-    changed = corrected(data, reshape_of(6))
+    changed = corrected(data, transform_of(6))
     assert area_of(changed) == pytest.approx([0.55, 0.25, 0.5, 0.3])
     assert every(changed, "MPReg:Rectangle") == ["0.3, 0.1, 0.5, 0.3"]
 
@@ -278,14 +277,14 @@ def test_a_whole_sphere_stays_one() -> None:
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_turned_panorama_is_none(orientation: int) -> None:
-    changed = corrected(packet(attributes=POSES), reshape_of(orientation))
+    changed = corrected(packet(attributes=POSES), transform_of(orientation))
     assert b"GPano:" not in changed.replace(b"xmlns:GPano", b"")
 
 
 def test_a_panorama_of_other_proportions_is_none_once_it_is_scaled() -> None:
     attributes = POSES + ' GPano:CroppedAreaImageWidthPixels="160" GPano:CroppedAreaImageHeightPixels="90"'
-    assert every(corrected(packet(attributes=attributes), reshape_of(1)), "GPano:UsePanoramaViewer") == ["True"]
-    assert not every(corrected(packet(attributes=attributes), reshape_of(1, 0.5)), "GPano:UsePanoramaViewer")
+    assert every(corrected(packet(attributes=attributes), transform_of(1)), "GPano:UsePanoramaViewer") == ["True"]
+    assert not every(corrected(packet(attributes=attributes), transform_of(1, 0.5)), "GPano:UsePanoramaViewer")
 
 
 PLACES = (
@@ -297,50 +296,12 @@ PLACES = (
 @pytest.mark.parametrize(("orientation", "scale"), [(1, 1), (1, 0.5), (6, 1), (3, 1)])
 def test_other_places_in_xmp(orientation: int, scale: float) -> None:
     attributes = 'tiff:XResolution="300/1" tiff:YResolution="200/1" photomechanic:CropLeft="0.1"'
-    changed = corrected(packet(PLACES, attributes=attributes), reshape_of(orientation, scale))
+    changed = corrected(packet(PLACES, attributes=attributes), transform_of(orientation, scale))
     same = orientation == 1 and scale == 1
     assert bool(every(changed, "exif:SubjectArea")) == same
     assert bool(every(changed, "exif:FocalPlaneXResolution")) == same
     assert every(changed, "tiff:XResolution") == ([] if orientation == 6 else ["300/1"])
     assert every(changed, "photomechanic:CropLeft") == (["0.1"] if orientation == 1 else [])
-
-
-@pytest.mark.parametrize(("orientation", "scale"), [(1, 1), (1, 0.5), (6, 1), (3, 1)])
-def test_places_in_exif(orientation: int, scale: float) -> None:
-    block = Image.Exif()
-    block[0x112] = orientation
-    details = block.get_ifd(0x8769)
-    details[0x9214], details[0xA214] = (80, 60, 20, 30), (80, 60)
-    details[0xA20E], details[0xA20F], details[0xA210] = 3000.0, 1500.0, 3
-    details[0x9003] = "1931:05:04 10:00:00"
-    changed = exif.corrected(block.tobytes()[6:], reshape_of(orientation, scale))
-    assert changed is not None
-    tags = Image.Exif()
-    tags.load(changed)
-    found = tags.get_ifd(0x8769)
-    same = orientation == 1 and scale == 1
-    assert (0x9214 in found, 0xA214 in found) == (same, same)
-    assert found.get(0xA20E) == (None if scale != 1 else 1500 if orientation == 6 else 3000)
-    assert found[0x9003] == "1931:05:04 10:00:00"
-
-
-@pytest.mark.parametrize("first", range(1, 9))
-@pytest.mark.parametrize("second", range(1, 9))
-def test_two_turns_are_one(first: int, second: int) -> None:
-    one = Transform(1, 1, second).map_point(*Transform(1, 1, first).map_point(0.2, 0.3))
-    assert Transform(1, 1, compose(first, second)).map_point(0.2, 0.3) == pytest.approx(one)
-
-
-def test_the_density_is_turned_as_the_picture_is_and_not_as_exif_says() -> None:
-    block = Image.Exif()
-    block[0x112], block[0x11A], block[0x11B], block[0x128] = 6, 200.0, 100.0, 2
-    said = Metadata(exif=block.tobytes()[6:], density=Density(200, 100, "inch"), orientation=1)
-    kept = transfer.for_output(said, width=160, height=120, model=None)
-    assert kept.density == Density(200, 100, "inch")
-    turned = transfer.for_output(
-        Metadata(exif=said.exif, density=said.density, orientation=6), width=1, height=1, model=None
-    )
-    assert turned.density == Density(100, 200, "inch")
 
 
 WHOLE = packet(
@@ -367,7 +328,7 @@ def test_a_packet_of_places_is_well_formed_whatever_came(
     data = WHOLE
     for place, new, removed in changes:
         data = data[:place] + new + data[place + removed :]
-    changed = xmp.corrected(data, reshape_of(orientation, scale), "compact", "1")
+    changed = xmp.corrected(data, transform_of(orientation, scale), "compact", "1")
     if changed is not None:
         ET.fromstring(changed.decode())
         assert every(changed, "Iptc4xmpExt:DigitalSourceType")

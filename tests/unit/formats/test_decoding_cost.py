@@ -51,7 +51,7 @@ def test_pillow_has_a_guard_of_its_own(format_: str, monkeypatch: pytest.MonkeyP
     data = encoded(NOISE if format_ != "WEBP" else np.dstack([NOISE] * 3), format_)
     monkeypatch.setattr(declared_size, "read", lambda *_: declared_size.DeclaredSize())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(TooManyPixels, match="more than 1,000"):
+    with pytest.raises(TooManyPixels, match="1,000"):
         identification.identify(data, Limits(1000, 65_500))
     assert identification.identify(data, Limits(5000, 65_500)).size == (64, 64)
 

@@ -119,7 +119,7 @@ CHANGES: dict[str, Change] = {
     "a length beyond the file": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcd", size=0x7FFF_FFFF)),
     "a length without end": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcd", size=0xFFFF_FFFF)),
     "a length too short": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0bcdefgh", size=3)),
-    "a kind that is no word": lambda data: before_pixels(data, chunk(b"t\0Xt", b"a\0b")),
+    "a kind that is not a word": lambda data: before_pixels(data, chunk(b"t\0Xt", b"a\0b")),
     "an unknown critical chunk that is damaged": lambda data: before_pixels(data, chunk(b"QQQQ", b"a", damage=1)),
     "a length that leads into the pixels": lambda data: before_pixels(data, chunk(b"tEXt", b"a\0b", size=30)),
     "a length that leads past the pixels": lambda data: before_pixels(

@@ -285,7 +285,7 @@ def test_what_is_kept_among_what_is_gone_is_not_wiped(order: str) -> None:
 
 
 def excessive(count: int, size: int) -> bytes:
-    """A block of so many entries, each of them with the same bytes."""
+    """A block with `count` entries, all with the same `size` bytes as their value."""
     place = 8 + 2 + 12 * count + 4
     body = b"".join(struct.pack("<HHII", 0xC000 + tag & 0xFFFF, 7, size, place) for tag in range(count))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", count) + body + bytes(4) + bytes(size)

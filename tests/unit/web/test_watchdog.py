@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from service.pipeline.options import Options
 from service.runtime.request_context import request_id
 from service.settings import Settings
 from service.web import app, watchdog
-from service.web.routes import _colorize
 from service.web.state import State
 from tests.conftest import encoded
 from tests.waiting import WAIT_S, eventually
@@ -95,7 +93,10 @@ async def colour(state: State, photos: list[bytes], deadline_s: float = 10) -> l
 
     def one(photo: bytes) -> Awaitable[ColoredImage]:
         ends = time.monotonic() + deadline_s
-        call = partial(_colorize, state, photo, Options(), None, time.monotonic(), ends)
+
+        def call(cancelled: threading.Event) -> ColoredImage:
+            return state.colorizer.colorize(photo, Options(), deadline=ends, cancelled=cancelled)
+
         return state.workers.run(call, deadline=ends, disconnect=never)
 
     outcomes = await asyncio.gather(*map(one, photos), return_exceptions=True)

@@ -41,7 +41,7 @@ MOST_TIME = 20
 
 
 def taken(data: bytes) -> Photo:
-    """As the colorizer takes a photo."""
+    """Decode as the colorizer does."""
     file = identification.identify(data, LIMITS)
     said = transfer.read(data, file.source)
     return decoding.decode(file, icc=said.icc, detect_tone=True)
@@ -74,7 +74,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def progressive(side: int, scans: int) -> bytes:
-    """Even gray; all scans but the first say in a few bytes that nothing changes in 32,767 blocks at a time."""
+    """Return an even gray JPEG. Its later scans say, in a few bytes for 32,767 blocks each, that nothing changes."""
     blocks = ((side + 7) // 8) ** 2
     codes = "0" + "1" * 14
     bits = codes * -(-blocks // 32_767)
@@ -112,7 +112,7 @@ def canvas(side: int, flags: int = 0) -> tuple[bytes, bytes]:
 
 
 def frame(data: bytes, side: int | None = None) -> tuple[bytes, bytes]:
-    """The only chunk of a WebP, saying another size."""
+    """Return the only chunk of a WebP, with another size in its header."""
     kind, (size,) = data[12:16], struct.unpack_from("<I", data, 16)
     body = data[20 : 20 + size]
     if side is None:
@@ -135,7 +135,7 @@ def gif_of(*blocks: bytes, screen: tuple[int, int] = (64, 64)) -> bytes:
 
 
 def gif_frame(left: int = 0, top: int = 0, width: int = 64, height: int = 64, parts: bytes = b"\2\4\1") -> bytes:
-    """A picture of which little is there. parts: its data, in parts of up to 255 bytes."""
+    """Return a GIF picture with little data. parts: its data, in parts of up to 255 bytes."""
     return b"," + struct.pack("<HHHHB", left, top, width, height, 0) + b"\2" + parts + b"\0"
 
 
@@ -145,13 +145,13 @@ def gif_comment(parts: bytes) -> bytes:
 
 @functools.cache
 def gif_whole() -> bytes:
-    """The only picture of a sound GIF."""
+    """Return the only picture of a valid GIF."""
     data = encoded(NOISE, "GIF")
     return next(data[start:end] for kind, start, end in containers.gif_blocks(data) if kind == containers.GIF_IMAGE)
 
 
 def gif_with(added: bytes) -> bytes:
-    """A sound GIF with more blocks before its picture."""
+    """Return a valid GIF with more blocks before its picture."""
     return gif_of(added, gif_whole())
 
 
@@ -162,7 +162,7 @@ def arithmetic(size: int) -> bytes:
 
 
 def multi_picture(height: int, width: int) -> bytes:
-    """An MPO whose first picture states that size."""
+    """Return an MPO whose first picture declares that size."""
     stream = io.BytesIO()
     Image.fromarray(NOISE).save(stream, "MPO", save_all=True, append_images=[Image.fromarray(NOISE)])
     return jpeg_that_says(stream.getvalue(), height, width)

@@ -19,7 +19,7 @@ lumas = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, min_
 
 @st.composite
 def grids(draw: st.DrawFn) -> np.ndarray:
-    """Chroma as the wildest model could answer it: far outside any gamut."""
+    """Return chroma far outside any gamut, as an untrained model could predict it."""
     side = draw(st.integers(1, 9))
     scale = draw(st.sampled_from([0.1, 1.0, 30.0, 300.0]))
     seed = draw(st.integers(0, 2**32 - 1))
@@ -27,7 +27,7 @@ def grids(draw: st.DrawFn) -> np.ndarray:
 
 
 def own_grid(rgb: np.ndarray, space: ColorSpace) -> np.ndarray:
-    """The true chroma of a picture, as a grid of the picture's own size."""
+    """Return the true chroma of a picture, as a grid of the picture's own size."""
     return np.ascontiguousarray(color.split_rgb(rgb, space)[1].transpose(2, 0, 1))
 
 
@@ -69,7 +69,7 @@ def test_no_chroma_is_gray(plane: np.ndarray, space: ColorSpace) -> None:
 @given(st.integers(0, 255), grids(), spaces)
 @settings(max_examples=300, deadline=None)
 def test_planes_are_the_color_difference_of_the_pixels(level: int, grid: np.ndarray, space: ColorSpace) -> None:
-    """Colour is kept inside the gamut for every luma of a slice: far outside of it, up to 22 levels are lost (seen)."""
+    """Colour stays in gamut for every luma of a slice. Far outside the gamut, up to 22 levels are lost (measured)."""
     plane = np.full((5, 7), level, np.uint8)
     one = np.clip(grid[:, :1, :1], -color.CHROMA_RANGE[space], color.CHROMA_RANGE[space])
     cb, cr = color.merge_planes(plane, one, space)
@@ -121,7 +121,7 @@ def test_a_large_photo_is_merged_as_the_reference_does(gray: np.ndarray, space: 
 
 @pytest.mark.parametrize("shape", [(1, 4000), (4000, 1), (3, 40_000), (40_000, 2)])
 def test_long_photos_are_merged(shape: tuple[int, int]) -> None:
-    """OpenCV's remap has a limit on sides, which a panorama may pass."""
+    """OpenCV's remap has a limit on sides, which a panorama may exceed."""
     plane = np.full(shape, 128, np.uint8)
     cb, cr = color.merge_planes(plane, np.full((2, 4, 4), 30, np.float32), "lab")
     assert cb.shape == cr.shape == shape
@@ -176,7 +176,7 @@ def test_literal_hsv_is_that_of_the_standard_library(red: int, green: int, blue:
 @given(st.floats(-180, 180), spaces, st.integers(20, 235))
 @settings(max_examples=200, deadline=None)
 def test_out_of_gamut_keeps_the_hue(angle: float, space: ColorSpace, level: int) -> None:
-    """Chroma that does not fit comes back towards gray along its own Cb : Cr, to the gamut's edge and no further."""
+    """Chroma out of gamut is scaled towards gray with the same Cb : Cr, to the gamut's edge and no further."""
     luma = np.full((1, 1), level / 255, np.float32)
     reach = np.float32(120 if space == "lab" else 1)
     x, y = (np.full((1, 1), reach * f(np.deg2rad(angle)), np.float32) for f in (np.cos, np.sin))
@@ -193,7 +193,7 @@ def test_out_of_gamut_keeps_the_hue(angle: float, space: ColorSpace, level: int)
 
 @pytest.mark.parametrize(("sides", "size"), [((40, 60), 64), ((32, 32), 64), ((100, 40), 64), ((64, 64), 64)])
 def test_small_photos_are_enlarged_smoothly(sides: tuple[int, int], size: int) -> None:
-    """Not by repeating pixels: a ramp stays a ramp."""
+    """Chroma is interpolated, not repeated: a ramp stays a ramp."""
     ramp = np.tile(np.linspace(0, 255, sides[1]).astype(np.uint8), (sides[0], 1))
     steps = np.diff(color.square(ramp, size)[size // 2].astype(int))
     assert steps.min() >= 0

@@ -20,7 +20,7 @@ def decode(data: bytes, limits: decoding_limits.Limits = LIMITS, **options: obje
 
 
 def png_header(width: int, height: int, depth: int = 8) -> bytes:
-    """A PNG of some hundred bytes that claims any size."""
+    """Return a PNG of some hundred bytes that declares any size."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -31,7 +31,7 @@ def png_header(width: int, height: int, depth: int = 8) -> bytes:
 
 
 def jpeg_with_size(data: bytes, width: int, height: int) -> bytes:
-    """A JPEG whose frame header claims another size."""
+    """Return the JPEG with another size in its frame header."""
     start = data.index(b"\xff\xc0")
     return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
 
@@ -199,7 +199,7 @@ def test_a_png_whose_header_is_not_first(gray: np.ndarray) -> None:
 
 
 def scans(data: bytes, count: int) -> bytes:
-    """The JPEG with its last scan repeated."""
+    """Return the JPEG with its last scan repeated."""
     start = data.rindex(b"\xff\xda")
     return data[:-2] + data[start:-2] * count + data[-2:]
 
@@ -250,7 +250,7 @@ def test_an_animation_is_refused() -> None:
 def test_a_cicp_of_srgb_counts_before_a_pngs_gamma(
     gray: np.ndarray, bits: int, transfer: int | None, counts: bool
 ) -> None:
-    """Of other transfer characteristics, which are not applied, the gamma is what the writer gives in their place."""
+    """Other transfer characteristics in cICP are not applied. The writer's gamma is used instead."""
     levels = gray if bits == 8 else gray.astype(np.uint16) * 257
     chunks = [(b"gAMA", struct.pack(">I", 100_000))]
     if transfer is not None:

@@ -89,7 +89,7 @@ def table(channels: int, grid: int, to_xyz: Callable[[np.ndarray], np.ndarray], 
 
 
 def modern_table(grid: int, to_xyz: Callable[[np.ndarray], np.ndarray], *, claimed: int | None = None) -> bytes:
-    """The same for RGB as version 4 has it (ICC.1, lutAToBType): straight curves, a table, straight curves."""
+    """Return a version 4 tag for RGB (ICC.1, lutAToBType): linear curves, a table, linear curves."""
     nodes = np.array(list(itertools.product(np.linspace(0, 1, grid), repeat=3)))
     words = np.rint((lab(to_xyz(nodes)) + np.array([0, 128, 128])) * [655.35, 257, 257]).clip(0, 65_535).astype(">u2")
     cube = bytes([claimed or grid] * 3).ljust(16, b"\0") + b"\2\0\0\0" + words.tobytes()
@@ -121,7 +121,7 @@ def light_of_lightness(values: np.ndarray) -> np.ndarray:
 
 
 def ink_with_gain(values: np.ndarray) -> np.ndarray:
-    """Light that is left by ink whose dots grow by a fifth of the paper at half tone."""
+    """Return the light reflected by inks with a dot gain of 20 % of the paper at half tone."""
     ink = 1 - values
     return 1 - (ink + 0.8 * ink * (1 - ink))
 
@@ -131,7 +131,7 @@ def adobe_xyz(values: np.ndarray) -> np.ndarray:
 
 
 def ink_xyz(inks: np.ndarray) -> np.ndarray:
-    """A press whose inks are the complements of sRGB."""
+    """Return XYZ of a press whose inks are the complements of sRGB."""
     return decoded((1 - inks[..., :3]) * (1 - inks[..., 3:])) @ SRGB.T
 
 
@@ -374,7 +374,7 @@ def test_a_profile_for_other_channels_is_ignored() -> None:
 
 
 def chain(stages: int) -> bytes:
-    """A tag of processing elements (ICC.1, multiProcessElementsType) that are all one and the same matrix."""
+    """Return a tag of processing elements (ICC.1, multiProcessElementsType) that are all the same matrix."""
     identity = b"matf" + struct.pack(">4xHH12f", 3, 3, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0)
     place = struct.pack(">II", 16 + 8 * stages, len(identity))
     return b"mpet" + struct.pack(">4xHHI", 3, 3, stages) + place * stages + identity

@@ -31,7 +31,7 @@ def as_gray(rgb: np.ndarray) -> np.ndarray:
 
 
 def scene(seed: int, height: int, width: int) -> np.ndarray:
-    """A made-up gray photo, float64 [H, W, 1]: broad light and shadow, edges, fine texture."""
+    """Return a synthetic gray photo, float64 [H, W, 1]: broad light and shadow, edges, fine texture."""
     random = np.random.default_rng(seed)
     broad, fine = (
         cv2.resize(random.normal(size=(cells, cells)), (width, height), interpolation=mode)
@@ -42,7 +42,7 @@ def scene(seed: int, height: int, width: int) -> np.ndarray:
 
 
 def of(rgb: np.ndarray) -> set[str]:
-    """What is said of it, in 8 bits and in 16."""
+    """Return the tone of the picture, and check that it is the same in 8 and in 16 bits."""
     return {tone_of_rgb(rgb), tone_of_rgb(rgb.astype(np.uint16) * 257)}
 
 
@@ -160,7 +160,7 @@ def test_turning_makes_no_difference(astronaut: np.ndarray) -> None:
 
 
 def test_a_view_without_alpha_is_taken(astronaut: np.ndarray) -> None:
-    """What lies under transparent pixels is a part of the picture: alpha is not looked at."""
+    """Colours of transparent pixels are part of the picture, because the tone ignores alpha."""
     rgba = np.dstack([astronaut, np.zeros(astronaut.shape[:2], np.uint8)])
     assert tone_of_rgb(rgba[..., :3]) == "color"
 
@@ -186,7 +186,7 @@ def saved(picture: np.ndarray, format_: str, quality: int) -> np.ndarray:
 def test_small_photos_in_one_tone_are_toned_and_those_in_color_in_color(
     photographs: list[np.ndarray], width: int, format_: str, quality: int
 ) -> None:
-    """Where few pixels make a cell, the noise of their encoding is left in it."""
+    """With few pixels in a cell, the noise of their encoding stays in it."""
     for photograph in photographs:
         picture = small(photograph, width)
         assert tone_of_rgb(saved(picture, format_, quality)) == "color"

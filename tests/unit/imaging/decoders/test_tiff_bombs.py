@@ -49,7 +49,7 @@ def jpeg(width: int, height: int, mode: str = "L") -> bytes:
 
 
 def overlapping(content: bytes, compression: int, changes: tiffs.Tags | None = None, *, big: bool = False) -> bytes:
-    """65,500 strips of a row that are the same megabyte."""
+    """Return a TIFF with 65,500 strips of one row that all are the same megabyte."""
     content = content.ljust(MIB, b"\0")
     start = 16 if big else 8
     kind = tiff_tags.LONG8 if big else tiff_tags.LONG
@@ -67,12 +67,12 @@ def overlapping_tiles(planes: int) -> bytes:
 
 
 def empty_blocks(size: int) -> bytes:
-    """A Deflate stream of stored blocks that hold nothing."""
+    """Return a Deflate stream of empty stored blocks."""
     return b"\x78\x01" + b"\0\0\0\xff\xff" * (size // 5) + b"\1\1\0\xfe\xff\x80" + b"\0\x81\0\x81"
 
 
 def with_dictionary(data: bytes, byte: int) -> bytes:
-    """An xz stream whose block says that it needs a larger dictionary: 40 is 4 GiB."""
+    """Return an xz stream whose block declares another dictionary size: 40 is 4 GiB."""
     compressed = bytearray(lzma.compress(data))
     block = 12
     length = (compressed[block] + 1) * 4
@@ -85,7 +85,7 @@ def with_dictionary(data: bytes, byte: int) -> bytes:
 
 
 def zstandard(size: int) -> bytes:
-    """A Zstandard frame of a window of 128 MiB, and blocks that repeat a byte."""
+    """Return a Zstandard frame with a window of 128 MiB, and blocks that repeat a byte."""
     whole, rest = divmod(size, 128 * 1024)
     blocks = [128 * 1024] * whole + [rest] * bool(rest)
     made = b"".join(
@@ -100,7 +100,7 @@ def one_strip(width: int, height: int, compression: int, content: bytes, kind: i
 
 
 def rows_of_their_own(width: int, compression: int, kind: int = 1, planes: int = 1) -> bytes:
-    """A sound picture, each of its 65,500 rows a strip."""
+    """Return a valid picture with a strip for each of its 65,500 rows."""
     channels = 3 if kind in (2, 6) and planes == 1 else 1
     row = np.full(width * channels, 128, np.uint8).tobytes()
     content = jpeg(width, 1, "RGB" if channels == 3 else "L") if compression == JPEG else COMPRESSORS[compression](row)
@@ -301,7 +301,7 @@ def test_a_bomb(name: str, child: tuple[subprocess.Popen[str], Path], tmp_path: 
 def test_a_sound_photo_of_many_strips(
     compression: int, child: tuple[subprocess.Popen[str], Path], tmp_path: Path
 ) -> None:
-    """As many strips as there may be take a few seconds, whatever their compression."""
+    """The maximum number of strips takes a few seconds, whatever their compression."""
     process, _ = child
     for kind, planes in ((1, 1), (2, 1), (2, 3)):
         file = tmp_path / "photo"

@@ -103,7 +103,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     from model_export.data import sources
-    from model_export.evaluation import contact_sheet, evaluate, plots
+    from model_export.evaluation import contact_sheet, evaluate, plots, tables
     from model_export.weights import checkpoint
     from service.inference.session import Engine
 
@@ -126,10 +126,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     constant = evaluate.Constant(evaluate.mean_chroma_of(drawn), origin)
     left_out = unreadable + unreadable_drawn + unreadable_neutral
     report = evaluate.evaluate(models, entries, neutral, constant, left_out)
-    evaluate.write(report, args.output)
-    print(evaluate.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
+    tables.write(report, args.output)
+    print(tables.markdown({name: row.figures for name, row in report.rows.items()}) + "\n" + report.note)
     if args.gains:
-        print(evaluate.gain_table(report.rows[report.model].sample, args.gains))
+        print(tables.gain_table(report.rows[report.model].sample, args.gains))
     contact_sheet.save_all(shown, report, predictor, args.sheet, args.output)
     plots.save_all({name: report.rows[name].sample for name in models}, histories, args.output)
 

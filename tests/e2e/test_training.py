@@ -395,7 +395,6 @@ def test_bad_arguments_are_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_split_is_shared_by_training_and_service(gray: np.ndarray) -> None:
-
     rgb = np.dstack([gray] * 3)
     lightness, _ = batching.make_sample(rgb, 96, batching.SampleSpec("lab"))
     np.testing.assert_allclose(lightness[..., 0], split(gray, "lab", 96)[0], atol=1e-6)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from model_export.data import sources
-from model_export.evaluation import evaluate
+from model_export.evaluation import evaluate, tables
 from model_export.evaluation.evaluate import Figures, Report, Sample
 from model_export.evaluation.metrics import lab, unevenness
 from service.imaging import color
@@ -170,7 +170,7 @@ def test_every_figure_of_the_truth_is_that_of_its_pixels() -> None:
 
 
 def test_the_table_has_a_row_an_answer(figures: dict[str, Figures]) -> None:
-    lines = evaluate.markdown(figures).splitlines()
+    lines = tables.markdown(figures).splitlines()
     assert len(lines) == 2 + len(figures)
     assert len({line.count("|") for line in lines}) == 1
 
@@ -245,14 +245,14 @@ def test_harm_is_where_the_model_is_further_off_than_gray(report: Report, entrie
 
 
 def test_figures_are_written_for_programs_and_for_people(report: Report, tmp_path: Path) -> None:
-    evaluate.write(report, tmp_path / "new")
+    tables.write(report, tmp_path / "new")
     document = json.loads((tmp_path / "new" / "figures.json").read_text("utf-8"))
     assert list(document) == list(report.rows)
     for name, row in document.items():
         assert row.pop("sources")["sea"] == asdict(report.rows[name].by_source["sea"])
         assert row == asdict(report.rows[name].figures)
     page = (tmp_path / "new" / "figures.md").read_text("utf-8")
-    assert page.startswith(evaluate.markdown({name: row.figures for name, row in report.rows.items()}))
+    assert page.startswith(tables.markdown({name: row.figures for name, row in report.rows.items()}))
     assert report.note in page
     lines = [line.split(" | ") for line in page.split(report.note)[1].strip().splitlines()[2:]]
     assert {line[0] for line in lines} == {"| -", "| sand", "| sea"}
@@ -296,4 +296,4 @@ def test_a_set_without_colour_has_no_hue_and_no_gain() -> None:
     assert figures.hue == 90
     assert figures.vivid_gain is None
     assert figures.de00_vivid is None
-    assert evaluate.gain_table(sample, [1.5]).splitlines()[2].endswith("| - |")
+    assert tables.gain_table(sample, [1.5]).splitlines()[2].endswith("| - |")

@@ -393,20 +393,3 @@ def test_an_endless_chain_keeps_nobody_waiting(stages: int) -> None:
     assert icc_profiles.conversion_of(profile, channels=3) is not None
     assert time.process_time() - started < 1
     np.testing.assert_array_equal(curve, icc_profiles.curve_of(ADOBE_ICC, channels=3))
-
-
-def test_damaged_profiles_never_fail_a_photo() -> None:
-    chance = np.random.default_rng(5)
-    whole = [ADOBE_ICC, SCANNER_ICC, MODERN_SCANNER_ICC, CURVED["gray L*"][0], CURVED["ProPhoto"][0], PRESS_ICC]
-    pixels = np.zeros((2, 2, 4), np.uint8)
-    for number in range(200):
-        profile = bytearray(whole[number % len(whole)])
-        for place in chance.integers(0, 132 + 12 * 9, 3):
-            profile[place] = chance.integers(0, 256)
-        damaged = bytes(profile[: len(profile) if number % 3 else chance.integers(len(profile))])
-        icc_profiles.needs_conversion(damaged)
-        icc_profiles.curve_of(damaged, channels=1)
-        icc_profiles.curve_of(damaged, channels=3, bits=16)
-        for channels in (3, 4):
-            conversion = icc_profiles.conversion_of(damaged, channels=channels)  # type: ignore[arg-type]
-            assert conversion is None or conversion.apply(pixels[..., :channels]).shape == (2, 2, 3)

@@ -42,11 +42,12 @@ PHRASES = {
     r"knobs?\b": "setting",
     r"fares?\b": "state, health",
 }
-FORBIDDEN = [(re.compile(rf"\b{phrase}", re.I), advice) for phrase, advice in PHRASES.items()]
+FORBIDDEN = [(re.compile(rf"\b{phrase}", re.IGNORECASE), advice) for phrase, advice in PHRASES.items()]
 # Dots that do not end a sentence.
-ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|vs|cf|etc|al|approx|Eq|Eqs|Fig|No|St|Dr|pp?)\.", re.I)
+ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|vs|cf|etc|al|approx|Eq|Eqs|Fig|No|St|Dr|pp?)\.", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?:;](?=\s|$)[)\"'*]*")
 CODE = re.compile(r"`[^`]*`|https?://\S+|\[([^\]]*)\]\([^)]*\)")
+CODE_BLOCK = re.compile(r"^( *)```.*?^\1```", re.MULTILINE | re.DOTALL)
 DIRECTIVE = re.compile(r"#\s*(noqa|type:|fmt:|ruff:|pragma|!)")
 
 
@@ -151,9 +152,7 @@ def in_python(path: Path) -> Iterator[Finding]:
 
 def in_markdown(path: Path) -> Iterator[Finding]:
     """Yield what to mend in a page. Code blocks are left out."""
-    text = re.sub(
-        r"^( *)```.*?^\1```", lambda found: "\n" * found[0].count("\n"), path.read_text("utf-8"), flags=re.M | re.S
-    )
+    text = CODE_BLOCK.sub(lambda found: "\n" * found[0].count("\n"), path.read_text("utf-8"))
     prose = []
     for number, line in enumerate(text.splitlines(), 1):
         is_row = line.lstrip().startswith("|")

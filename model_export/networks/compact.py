@@ -23,7 +23,7 @@ STRIDE = 4
 BATCH_NORM_MOMENTUM = 0.9
 
 
-def _convolution(
+def _convolution(  # noqa: PLR0913  # hyper-parameters of one layer
     x: Tensor,
     filters: int,
     name: str,

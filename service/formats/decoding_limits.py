@@ -41,7 +41,7 @@ def library_call(source: Source) -> Iterator[None]:
         yield
     except (MemoryError, Problem):
         raise
-    except Exception as error:  # noqa: BLE001 - Pillow's parsers raise errors of nearly every class for damaged files
+    except Exception as error:
         raise unreadable(source, error) from error
 
 

@@ -70,7 +70,7 @@ def test_an_empty_bare_body(client: httpx.Client) -> None:
         ("model=compact&model=warm", 422, "invalid_option", "model"),
     ],
 )
-def test_bad_options(client: httpx.Client, jpeg: bytes, query: str, status: int, code: str, field: str) -> None:  # noqa: PLR0913  # fixtures and parameters
+def test_bad_options(client: httpx.Client, jpeg: bytes, query: str, status: int, code: str, field: str) -> None:
     problem = is_problem(client.post(f"/colorize?{query}", **form(jpeg)), status, code)
     assert problem["field"] == field
 

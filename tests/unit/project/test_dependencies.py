@@ -1,7 +1,7 @@
 """Every private, undocumented or overridden name of a dependency is there, and takes the arguments that we use.
 
-Most of them no library promises to keep. The bounds in pyproject.toml name versions that have them, `make test-lowest`
-tries the lowest of these, and here it is told which name is gone when a new version is tried.
+Most of them no library promises to keep. The bounds in pyproject.toml name versions that have them, and `make
+test-lowest` tries the lowest of these. When a new version is tried, these tests name what is gone.
 """
 
 import asyncio
@@ -142,7 +142,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 def locked(name: str) -> dict[str, list[Version]]:
     """The versions of a lock file; some are different for different versions of Python."""
     found: dict[str, list[Version]] = {}
-    for package, version in re.findall(r"^([a-z0-9-]+)==([^ \n;]+)", (ROOT / "requirements" / name).read_text(), re.M):
+    text = (ROOT / "requirements" / name).read_text()
+    for package, version in re.findall(r"^([a-z0-9-]+)==([^ \n;]+)", text, re.MULTILINE):
         found.setdefault(package, []).append(Version(version))
     return found
 

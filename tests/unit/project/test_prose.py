@@ -40,8 +40,8 @@ def test_python(tmp_path: Path, code: str, expected: list[str]) -> None:
         (f"- {LONG[5:]}\n- {LONG[5:]}\n", []),
         (f"```\n{LONG}\n```\n\n{LONG}\n", ["5: a sentence of 26 words"]),
         (
-            f"| {LONG} {LONG} | x |\n| so many | `so many` |\n",
-            ["1: a cell of 52 words", "2: 'so many': give the number a name: N, `count`, ..."],
+            f"| {LONG} {LONG} | x |\n| try anew | `anew` |\n",
+            ["1: a cell of 52 words", "2: 'anew': again"],
         ),
         ("a " * 20 + "[b](" + "c" * 200 + ")\n", ["1: a line of 245 characters"]),
     ],

@@ -26,7 +26,7 @@ DEFLATE, LZW, JPEG, PACKBITS, LZMA, ZSTD = 8, 5, 7, 32773, 34925, 50000
 ROWS = 65_500
 
 
-def header(  # noqa: PLR0913 - the fields of a TIFF header
+def header(
     width: int, height: int, compression: int, rows: int = 1, tile: tuple[int, int] | None = None, kind: int = 1
 ) -> tiffs.Tags:
     channels = 3 if kind in (2, 6) else 1

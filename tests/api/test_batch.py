@@ -145,7 +145,7 @@ def test_names_are_kept_but_safe(server: Server, client: httpx.Client, gray: np.
         ("model=nobody", 404, "unknown_model", "model"),
     ],
 )
-def test_a_bad_option_refuses_all(  # fixtures and parameters
+def test_a_bad_option_refuses_all(
     client: httpx.Client, jpeg: bytes, query: str, status: int, code: str, field: str
 ) -> None:
     answer = post(client, [("a", jpeg), ("b", jpeg)], f"/colorize/batch?{query}")

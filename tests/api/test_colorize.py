@@ -47,7 +47,7 @@ def test_options_in_the_form_and_in_the_query(client: httpx.Client, jpeg: bytes)
 
 @pytest.mark.parametrize(("option", "value", "status"), [("model", "{}", 404), ("quality", "101", 422)])
 @pytest.mark.parametrize("path", ["/colorize", "/colorize/batch"])
-def test_what_the_query_overrules_must_be_right_too(  # fixtures and parameters
+def test_what_the_query_overrules_must_be_right_too(
     client: httpx.Client, jpeg: bytes, path: str, option: str, value: str, status: int
 ) -> None:
     right = {"model": "compact", "quality": "90"}[option]

@@ -109,21 +109,21 @@ async def colorize(request: Request) -> Response:
         received = time.monotonic()
         accept = ",".join(request.headers.getlist("accept"))
         options = requested_options(request, state, upload.fields, accept)
-        answer = await _color(upload.data, state, options, partial(wait_for_disconnect, request.receive))
-    seconds = {"receive": received - started, **answer.seconds}
-    middleware.record_stages(request.scope, seconds, {"receive": started, **answer.begun})
-    facts = {"X-Tomau-Model": answer.model, "X-Tomau-Device": answer.device, "X-Tomau-Input": answer.tone}
+        image = await _color(upload.data, state, options, partial(wait_for_disconnect, request.receive))
+    seconds = {"receive": received - started, **image.seconds}
+    middleware.record_stages(request.scope, seconds, {"receive": started, **image.begun})
+    facts = {"X-Tomau-Model": image.model, "X-Tomau-Device": image.device, "X-Tomau-Input": image.tone}
     headers = {name: value for name, value in facts.items() if value is not None}
     headers["Server-Timing"] = middleware.server_timing(seconds)
-    counted = partial(_count, state, answer, len(upload.data), seconds["receive"])
-    return PhotoResponse(answer, headers, counted)
+    counted = partial(_count, state, image, len(upload.data), seconds["receive"])
+    return PhotoResponse(image, headers, counted)
 
 
 class PhotoResponse(Response):
     """A response with a coloured image. It is counted in the metrics only if it was sent to a connected client."""
 
-    def __init__(self, answer: ColoredImage, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
-        super().__init__(answer.data, media_type=answer.media_type, headers=headers)
+    def __init__(self, image: ColoredImage, headers: Mapping[str, str], counted: Callable[[], None]) -> None:
+        super().__init__(image.data, media_type=image.media_type, headers=headers)
         self._counted = counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,10 +133,10 @@ class PhotoResponse(Response):
             self._counted()
 
 
-def _count(state: State, answer: ColoredImage, uploaded: int, receive_s: float) -> None:
-    if answer.model is not None:
+def _count(state: State, image: ColoredImage, uploaded: int, receive_s: float) -> None:
+    if image.model is not None:
         state.metrics.stage("receive", receive_s)
-    state.metrics.photo(answer, uploaded)
+    state.metrics.photo(image, uploaded)
 
 
 @uploads.post(
@@ -183,9 +183,9 @@ async def colorize_batch(request: Request) -> Response:
 
 async def _color_in_batch(data: bytes, state: State, options: Options, model: Model) -> ColoredImage:
     await state.workers.wait_for_slot()
-    answer = await _color(data, state, options, _never, model)
-    state.metrics.photo(answer, len(data))
-    return answer
+    image = await _color(data, state, options, _never, model)
+    state.metrics.photo(image, len(data))
+    return image
 
 
 async def _never() -> None:
@@ -206,8 +206,8 @@ async def _color(
     def call(cancelled: threading.Event) -> ColoredImage:
         # The wait for a thread counts as time in the queue.
         waited = time.monotonic() - received
-        answer = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
-        return replace(answer, seconds=answer.seconds | {"queue": answer.seconds["queue"] + waited})
+        image = state.colorizer.colorize(data, options, model=model, deadline=deadline, cancelled=cancelled)
+        return replace(image, seconds=image.seconds | {"queue": image.seconds["queue"] + waited})
 
     return await state.workers.run(call, deadline=deadline, disconnect=disconnect, has_slot=model is not None)
 

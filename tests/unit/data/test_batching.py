@@ -1,17 +1,15 @@
+"""Samples, augmentation and streams of batches."""
+
 import io
 import tarfile
-import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from model_export import recipe
 from model_export.data import batching, sources
-from model_export.recipe import Augment, Recipe, Shards
-from model_export.threads import worker_pool
+from model_export.recipe import Augment, Shards
 from service.imaging import color
 from tests.conftest import encoded
 
@@ -102,34 +100,6 @@ def test_ageing_changes_lightness_and_never_chroma(astronaut: np.ndarray) -> Non
     assert np.abs(old[0] - new[0]).mean() > 0.01
 
 
-def test_shipped_recipes_are_valid() -> None:
-    found = sorted((Path(recipe.__file__).parent / "recipes").glob("*.toml"))
-    assert found
-    for path in found:
-        assert recipe.load(path).name == path.stem
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"name": "x", "learning_rate": 1},
-        {"name": "x", "curriculum": [{"until": 0.5, "side": 96}]},
-        {"name": "x", "curriculum": [{"until": 1.0, "side": 100}]},
-        {"name": "x", "optimizer": {"batch": 0}},
-    ],
-)
-def test_a_wrong_recipe_is_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        Recipe.model_validate(wrong)
-
-
-def test_a_curriculum_goes_through_its_stages() -> None:
-    stages = Recipe.model_validate(
-        {"name": "x", "curriculum": [{"until": 0.5, "side": 96}, {"until": 1.0, "side": 128}]}
-    )
-    assert [stages.side(progress) for progress in (0, 0.49, 0.5, 0.99, 1.0)] == [96, 96, 128, 128, 128]
-
-
 def test_the_forms_of_the_tutorials(astronaut: np.ndarray) -> None:
     small = color.square(astronaut, 64)
     for space in color.COLOR_SPACES:
@@ -153,7 +123,7 @@ def test_shards_are_drawn_one_at_a_time(shard: Path) -> None:
 
 
 def test_shards_are_the_same_after_a_resume(shard: Path) -> None:
-    """The seed alone cuts them, and a stream that begins later goes on in the order of one that never stopped."""
+    """Shards depend on the seed only. A stream that begins later continues in the order of one that never stopped."""
     shards = Shards(count=5, drawn=3, epochs=2)
 
     def drawn(views: int, batches: int) -> list[list[tuple[str, tuple[int, int]]]]:
@@ -166,7 +136,7 @@ def test_shards_are_the_same_after_a_resume(shard: Path) -> None:
 
 
 def test_a_stream_goes_on_after_a_resume(shard: Path) -> None:
-    """Neither is a photograph shown again before all were, nor is one cropped as before."""
+    """No photograph comes again before all others did, and its crop is another one."""
     entries = sources.find([shard])
     whole = list(batching.Stream(entries, 6, LAB, Augment(), 3).batches(32, 5))
     later = list(batching.Stream(entries, 6, LAB, Augment(), 3, views=12).batches(32, 3))
@@ -176,7 +146,7 @@ def test_a_stream_goes_on_after_a_resume(shard: Path) -> None:
 
 
 def test_a_stage_begins_with_its_first_batch(shard: Path) -> None:
-    """What was decoded ahead for the stage before is decoded again: the same photographs, in the other size."""
+    """Batches decoded ahead for the previous stage are decoded again: the same photographs, in the new size."""
     entries = sources.find([shard])
     sides = iter([32, 32, 64, 64, 64])
     mixed = list(batching.Stream(entries, 4, LAB, Augment(), 3).batches(lambda: next(sides), 5, prefetch=4))
@@ -184,27 +154,6 @@ def test_a_stage_begins_with_its_first_batch(shard: Path) -> None:
     large = list(batching.Stream(entries, 4, LAB, Augment(), 3).batches(64, 5, prefetch=1))
     for (lightness, _), (same, _) in zip(mixed[2:], large[2:], strict=True):
         np.testing.assert_array_equal(lightness, same)
-
-
-def test_after_an_interruption_nobody_waits_for_what_has_not_begun() -> None:
-    begun, done, go_on = threading.Event(), [], threading.Event()
-
-    def work(number: int) -> None:
-        begun.set()
-        assert go_on.wait(60)
-        done.append(number)
-
-    def interrupted() -> None:
-        with worker_pool(1) as workers:
-            waiting = [workers.submit(work, number) for number in range(100)]
-            assert begun.wait(60)
-            # The pool's end waits for the first, which ends only once the last is dropped.
-            waiting[-1].add_done_callback(lambda _: go_on.set())
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert done == [0]
 
 
 def test_mirroring_can_be_switched_off(astronaut: np.ndarray) -> None:

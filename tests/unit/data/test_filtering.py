@@ -1,3 +1,5 @@
+"""Filtering of photographs, and the manifest of a run's data."""
+
 import json
 import os
 import struct
@@ -65,7 +67,7 @@ def test_tiny_photographs_fall(tmp_path: Path, astronaut: np.ndarray) -> None:
     path = write_folder(tmp_path, files)
     assert faults(path) == {"all.jpg": None, "wide.jpg": "tiny", "wide.png": "tiny"}
     assert faults(path, Filtering(min_side=63, keep_duplicates=True)) == dict.fromkeys(sorted(files))
-    # Known from the header where a JPEG is decoded at a part of its size.
+    # The header gives the short side of a JPEG that is decoded at a reduced size.
     assert faults(path, Filtering(min_side=513))["all.jpg"] == "tiny"
 
 
@@ -84,7 +86,7 @@ def test_broken_photographs_fall(tmp_path: Path, astronaut: np.ndarray) -> None:
 
 
 def with_thumbnail(jpeg: bytes, thumbnail: bytes) -> bytes:
-    """A JPEG with another one in its Exif, as cameras write them."""
+    """Return a JPEG with another one in its EXIF, as cameras write them."""
     exif = b"Exif\0\0" + thumbnail
     return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
 
@@ -93,7 +95,7 @@ def test_only_what_misses_its_own_end_is_cut_off(tmp_path: Path, astronaut: np.n
     jpeg, thumbnail = encoded(astronaut, "JPEG"), encoded(astronaut[::4, ::4], "JPEG")
     whole = with_thumbnail(jpeg, thumbnail)
     kept = {
-        # The film after a photograph of a phone has any bytes.
+        # Phones append a video to a photograph, which may have any bytes.
         "motion.jpg": jpeg + b"ftypmp42\xff\xd9\xff\xda\x00",
         "thumbnail.jpg": whole,
         "filled.jpg": jpeg[:2] + b"\xff\xff" + jpeg[2:],
@@ -131,7 +133,7 @@ def test_of_duplicates_the_first_is_kept(tmp_path: Path, astronaut: np.ndarray) 
     path = write_folder(tmp_path, files)
     assert faults(path) == {"1.jpg": None, "2.webp": "duplicate", "3.png": "duplicate", "4.png": None}
     assert set(faults(path, Filtering(keep_duplicates=True)).values()) == {None}
-    # One that is left out for something else hides none.
+    # A photograph that is left out for another fault has no duplicates.
     assert faults(path, Filtering(min_side=300)) == {
         "1.jpg": None,
         "2.webp": "tiny",
@@ -237,7 +239,7 @@ def test_a_run_that_has_begun_is_refused_other_paths_and_settings(tmp_path: Path
         filtering.select(tmp_path, [folder, folder], recipe)
     with pytest.raises(ValueError, match="`sift`"):
         filtering.select(tmp_path, [folder], recipe.model_copy(update={"sift": Filtering(min_side=32)}))
-    # A folder's own name is not the data's.
+    # The name of the folder itself does not count.
     moved = folder.rename(tmp_path / "moved")
     assert len(filtering.select(tmp_path, [moved], recipe).entries) == 5
 

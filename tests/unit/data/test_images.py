@@ -1,3 +1,5 @@
+"""Decoding of photographs for training."""
+
 import io
 import struct
 from pathlib import Path
@@ -25,7 +27,7 @@ SPACES = {
 
 
 def in_space(rgb: np.ndarray, profile: bytes, format_: str) -> bytes:
-    """The file of a photograph whose colours are said by a profile."""
+    """Return the file of a photograph with a colour profile."""
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     picture = ImageCms.profileToProfile(Image.fromarray(rgb), ImageCms.createProfile("sRGB"), own, outputMode="RGB")
     assert picture is not None
@@ -118,7 +120,7 @@ def test_a_broken_profile_fails_no_photograph(astronaut: np.ndarray) -> None:
 
 
 def with_alpha(rgb: np.ndarray, mode: str) -> Image.Image:
-    """The left half is transparent, and magenta behind that."""
+    """Return an image whose left half is transparent, with magenta in its hidden pixels."""
     hidden = np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])
     hidden[:, : rgb.shape[1] // 2] = 255, 0, 255, 0
     return Image.fromarray(hidden).convert(mode) if mode != "P" else Image.fromarray(hidden).quantize(64)
@@ -197,7 +199,7 @@ def test_views_of_a_large_jpeg_are_those_of_the_whole(
 
 
 def test_a_shards_small_photographs_are_decoded_whole() -> None:
-    """At 128 to 176 pixels: what runs have learnt from stays what it is."""
+    """Photographs of 128 to 176 pixels are decoded as they were for runs of older versions."""
     jpeg = encoded(np.zeros((176, 176, 3), np.uint8), "JPEG")
     assert images.reduction(jpeg, batching.OVERSAMPLING * 96) == 1
 

@@ -1,3 +1,5 @@
+"""Photographs in folders, tar shards and zip files."""
+
 import errno
 import io
 import os
@@ -11,11 +13,9 @@ import numpy as np
 import pytest
 
 from model_export.data import sources
-from model_export.recipe import load
 from tests.conftest import encoded
 from tests.unit.data.test_batching import photographs, write_folder, write_shard
 
-RECIPES = Path(sources.__file__).parents[1] / "recipes"
 PHOTO = next(iter(photographs(1).values()))
 
 
@@ -35,7 +35,7 @@ def names(*paths: Path) -> list[str]:
 
 
 def vast(format_: str) -> bytes:
-    """A small picture whose header says that it has 60,000 x 60,000 pixels."""
+    """Return a small image whose header states 60,000 x 60,000 pixels."""
     content = bytearray(encoded(np.zeros((64, 64, 3), np.uint8), format_))
     if format_ == "JPEG":
         start = content.index(b"\xff\xc0")
@@ -121,7 +121,7 @@ def test_tiff_is_read(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_array_equal(entry.read(), pixels)
 
 
-# As the data sets' archives unpack.
+# The layouts of the data sets once they are unpacked.
 PLACES = tree(
     "data_256/a/abbey/00000001.jpg",
     "data_256/a/apartment_building/outdoor/00000001.jpg",
@@ -253,12 +253,6 @@ def test_the_same_photographs_are_held_out_in_any_order(shard: Path) -> None:
     assert set(sources.hold_out(list(reversed(entries)), 5)[1]) == set(held_out)
 
 
-def test_the_permissive_recipe_is_compact_on_fewer_sources() -> None:
-    permissive, compact = (load(RECIPES / f"{name}.toml") for name in ("permissive", "compact"))
-    assert permissive.sources
-    assert permissive.model_copy(update={"name": "compact", "sources": ()}) == compact
-
-
 def test_a_name_that_is_not_utf8_is_spelt_out(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -273,7 +267,7 @@ def test_a_name_that_is_not_utf8_is_spelt_out(tmp_path: Path) -> None:
 
 
 def cut_and_damaged(tmp_path: Path) -> tuple[bytes, list[int]]:
-    """A tar of ten photographs, and where its members begin."""
+    """Return a tar of ten photographs, and the offsets of its members."""
     path = write_shard(tmp_path / "whole.tar", photographs(10))
     with tarfile.open(path) as tar:
         return path.read_bytes(), [member.offset for member in tar]
@@ -315,7 +309,7 @@ def test_photographs_are_known_by_their_contents(tmp_path: Path) -> None:
     files = photographs(6)
     known = sources.content_ids(sources.find([write_folder(tmp_path / "old", files)])[:2])
     renamed = {f"elsewhere/{n}.jpg": content for n, content in enumerate(files.values())}
-    # Other photographs under the old names.
+    # These are other photographs with the old names.
     others = dict(zip(files, reversed([*files.values()]), strict=True))
     for made in (
         write_folder(tmp_path / "new", renamed),

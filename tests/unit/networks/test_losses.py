@@ -46,7 +46,7 @@ def test_the_loss_is_least_at_the_truth() -> None:
 
 
 def statistics_error(chroma: NDArray[np.float32], answer: NDArray[np.float32]) -> float:
-    """What the chroma statistics add to the loss of an answer, in bins."""
+    """Return the value that the chroma statistics add to the loss, in bins."""
     from model_export.networks.losses import BinLossTerms, bin_loss, soft_encode
 
     logits = np.log(np.asarray(soft_encode(answer, BINS, 10.0)) + 1e-12)
@@ -65,7 +65,7 @@ def test_chroma_statistics_see_timidity() -> None:
 
 
 def test_chroma_statistics_are_not_bought_by_a_glaring_spot() -> None:
-    """Of two answers with the same mean chroma, a spot in one of them makes up for little of a large field's colour."""
+    """With equal mean chroma, a glaring spot hardly lowers the error of a large field that lacks colour."""
     truth = np.zeros((1, 32, 32, 2), np.float32)
     truth[0, :16] = 30
     timid, spotted = truth / 3 + 5, truth / 3 + 5
@@ -93,7 +93,7 @@ def test_steps_see_a_glow_and_not_a_tint() -> None:
 
 
 def a_face() -> np.ndarray:
-    """Of chroma 30, a sixth of a gray photograph."""
+    """Return a face of chroma 30 that covers a sixth of a gray photograph."""
     truth = np.zeros((1, 24, 24, 2), np.float32)
     truth[:, 2:14, 4:12] = np.array([18, 24])
     return truth
@@ -106,7 +106,7 @@ def evenness_error(truth: np.ndarray, answer: np.ndarray) -> float:
 
 
 def test_a_hand_lacks_the_colour_of_its_face() -> None:
-    """What counts is what the hand has less than the face was given."""
+    """The error is the chroma that the hand has less than the predicted face."""
     face, person = a_face(), a_face()
     person[:, 16:22, 16:22] = np.array([18, 24])
     share = 36 / 24**2
@@ -115,7 +115,7 @@ def test_a_hand_lacks_the_colour_of_its_face() -> None:
     assert evenness_error(person, person / 2) < 0.01
     assert evenness_error(person, face) == pytest.approx(30 * share, rel=0.02)
     assert evenness_error(person, face / 2) == pytest.approx(15 * share, rel=0.02)
-    # It lacks no more than it should have itself, and the face has more than both do on average.
+    # The lack is limited by the hand's true chroma. The face pays for what it has more than the mean of both.
     too_much = 60 * 36 / (36 + 96) * 96 / 24**2
     assert evenness_error(person, 2 * face) == pytest.approx(30 * share + too_much, rel=0.02)
 
@@ -125,19 +125,19 @@ def test_a_glow_is_more_than_its_wall_is_given() -> None:
     glowing[:, 14:18, 4:8] = np.array([9, 12])
     wall = (24**2 - 96) / 4
     assert evenness_error(face, glowing) == pytest.approx(15 * (1 - 4 / wall) * 16 / 24**2, rel=0.02)
-    # A tint of all of it is no unevenness.
+    # A tint of the whole photograph is not uneven.
     assert evenness_error(face, face + np.array([3, 4])) < 0.01
 
 
 def test_a_wrong_colour_is_not_spread() -> None:
     half_blue = -a_face()
     half_blue[:, 8:14] = 0
-    # Who is not blue lacks nothing; who is has 15 more than both do on average.
+    # The gray half lacks no true colour. The blue half has 15 more than the mean of both.
     assert evenness_error(a_face(), half_blue) == pytest.approx(15 * 48 / 24**2, rel=0.02)
 
 
 def test_what_is_compared_with_learns_nothing_from_who_lacks_colour() -> None:
-    """The face is not made gray for its hand's sake."""
+    """The face gets no gradient towards the gray of its hand."""
     import tensorflow as tf
 
     from model_export.networks.losses import evenness_error
@@ -167,7 +167,7 @@ def test_the_losses_gradient_is_finite_for_a_flat_answer() -> None:
 
 
 def test_the_loss_knows_photos_of_two_sizes() -> None:
-    """Keras traces a graph whose sides are not known once it has seen two."""
+    """Keras traces a graph without known sides once it has seen two sizes."""
     import tensorflow as tf
 
     from model_export.networks.losses import BinLossTerms, bin_loss

@@ -1,4 +1,4 @@
-"""Chroma that flows within a thing, and not over its edges. Slow only because Keras takes its time to be imported."""
+"""Propagation of chroma within objects, up to their edges. Slow only because importing Keras takes time."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ LEFT = np.s_[:, :, : SIDE // 2]
 
 
 def halves(left: float, right: float, channels: int = 1) -> NDArray[np.float32]:
-    """Two even fields, [1, SIDE, SIDE, channels]."""
+    """Return two even fields, [1, SIDE, SIDE, channels]."""
     fields = np.full((1, SIDE, SIDE, channels), right, np.float32)
     fields[LEFT] = left
     return fields
@@ -31,7 +31,7 @@ def guided(lightness: NDArray[np.float32], said: NDArray[np.float32] | float = 0
 
 
 def alike(lightness: NDArray[np.float32], keys: NDArray[np.float32], given: float = 0.0) -> NDArray[np.float32]:
-    """A guide with keys; `given`: the logarithm of what a place is given by those that look like it."""
+    """Return a guide with keys. given: the logarithm of the weight of the non-local mean."""
     said = np.zeros((SIDE, SIDE, 4), np.float32)
     said[..., 3] = given
     return np.concatenate([guided(lightness, said), keys], axis=-1)
@@ -55,7 +55,7 @@ def along_by_hand(flow: NDArray[np.float64], guide: NDArray[np.float64]) -> NDAr
 
 
 def shared_by_hand(flow: NDArray[np.float64], guide: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What each place is given: the mean of all blocks of four places, by how near their mean keys are to its own."""
+    """Return the non-local mean of each pixel: that of all blocks of four pixels, weighted by similar keys."""
     given, keys = np.exp(guide[..., 3:4]), guide[..., 4:]
     blocks = [np.s_[i : i + 2, j : j + 2] for i in range(0, SIDE, 2) for j in range(0, SIDE, 2)]
     shared = np.zeros_like(flow)
@@ -67,7 +67,7 @@ def shared_by_hand(flow: NDArray[np.float64], guide: NDArray[np.float64]) -> NDA
 
 
 def by_hand(chroma: NDArray[np.float32], guide: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The same, place by place, of one photo: [s, s, 2] and [s, s, 3 or more]."""
+    """Return the same for one photograph, pixel by pixel, from [s, s, 2] and [s, s, 3 or more]."""
     guide = guide.astype(np.float64)
     confidence = np.exp(guide[..., 2:3])
     flow = along_by_hand(np.concatenate([chroma * confidence, confidence], axis=-1), guide)
@@ -126,7 +126,7 @@ def test_places_that_look_alike_share_by_likeness() -> None:
 
 
 def columns(*values: float) -> NDArray[np.float32]:
-    """As many even fields beside each other, [1, SIDE, SIDE, 1]."""
+    """Return even fields side by side, [1, SIDE, SIDE, 1]."""
     line = np.repeat(np.float32(values), SIDE // len(values))
     return np.broadcast_to(line[np.newaxis, np.newaxis, :, np.newaxis], (1, SIDE, SIDE, 1)).astype(np.float32)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.unit.networks.test_networks import built, load
+from tests.training import built, shipped
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 def test_the_generator_alone_learns_in_the_duel() -> None:
     from model_export.run.adversarial import AdversarialTrainer
 
-    made = load("unet-gan-resnet18")
+    made = shipped("unet-gan-resnet18")
     generator = built("unet-gan-resnet18", 64).network
     trainer = AdversarialTrainer(generator, made.network, jit_compile=False)
     random = np.random.default_rng(0)

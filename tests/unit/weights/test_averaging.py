@@ -30,5 +30,5 @@ def test_the_average_of_a_short_run_is_of_what_it_has_learnt(steps: int, least: 
             updates += 1
     assert average.weights[0][0] >= least
     assert average.steps >= 0.97 * steps
-    # A long run is not held up by copying the weights.
+    # Copying the weights must not slow down a long run.
     assert updates <= 300

@@ -76,7 +76,7 @@ def run_of(folder: Path, *, knows_contents: bool) -> Path:
 
 
 def test_only_what_a_run_has_held_out_is_measured(tmp_path: Path) -> None:
-    """Not what has the same names, as photographs of other cameras have."""
+    """Photographs of other cameras may have the same names, and are not measured."""
     from model_export.weights import checkpoint
 
     new, old = run_of(tmp_path / "new", knows_contents=True), run_of(tmp_path / "old", knows_contents=False)
@@ -96,7 +96,7 @@ def test_only_what_a_run_has_held_out_is_measured(tmp_path: Path) -> None:
 
 
 def test_old_and_new_programs_read_a_runs_setup(tmp_path: Path) -> None:
-    """Older ones know `held-out.json` as a list of names, and have no other file of that."""
+    """Older versions read `held-out.json` as a list of names, and write no file of content identifiers."""
     from model_export.weights import checkpoint
 
     setup = checkpoint.Setup(tiny(), BINS[:5], ["a", "b"], ["x 12"], ["5-abc"])

@@ -1,4 +1,4 @@
-"""Weights that are read back from an ONNX file. Slow only because Keras takes its time to be imported."""
+"""Weights that are restored from an ONNX file. Slow only because importing Keras takes time."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ Kernel = NDArray[np.float32]
 
 
 def graph_of(kernels: dict[str, Kernel]) -> onnx.ModelProto:
-    """Return a model that holds the kernels as a converted one does, float32 [out, in, rows, columns]."""
+    """Return a model with kernels in the layout of a converted one, float32 [out, in, rows, columns]."""
     tensors = [numpy_helper.from_array(kernel.transpose(3, 2, 0, 1), name) for name, kernel in kernels.items()]
     port = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     return helper.make_model(helper.make_graph([], "g", [port], [port], tensors))
@@ -34,7 +34,7 @@ def narrowed(whole: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def embedded(whole: onnx.ModelProto, weights: list[Kernel], path: Path) -> onnx.ModelProto:
-    """Write the model narrowly, with what its weights are read back by."""
+    """Write a model with compressed weights and the metadata that restore them."""
     from model_export.weights import onnx_weights
     from model_export.weights.checkpoint import Setup
 
@@ -49,7 +49,7 @@ def embedded(whole: onnx.ModelProto, weights: list[Kernel], path: Path) -> onnx.
 def test_kernels_that_their_batch_norm_has_silenced_take_no_other_kernels_place(
     tmp_path: Path, loudness: float
 ) -> None:
-    """So a network is that has hardly been trained. 1e-5 is in the range where half precision keeps few digits."""
+    """A network with little training has such kernels. Half precision keeps few digits of numbers around 1e-5."""
     from model_export.weights import onnx_weights
 
     random = np.random.default_rng(0)
@@ -67,9 +67,9 @@ def test_kernels_that_their_batch_norm_has_silenced_take_no_other_kernels_place(
 
 @pytest.mark.parametrize("channels", [8, 4096])
 def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, channels: int) -> None:
-    """Keras has a depthwise kernel's single channel last, ONNX where the others have their inputs.
+    """A depthwise kernel has its single channel last in Keras, and on the axis of inputs in ONNX.
 
-    And a kernel of one output is of the same form as a depthwise one in Keras, and of another in ONNX.
+    A kernel with one output has the same shape as a depthwise one in Keras, and another in ONNX.
     """
     from model_export.weights import onnx_weights
 
@@ -92,9 +92,9 @@ def test_depthwise_kernels_and_those_of_bytes_are_read_back(tmp_path: Path, chan
 
 @pytest.mark.parametrize("change", [0.0, 0.003, 0.03])
 def test_what_was_read_from_eight_bits_is_kept_and_read_again(tmp_path: Path, change: float) -> None:
-    """A kernel that was read back lies on a lattice of eight bits, and training moves it off that a little.
+    """A restored kernel lies on a lattice of eight bits, and a short training moves it off a little.
 
-    Then the rounding of all weights of a channel goes the same way, and a factor that is estimated from it leans.
+    All weights of a channel are then rounded in the same direction, which biases a factor estimated from them.
     """
     from model_export.weights import onnx_weights
 
@@ -107,12 +107,12 @@ def test_what_was_read_from_eight_bits_is_kept_and_read_again(tmp_path: Path, ch
         (read,), _ = onnx_weights.load(file)
         step = np.abs(kernel).max(axis=(0, 1, 2)) / 127
         assert (np.abs(read - kernel) <= 1.01 * step + 1e-6).all()
-        # The largest weights of a channel grow, which changes the lattice of all of it.
+        # The largest weights of a channel grow, which changes the lattice of the whole channel.
         kernel = np.where(np.abs(read) > 0.9 * np.abs(read).max(axis=(0, 1, 2)), read * (1 + change), read)
 
 
 def test_a_kernel_that_the_graph_lacks_is_kept_whole(tmp_path: Path) -> None:
-    """As one of zeros, of which a converter keeps a single copy for several kernels."""
+    """A converter stores several kernels of zeros as one tensor, for example."""
     from model_export.weights import onnx_weights
 
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""What an exported file says of its gain and cast."""
+"""The gain and cast of an exported file."""
 
 import json
 from pathlib import Path

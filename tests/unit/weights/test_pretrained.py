@@ -1,4 +1,4 @@
-"""A classifier's weights, for the network that takes its features. Slow only because Keras takes its time."""
+"""ImageNet weights of the backbone. Slow only because importing Keras takes time."""
 
 import collections
 import pickle
@@ -18,14 +18,14 @@ MEANS = [0.08880, 0.04702, 0.01384, 0.08439, 0.01631, 0.06848, 0.08821, 0.07668,
 
 
 class Global:
-    """Pickles as a name of a module, whatever that is."""
+    """An object that is pickled as a name in a module, which need not exist."""
 
     def __init__(self, name: str, *arguments: object) -> None:
         self.name, self.arguments = name, arguments
 
 
 class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
-    """Writes calls of functions that are not there."""
+    """A pickler that writes calls of functions that need not exist."""
 
     def save(self, obj: object, save_persistent_id: bool = True) -> None:
         if isinstance(obj, Global):
@@ -41,7 +41,7 @@ class Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
 
 
 def torch_file(path: Path, tensor: Global) -> Path:
-    """A file in PyTorch's legacy format with one tensor, a view of the numbers 0 to 5."""
+    """Return a file in PyTorch's legacy format with one tensor, a view of the numbers 0 to 5."""
     with path.open("wb") as stream:
         for document in (0x1950A86A20F9469CFC6C, 1001, {}, collections.OrderedDict(w=tensor), ["7"]):
             Pickler(stream, protocol=2).dump(document)
@@ -103,7 +103,7 @@ def test_the_backbone_says_what_its_authors_network_says() -> None:
 
 
 def test_it_changes_nothing_before_its_features_have_been_learnt_from() -> None:
-    """So a trained network can be given a backbone; and what the backbone knows stays as it is."""
+    """A trained network can thus get a backbone, whose weights stay as they are."""
     from model_export import networks
     from model_export.run.initialization import Initialization, initialize
     from model_export.weights import pretrained

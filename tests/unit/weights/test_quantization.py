@@ -1,4 +1,4 @@
-"""How an ONNX file keeps weights."""
+"""Compression of the weights of an ONNX file."""
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ Kernel = NDArray[np.float32]
 
 
 def convolution(kernel: Kernel) -> onnx.ModelProto:
-    """A model of one convolution without padding."""
+    """Return a model of one convolution without padding."""
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, kernel.shape[1], 8, 8])
     y = helper.make_tensor_value_info(
         "y", TensorProto.FLOAT, [1, len(kernel), 9 - kernel.shape[2], 9 - kernel.shape[3]]
@@ -62,7 +62,7 @@ def test_a_large_kernel_is_kept_in_bytes_and_answers_nearly_the_same(random: np.
 
 @pytest.mark.parametrize("shift", [0.1, 0.3, -0.45])
 def test_what_was_learnt_after_eight_bits_is_kept_in_eight_bits(random: np.random.Generator, shift: float) -> None:
-    """A kernel that was read from whole steps and has moved by less than a half does not go back to them."""
+    """A kernel that moved by less than half a step from whole steps is not rounded back to them."""
     lattice = np.rint(random.normal(size=(64, 64, 3, 3)) * 20).clip(-126, 126).astype(np.float32)
     lattice[:, 0, 0, 0] = 127
     learnt = lattice + shift

@@ -26,10 +26,8 @@ TESTED_ELSEWHERE = {
     "model_export/evaluation/tables.py": "tests/unit/evaluation/test_evaluate.py",
     "model_export/export/parity.py": "tests/unit/export/test_fp16.py",
     "model_export/files.py": "tests/unit/weights/test_checkpoint.py",
+    "model_export/networks/__init__.py": "tests/unit/networks/test_compact.py",
     "model_export/networks/efficientnet.py": "tests/unit/weights/test_pretrained.py",
-    "model_export/networks/resnet50_fcn.py": "tests/unit/networks/test_networks.py",
-    "model_export/networks/unet_gan.py": "tests/unit/networks/test_networks.py",
-    "model_export/threads.py": "tests/unit/data/test_batching.py",
     "model_export/weights/__init__.py": "tests/unit/weights/test_onnx_weights.py",
 }
 # Test files about a kind of input instead of one module.

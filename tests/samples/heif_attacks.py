@@ -1,4 +1,4 @@
-"""AVIF and HEIC files that ask for far more work than they have bytes, and some that only look so."""
+"""AVIF and HEIC files that would cause far more work than their size suggests, and some harmless look-alikes."""
 
 import struct
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def rgb(shift: int) -> np.ndarray:
 
 
 def nested(kind: bytes, depth: int, width: int = 1) -> dict[int, Item]:
-    """Pictures that are made of pictures, the deepest of them a coded one."""
+    """Return images that are derived from images, down to a coded one."""
     items = {
         number: Item(kind, bytes(2) + bytes(60), [size(SIDE, SIDE)], {b"dimg": [number + 1] * width}, number > 1)
         for number in range(1, depth + 1)
@@ -50,7 +50,7 @@ def with_properties(codec: str, *properties: tuple[bytes, bytes]) -> bytes:
 
 
 def alpha_of_alpha(depth: int) -> bytes:
-    """Each picture is the alpha of the one before; only that of the photo counts."""
+    """Return a file in which each image is the alpha of the previous one. Only that of the photo is used."""
     picture = coded(gradient(0), "hvc1", is_hidden=True)
     own = replace(picture, properties=[*picture.properties, alpha_type()])
     items = {number: replace(own, references={b"auxl": [number - 1]}) for number in range(2, depth)}
@@ -63,7 +63,7 @@ def frames(count: int) -> bytes:
 
 
 HUGE = 20_000
-# What it is, how it is made, and its outcome.
+# By a description: a function that returns the file, the expected problem, and a word of its detail.
 ATTACKS: dict[str, tuple[Callable[[], bytes], type[Problem] | None, str]] = {
     "overlays": (lambda: heif(nested(b"iovl", 40, 2)), UnsupportedType, "overlays"),
     "one overlay": (lambda: heif(nested(b"iovl", 1)), UnsupportedType, "overlays"),

@@ -1,4 +1,4 @@
-"""AVIF and HEIC files put together box by box, sound ones and such as no encoder writes."""
+"""AVIF and HEIC files that are built box by box, sound ones and some that no encoder writes."""
 
 import functools
 import io
@@ -17,7 +17,7 @@ ALPHA = b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0"
 
 @dataclass(frozen=True)
 class Item:
-    """An item of a file: its type, what it holds, its properties, and the items that it refers to."""
+    """An item of a file: its type, content, properties and references."""
 
     kind: bytes
     content: bytes = b""
@@ -47,7 +47,7 @@ def heif(
     is_large: bool = False,
     has_parts: bool = False,
 ) -> bytes:
-    """A file of these items.
+    """Return a file of these items.
 
     before: boxes before the list of items; first, last: boxes at the list's beginning and end. is_inside: contents are
     in the list of items; is_large: contents are in a box of 64-bit size, before the list; has_parts: in two parts each.
@@ -124,17 +124,17 @@ def _places(items: Mapping[int, Item], start: int, is_inside: bool, has_parts: b
 
 
 def size(width: int, height: int) -> tuple[bytes, bytes]:
-    """The property that states a picture's size."""
+    """Return the property with the size of an image."""
     return b"ispe", struct.pack(">III", 0, width, height)
 
 
 def alpha_type() -> tuple[bytes, bytes]:
-    """The property of an alpha."""
+    """Return the property that marks an alpha."""
     return b"auxC", bytes(4) + ALPHA
 
 
 def grid(rows: int, columns: int, width: int, height: int, tiles: Sequence[int], **changes: object) -> Item:
-    """A picture made of tiles."""
+    """Return an image that consists of tiles."""
     layout = struct.pack(">BBBBII", 0, 1, rows - 1, columns - 1, width, height)
     item = {"properties": [size(width, height)], "references": {b"dimg": tiles}, **changes}
     return Item(b"grid", layout, **item)  # type: ignore[arg-type]
@@ -152,7 +152,7 @@ def _encoded(pixels: bytes, shape: tuple[int, ...], codec: str) -> bytes:
 
 
 def coded(pixels: np.ndarray, codec: str, *, is_hidden: bool = False) -> Item:
-    """An item with these pixels, encoded by a library. codec: `hvc1` or `av01`."""
+    """Return an item with these pixels, encoded by a library. codec: `hvc1` or `av01`."""
     found = heif_boxes.read(_encoded(pixels.tobytes(), pixels.shape, codec))
     item = found.items[found.primary]
     properties = [(kind, content) for kind, content, _ in found.properties_of(item)]
@@ -161,7 +161,7 @@ def coded(pixels: np.ndarray, codec: str, *, is_hidden: bool = False) -> Item:
 
 
 class _Writer:
-    """Bits one after another."""
+    """A writer of a bit stream."""
 
     def __init__(self) -> None:
         self.bits = ""
@@ -179,7 +179,7 @@ class _Writer:
 
 
 def hevc_header(width: int, height: int) -> bytes:
-    """A sequence parameter set of H.265 that states this size."""
+    """Return a sequence parameter set of H.265 with this size."""
     bits = _Writer()
     bits.put(0, 4 + 3 + 1)
     # Profile and level, without a run of zeros that would need to be escaped.
@@ -192,7 +192,7 @@ def hevc_header(width: int, height: int) -> bytes:
 
 
 def hevc(width: int, height: int, coded_width: int, coded_height: int, *, is_inside: bool = False) -> Item:
-    """A picture of HEVC that states one size in its boxes and another in its stream.
+    """Return an HEVC image with one size in its boxes and another in its bit stream.
 
     is_inside: the stream has the header, instead of the configuration.
     """
@@ -205,7 +205,7 @@ def hevc(width: int, height: int, coded_width: int, coded_height: int, *, is_ins
 
 
 def av1(width: int, height: int, coded_width: int, coded_height: int) -> Item:
-    """The same of AV1."""
+    """Return an AV1 image with one size in its boxes and another in its bit stream."""
     bits = _Writer()
     bits.put(0b00011, 5)
     bits.put(8, 5)

@@ -19,13 +19,13 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def before(data: bytes, marker: int, added: bytes) -> bytes:
-    """The JPEG with these bytes before its first segment of a kind."""
+    """Return the JPEG with these bytes before its first segment of a kind."""
     start = data.index(bytes([0xFF, marker]))
     return data[:start] + added + data[start:]
 
 
 def _huffman_tables() -> tuple[bytes, list[dict[int, str]]]:
-    """The usual tables for luma, DC and AC, as segments and as codes by symbol."""
+    """Return the standard tables for luma, DC and AC, as segments and as codes by symbol."""
     buffer = io.BytesIO()
     Image.new("L", (8, 8)).save(buffer, "JPEG")
     data, segments, codes = buffer.getvalue(), b"", []
@@ -49,7 +49,7 @@ TABLES, (DC, AC) = _huffman_tables()
 
 
 def _bits(value: int) -> tuple[int, str]:
-    """The category of a number, and its bits."""
+    """Return the category of a number, and its bits."""
     size = abs(value).bit_length()
     return size, f"{value if value > 0 else value + (1 << size) - 1:0{size}b}" if size else ""
 
@@ -96,7 +96,7 @@ def jpeg_of(
     apart: bool = False,
     interval: int = 0,
 ) -> bytes:
-    """A baseline JPEG that keeps its planes within a level. size: height and width, pixels.
+    """Return a baseline JPEG whose planes are exact to one level. size: height and width, pixels.
 
     planes: uint8, each of the size of the picture times its factors by the largest ones, rounded up. apart: a scan for
     each component. interval: units between restart markers.
@@ -130,7 +130,7 @@ def jpeg_of(
 
 
 def planes_of(picture: np.ndarray, factors: Factors) -> list[np.ndarray]:
-    """Planes of a picture, uint8 [H, W, C], each of the size that its factors ask for, by area."""
+    """Return the planes of a picture, uint8 [H, W, C], each scaled by area to the size of its sampling factors."""
     height, width = picture.shape[:2]
     most = max(across for across, _ in factors), max(down for _, down in factors)
     return [

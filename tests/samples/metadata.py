@@ -59,7 +59,7 @@ PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 def directory(order: str, at: int, entries: list[tuple[int, int, int, bytes]], following: int = 0) -> bytes:
-    """A TIFF directory at this offset, its long values behind it; entries: tag, type, count, value."""
+    """Return a TIFF directory at an offset, followed by its long values. entries: tag, type, count, value."""
     place = at + 2 + 12 * len(entries) + 4
     body, behind = struct.pack(order + "H", len(entries)), b""
     for tag, kind, count, value in entries:
@@ -72,7 +72,7 @@ def directory(order: str, at: int, entries: list[tuple[int, int, int, bytes]], f
 
 
 def exif_block(order: str = "<", orientation: int = 6, software: str | None = SCANNER) -> bytes:
-    """A block as cameras write it: two directories, a maker note, a thumbnail at the end."""
+    """Return a block as cameras write it: two directories, a maker note, a thumbnail at the end."""
 
     def short(value: int) -> bytes:
         return struct.pack(order + "H", value)
@@ -131,7 +131,7 @@ FULL = Metadata(
 
 
 def image_of(pixels: np.ndarray, format_: Format, *, with_alpha: bool = False) -> bytes:
-    """As the service encodes an answer."""
+    """Return the image as the service encodes an output."""
     alpha = pixels[..., 0].copy() if with_alpha else None
     return encoding.encode_pixels(Pixels(pixels, alpha), format_, 92)
 
@@ -143,7 +143,7 @@ def opened(data: bytes) -> Image.Image:
 
 
 def packet_of(data: bytes) -> bytes:
-    """XMP as Pillow finds it, without the instructions around it."""
+    """Return the XMP packet as Pillow finds it."""
     info = opened(data).info
     packet = info.get("xmp", info.get("XML:com.adobe.xmp"))
     assert packet is not None
@@ -155,7 +155,7 @@ def tree(packet: bytes) -> ET.Element:
 
 
 def values(packet: bytes, name: str) -> list[str]:
-    """A property of the picture, as an attribute or an element."""
+    """Return the values of a property, from attributes and elements."""
     prefix, local = name.split(":")
     full = f"{{{NAMESPACES[prefix]}}}{local}"
     descriptions = tree(packet).findall("rdf:RDF/rdf:Description", NAMESPACES)
@@ -177,7 +177,7 @@ def noise(dtype: type = np.uint8, channels: int = 3, size: tuple[int, int] = (33
 
 
 def encoded_image(array: np.ndarray, format_: Format = "tiff") -> bytes:
-    """As the service encodes an answer, before its metadata is written."""
+    """Return the image as the service encodes an output, before metadata is written."""
     if format_ == "avif":
         return encoded_avif(array, Metadata())
     parameters = [cv2.IMWRITE_TIFF_COMPRESSION, 5] if format_ == "tiff" else []
@@ -199,7 +199,7 @@ def written(array: np.ndarray, format_: Format, said: Metadata) -> bytes:
 
 
 def decoded(data: bytes, dtype: type = np.uint8) -> np.ndarray:
-    """As other programs see an upright TIFF, BGR: OpenCV multiplies 8-bit pixels by their alpha, Pillow has no 16."""
+    """Return the pixels of an upright TIFF, BGR. OpenCV premultiplies 8-bit pixels; Pillow does not support 16 bits."""
     if dtype is np.uint16:
         return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     array = np.asarray(opened(data))
@@ -222,7 +222,7 @@ def page_of(data: bytes) -> tifffile.TiffPage:
 
 
 def scanner_tiff(order: str = "<", *, big: bool = False, changes: Entries | None = None) -> bytes:
-    """A gray TIFF of four pixels as a scanner or camera writes it: one strip first, then what the photo is about."""
+    """Return a gray TIFF of four pixels as a scanner or camera writes it: one strip, then metadata."""
     word = "Q" if big else "I"
     size = 8 if big else 4
     data = bytearray({"<": b"II", ">": b"MM"}[order] + struct.pack(order + "H", 43 if big else 42))
@@ -311,7 +311,7 @@ MOTION = 'GCamera:MotionPhoto="1" GCamera:MotionPhotoVersion="1" GCamera:MotionP
 
 
 def ascii_value(block: bytes, tag: int) -> bytes:
-    """The bytes that a block counts to a value."""
+    """Return the bytes of a value in a block."""
     (at,) = struct.unpack_from("<I", block, 4)
     (count,) = struct.unpack_from("<H", block, at)
     entries = (struct.unpack_from("<HHII", block, at + 2 + 12 * number) for number in range(count))
@@ -332,7 +332,7 @@ MIB = 1 << 20
 
 
 def cost(call: Callable[[], object]) -> float:
-    """Seconds of this thread, the best of three."""
+    """Return the CPU seconds of this thread for a call, the best of three."""
     times = []
     for _ in range(3):
         started = time.thread_time()
@@ -342,7 +342,7 @@ def cost(call: Callable[[], object]) -> float:
 
 
 def outputs(data: bytes, source: str) -> dict[Format, bytes]:
-    """Small answers with the metadata of an upload."""
+    """Return small outputs with the metadata of an upload, by format."""
     said = transfer.for_output(transfer.read(data, source), width=16, height=16, model="compact")  # type: ignore[arg-type]
     pixels = Pixels(np.zeros((16, 16, 3), np.uint8), None)
     return {

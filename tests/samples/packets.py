@@ -47,7 +47,7 @@ URIS = {
 
 
 def packet(*properties: str, attributes: str = "", prefixes: dict[str, str] | None = None) -> bytes:
-    """A packet with a description for each of the properties, which are elements, and with attributes in the first.
+    """Return a packet with one description for each property element, and with attributes in the first one.
 
     prefixes: other ones in the place of the usual.
     """
@@ -70,7 +70,7 @@ def full_name(name: str) -> str:
 
 
 def every(data: bytes | None, name: str) -> list[str]:
-    """The texts of all elements and attributes with a name."""
+    """Return the texts of all elements and attributes with a name."""
     assert data is not None
     full = full_name(name)
     return [
@@ -82,7 +82,7 @@ def every(data: bytes | None, name: str) -> list[str]:
 
 
 def names(data: bytes | None) -> Iterator[str]:
-    """The names of all elements and attributes, the namespace in braces."""
+    """Return the names of all elements and attributes, with the namespace in braces."""
     assert data is not None
     for element in ET.fromstring(data.decode()).iter():
         yield element.tag

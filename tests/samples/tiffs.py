@@ -1,4 +1,4 @@
-"""Writes TIFFs of every layout, sound or not, for tests: no library writes all of them."""
+"""A writer of TIFFs of every layout, sound or damaged, because no library writes all of them."""
 
 import io
 import lzma
@@ -22,7 +22,7 @@ Tags = dict[int, tuple[int, Sequence[int]] | None]
 
 
 def by_pillow(compression: str) -> Callable[[bytes], bytes]:
-    """Let Pillow compress bytes, as a gray picture of one row."""
+    """Return a function in which Pillow compresses bytes, as a gray picture of one row."""
 
     def compressed(data: bytes) -> bytes:
         stream = io.BytesIO()
@@ -50,7 +50,7 @@ COMPRESSORS: dict[int, Callable[[bytes], bytes]] = {
 
 
 def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
-    """The bytes of samples, [rows, columns]: each row begins at a byte."""
+    """Return the bytes of samples, [rows, columns]. Each row begins at a byte."""
     if bits == 16:
         return samples.astype(order + "u2").tobytes()
     if bits == 8:
@@ -60,14 +60,14 @@ def packed(samples: np.ndarray, bits: int, order: str) -> bytes:
 
 
 def differences(samples: np.ndarray) -> np.ndarray:
-    """Of samples, [rows, width, channels], those to the left neighbour."""
+    """Return the differences of samples, [rows, width, channels], from their left neighbours."""
     return np.diff(samples, axis=1, prepend=samples.dtype.type(0))
 
 
 def chunks(
     samples: np.ndarray, bits: int, order: str, predictor: int, rows: int, tile: tuple[int, int] | None
 ) -> list[bytes]:
-    """The bytes of the strips or tiles of samples, [H, W, channels]."""
+    """Return the bytes of the strips or tiles of samples, [H, W, channels]."""
     height, width, _ = samples.shape
     if tile is None:
         parts = [samples[top : top + rows] for top in range(0, height, rows)]
@@ -96,7 +96,7 @@ def tiff(
     big: bool = False,
     tags: Tags | None = None,
 ) -> bytes:
-    """A TIFF of samples, [H, W] or [H, W, channels], as they are stored."""
+    """Return a TIFF of samples, [H, W] or [H, W, channels], in their stored form."""
     samples = samples[..., np.newaxis] if samples.ndim == 2 else samples
     height, width, channels = samples.shape
     bits = bits or 8 * samples.dtype.itemsize
@@ -134,7 +134,7 @@ def assembled(
     big: bool = False,
     is_tiled: bool = False,
 ) -> bytes:
-    """A TIFF of chunks and tags; `changes` are made last."""
+    """Return a TIFF of chunks and tags. `changes` are applied last."""
     word, size = ("Q", 8) if big else ("I", 4)
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "H", 43 if big else 42)
     head += struct.pack(order + "HH", 8, 0) if big else b""

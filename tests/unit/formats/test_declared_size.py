@@ -1,4 +1,4 @@
-"""A file with too few bytes for its pixels is refused before room is made for them; even pictures are taken."""
+"""Tests that a file with too few bytes for its pixels is refused before memory is allocated, and even images pass."""
 
 import io
 import struct
@@ -25,7 +25,7 @@ def saved(image: Image.Image, format_: str, **options: object) -> bytes:
 
 
 def stating(format_: str, **options: object) -> bytes:
-    """A small file that states SIDE pixels a side."""
+    """Return a small file that declares SIDE pixels a side."""
     data = bytearray(encoded(np.zeros((16, 16), np.uint8), format_, **options))
     sides = struct.pack(">HH", SIDE, SIDE)
     match format_:

@@ -1,4 +1,4 @@
-"""What is refused because it can't be decoded in time, and what is not."""
+"""Tests of the estimated time for decoding: which files are refused because of it."""
 
 import io
 
@@ -20,7 +20,7 @@ NOISE = np.random.default_rng(0).integers(0, 255, (64, 64), np.uint8)
 
 @pytest.mark.parametrize("kind", sorted({*decoding_cost.RATES} - {"arithmetic"}))
 def test_the_largest_photo_is_taken_in_every_common_format(kind: decoding_cost.Kind) -> None:
-    # A progressive JPEG has some ten scans.
+    # A progressive JPEG has about ten scans.
     pixels = DEFAULTS.max_pixels * (10 if kind == "progressive" else 1)
     decoding_cost.check(kind, DEFAULTS.max_bytes, pixels, LIMITS)
 
@@ -47,7 +47,7 @@ def test_a_shorter_deadline_allows_less() -> None:
 
 @pytest.mark.parametrize("format_", ["PNG", "JPEG", "BMP", "WEBP", "GIF"])
 def test_pillow_has_a_guard_of_its_own(format_: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even a file whose size our own reader would overlook is not decoded."""
+    """A file whose declared size our reader does not find is not decoded either."""
     data = encoded(NOISE if format_ != "WEBP" else np.dstack([NOISE] * 3), format_)
     monkeypatch.setattr(declared_size, "read", lambda *_: declared_size.DeclaredSize())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)

@@ -1,4 +1,4 @@
-"""What a decoder library can't read is the file's fault or a kind that is not supported; our own faults are ours."""
+"""Tests that errors of a decoder library are problems of the file, and errors of our own code are not."""
 
 import asyncio
 import logging

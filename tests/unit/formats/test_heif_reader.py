@@ -35,7 +35,7 @@ from tests.samples.metadata import (
 LIMITS = Limits(100_000_000, 65_500)
 
 
-# 128 x 64 pixels: red, green over blue, white; to be turned to the right, as its EXIF says, too.
+# 128 x 64 pixels: red and green above blue and white. Its boxes and its EXIF turn it to the right.
 HEIC = base64.b85decode(
     "0000SW^{RQXk}?*00000ZE0pPXk}?*ZE0a<0004@ZDn*}000000000XXk=`10000000000aA{+700000000000000000000G-+&aV*mgE07O6l"
     "0ssL300001#Q*^S00000002t>0ssI200IyI0RR9100000Bme*aIB98aW&i*H00062000$fZf0cy000000RRAKc4ILB0000LX>Mj^0ssI300IC2"
@@ -59,7 +59,7 @@ def test_the_orientation_of_an_avif_is_its_files_own(order: str) -> None:
 
 
 def heic(items: list[tuple[bytes, bytes]], profile: bytes = b"") -> bytes:
-    """A HEIC's boxes, without a picture that could be decoded: what a photo says is read all the same."""
+    """Return the boxes of a HEIC with metadata, but without an image that could be decoded."""
 
     def box(kind: bytes, *parts: bytes) -> bytes:
         body = b"".join(parts)
@@ -112,7 +112,7 @@ def test_a_heic(order: str, target: Format) -> None:
 
 
 def quadrants(array: np.ndarray) -> str:
-    """The colours of the quarters, by their initials, from the left above."""
+    """Return the initials of the colours of the quadrants, from the upper left."""
     height, width = array.shape[:2]
     names = {(True, False, False): "R", (False, True, False): "G", (False, False, True): "B", (True, True, True): "W"}
     places = [(y, x) for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
@@ -150,7 +150,7 @@ HEIF_SEEDS = [
 SMALL = noise(size=(8, 9))
 
 
-# Pillow's, of values that lie outside a damaged block: they are kept as they came.
+# Pillow warns of values that lie outside a damaged block. They are kept unchanged.
 @pytest.mark.filterwarnings("ignore")
 @settings(max_examples=200, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(

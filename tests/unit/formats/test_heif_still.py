@@ -1,4 +1,4 @@
-"""The photo of an AVIF or HEIC is found, measured and decoded, whatever else is in the file."""
+"""Tests of finding, measuring and copying the photo of an AVIF or HEIC file."""
 
 import struct
 from dataclasses import replace
@@ -30,7 +30,7 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 
 def tiled(codec: str, height: int, width: int) -> tuple[dict[int, Item], np.ndarray]:
-    """A photo of two rows and three columns of tiles as item 1, and what it shows."""
+    """Return items with a photo of 2 x 3 tiles as item 1, and its pixels."""
     tiles = {10 + place: coded(rgb(place), codec, is_hidden=True) for place in range(6)}
     wanted = np.vstack([np.hstack([gradient(row * 3 + column) for column in range(3)]) for row in range(2)])
     return {1: grid(2, 3, width, height, list(tiles)), **tiles}, wanted[:height, :width]
@@ -56,7 +56,7 @@ def test_what_a_telephone_adds(codec: str) -> None:
     items |= {
         2: replace(small, references={b"thmb": [1]}),
         3: replace(small, properties=depth, references={b"auxl": [1]}),
-        # A gain map, and the picture that it makes of the photo where there is a screen for it.
+        # A gain map, and the image for HDR screens that is derived from it.
         4: replace(small, is_hidden=True),
         5: Item(b"tmap", bytes(62), [size(3 * SIDE, 2 * SIDE)], {b"dimg": [1, 4]}),
         6: Item(b"Exif", b"\xff" * 9, references={b"cdsc": [1]}),
@@ -82,7 +82,7 @@ def test_alpha_of_tiles(codec: str, where: str) -> None:
         items[2] = grid(2, 3, 3 * SIDE, 2 * SIDE, list(alphas), properties=properties)
         items[2] = replace(items[2], references={b"dimg": list(alphas), b"auxl": [1]})
     if codec == "hvc1" and where == "tiles":
-        # libheif keeps the alpha of whole pictures only.
+        # libheif keeps the alpha of whole images only, not that of tiles.
         assert decode(heif(items, brands=BRANDS[codec])).luma.shape == wanted.shape
         return
     photo = decode(heif(items, brands=BRANDS[codec]))
@@ -129,7 +129,7 @@ def test_the_picture_that_is_measured_is_the_one_that_is_decoded(codec: str) -> 
     small, other = coded(rgb(0), codec), coded(np.dstack([gradient(5, 128)] * 3), codec, is_hidden=True)
     items = {1: replace(small, is_hidden=True), 2: other}
     second = heif(items, primary=2, brands=BRANDS[codec])
-    # Of two lists, the first counts, and of two main pictures in one list, too.
+    # The first of two lists is used, and the first of two primary items in a list.
     for data in (
         heif(items, brands=BRANDS[codec], first=full(b"pitm", b"\0\1"), primary=2),
         heif(items, brands=BRANDS[codec]) + second,

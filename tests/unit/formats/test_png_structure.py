@@ -1,4 +1,4 @@
-"""PNGs with a damaged chunk beside the pixels are decoded without it; damaged pixels are refused."""
+"""Tests that damaged chunks other than the pixels are left out of a PNG, and damaged pixels are refused."""
 
 import io
 import struct
@@ -22,7 +22,7 @@ PALETTE = bytes(value for index in range(256) for value in (index, 255 - index, 
 
 
 def chunk(kind: bytes, body: bytes, *, damage: int = 0, size: int | None = None) -> bytes:
-    """A chunk, with a wrong checksum or another length if asked for."""
+    """Return a chunk, with a wrong checksum or another length on request."""
     length = len(body) if size is None else size
     return struct.pack(">I4s", length, kind) + body + (zlib.crc32(kind + body) ^ damage).to_bytes(4)
 
@@ -94,7 +94,7 @@ def test_a_sound_chunk_with_a_wrong_checksum_is_left_out(kind: bytes) -> None:
 
 
 def split(data: bytes) -> bytes:
-    """The PNG with its pixels in two chunks, and a text between them."""
+    """Return the PNG with its pixels in two chunks, and a text between them."""
     place = data.index(b"IDAT") - 4
     (size,) = struct.unpack_from(">I", data, place)
     body = data[place + 8 : place + 8 + size]

@@ -44,7 +44,7 @@ def test_a_tiff_of_a_scanner(order: str, big: bool) -> None:
     check_tags(loaded(answer(found).exif), 1)
     if not big:
         assert found.exif.index(MAKER_NOTE) == data.index(MAKER_NOTE)
-    # The other byte order says the same.
+    # A copy in the other byte order has the same values.
     check_tags(loaded(tiff_writer.compact_exif(found.exif, "<>".replace(order, ""))), 6)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the TIFF and EXIF tags: their numbers are those that other projects use."""
+"""Tests that the TIFF and EXIF tags have the same numbers as in Pillow and tifffile."""
 
 import re
 

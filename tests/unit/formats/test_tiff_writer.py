@@ -159,7 +159,7 @@ def test_the_description_of_a_tiff_ends_in_one_nul(text: str) -> None:
 
 
 def overlapping(entries: int, size: int, first: tuple[int, ...] = tuple(range(0x10D, 0x140))) -> bytes:
-    """A block whose three directories say the same bytes again and again."""
+    """Return a block whose three directories have many values that share the same bytes."""
 
     def whole(at: int, tags: list[int], pointers: list[tuple[int, int]]) -> bytes:
         said = [(tag, 7, size, struct.pack("<I", 40_000)) for tag in tags]

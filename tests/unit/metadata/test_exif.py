@@ -35,7 +35,7 @@ from tests.samples.metadata import (
 
 
 def tags_of(block: bytes, order: str) -> list[int]:
-    """The tags of the first directory, as they stand."""
+    """Return the tags of the first directory, in their order."""
     (at,) = struct.unpack_from(order + "I", block, 4)
     (count,) = struct.unpack_from(order + "H", block, at)
     return [struct.unpack_from(order + "H", block, at + 2 + 12 * i)[0] for i in range(count)]
@@ -67,7 +67,7 @@ def test_the_thumbnail_is_gone_with_its_bytes(order: str) -> None:
 
 @ORDERS
 def test_a_thumbnail_before_other_things_is_only_unlinked(order: str) -> None:
-    # The maker note's place is moved behind the thumbnail.
+    # The maker note is moved behind the thumbnail.
     block = bytearray(exif_block(order))
     place = block.index(struct.pack(order + "HHI", 0x927C, 7, len(MAKER_NOTE))) + 8
     struct.pack_into(order + "I", block, place, len(block))
@@ -229,7 +229,7 @@ def test_what_exif_says_of_storage_is_gone(order: str) -> None:
     tags.load(changed)
     assert dict(tags) == {0x100: 47, 0x101: 33, 0x10E: "My grandmother", 0x8769: at}
     assert tags.get_ifd(0x8769) == {0x9003: "1931:05:04 10:00:00", 0xA001: 1}
-    # Nor are its bytes there.
+    # The bytes of removed values are gone too.
     for gone in (PROFILE, b"oplus", b"<x:xmp", b"8BIM"):
         assert gone not in changed
     assert changed.index(taken) == block.index(taken)
@@ -269,7 +269,7 @@ def test_software_ends_in_one_nul(software: str) -> None:
 
 @ORDERS
 def test_what_is_kept_among_what_is_gone_is_not_wiped(order: str) -> None:
-    # A profile and a caption that lie over one another.
+    # A profile and a caption that overlap.
     shared = b"shared by both" * 5
     first = [(0x10E, 2, len(shared), shared), (0x8773, 7, 4, bytes(4))]
     block = bytearray(
@@ -293,7 +293,7 @@ def excessive(count: int, size: int) -> bytes:
 
 def with_exif(source: str, block: bytes) -> bytes:
     if source == "jpeg":
-        # Without the density in a JFIF header, Pillow looks for one in EXIF; it joins the segments.
+        # Without a density in a JFIF header, Pillow searches EXIF for one, and joins the segments.
         plain = encoded(PIXELS, "JPEG")
         parts = [(0xE1, b"Exif\0\0" + block[at : at + 65_000]) for at in range(0, len(block), 65_000)]
         return containers.jpeg_with_segments(plain[:2] + plain[20:], parts)
@@ -303,7 +303,7 @@ def with_exif(source: str, block: bytes) -> bytes:
     return containers.png_with_chunks(encoded(PIXELS, "PNG"), [chunk])
 
 
-# Pillow's own guard may speak first. The service ignores such warnings.
+# Pillow may warn first. The service ignores its warnings.
 @pytest.mark.filterwarnings(r"ignore:Tag data larger than file:UserWarning")
 @pytest.mark.parametrize("source", ["jpeg", "png", "a text of a png", "webp"])
 @pytest.mark.parametrize(("count", "size"), [(1000, 800_000), (40_000, 300_000)])
@@ -327,7 +327,7 @@ def test_exif_of_a_camera_is_not_excessive() -> None:
     assert not exif.is_excessive(block.tobytes()[6:])
     assert not exif.is_excessive(excessive(1, 10))
     assert not exif.is_excessive(b"")
-    # A count of entries that is damaged: a reader ends where the block does.
+    # The count of entries is damaged: a reader stops at the end of the block.
     assert not exif.is_excessive(b"II*\0\x08\0\0\0\xff\xff" + bytes(2000))
 
 

@@ -21,7 +21,7 @@ def test_what_iptc_says_of_gray() -> None:
     iim = dataset(2, 5, b"A title") + dataset(2, 130, b"1W") + IIM + newsphoto
     digest = resource(0x0425, hashlib.md5(iim, usedforsecurity=False).digest())
     changed = iptc.corrected(resource(0x0404, iim) + digest, SAME)
-    # The digest goes with what it was made of.
+    # The digest is removed when the captions change.
     assert changed == resource(0x0404, dataset(2, 5, b"A title") + IIM)
     for other in (dataset(2, 130, b"3T"), dataset(2, 5, b"no gray")):
         whole = resource(0x0404, other + IIM) + digest

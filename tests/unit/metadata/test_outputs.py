@@ -83,7 +83,7 @@ def photo_with_a_face() -> Image.Image:
 
 
 def photo_upload(orientation: int, format_: str, told_by: str) -> bytes:
-    """A photo with a bright face, and with its orientation in EXIF or XMP."""
+    """Return a photo with a bright face, and with its orientation in EXIF or XMP."""
     block = Image.Exif()
     block[0x112] = orientation
     attributes = f'tiff:Orientation="{orientation}"'
@@ -101,14 +101,14 @@ def photo_upload(orientation: int, format_: str, told_by: str) -> bytes:
 
 
 def bright(data: bytes) -> tuple[int, int, int, int]:
-    """The edges of what is bright in a picture."""
+    """Return the edges of the bright part of an image."""
     found = Image.open(io.BytesIO(data)).convert("L").point(lambda level: 255 * (level > 135)).getbbox()
     assert found is not None
     return found
 
 
 def told(data: bytes) -> tuple[float, float, float, float]:
-    """The edges of the face that an answer tells, pixels."""
+    """Return the edges of the face in the metadata of an output, in pixels."""
     width, height = Image.open(io.BytesIO(data)).size
     said = transfer.read(data, "jpeg").xmp
     assert said is not None

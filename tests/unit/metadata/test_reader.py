@@ -218,7 +218,7 @@ def test_a_chunk_beside_the_pixels_that_is_compressed_is_read() -> None:
 def test_a_profile_in_oddly_numbered_segments_is_read_if_it_is_whole(numbers: tuple[int, int], count: int) -> None:
     icc = bytearray(b"a profile".ljust(36, b".") + b"acsp" + bytes(range(200)))
     icc[:4] = len(icc).to_bytes(4)
-    # Those whose numbers tell an order are in that order.
+    # Segments are in the order of their numbers, if these differ.
     parts = [icc[:100], icc[100:]] if numbers[0] <= numbers[1] else [icc[100:], icc[:100]]
     bodies = [b"ICC_PROFILE\0" + bytes([n, count]) + part for n, part in zip(numbers, parts, strict=True)]
     data = encoded(np.zeros((8, 8), np.uint8), "JPEG")

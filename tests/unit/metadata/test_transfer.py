@@ -159,7 +159,7 @@ PLAIN_IMAGES = {
 SEED_IMAGES = {format_: transfer.write(plain, format_, FULL) for format_, plain in PLAIN_IMAGES.items()}
 
 
-# Pillow's, of values that lie outside a damaged block: they are kept as they came.
+# Pillow warns of values that lie outside a damaged block. They are kept unchanged.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("format_", FORMATS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -176,7 +176,7 @@ def test_no_mutation_makes_it_raise(format_: Format, changes: list[tuple[int, by
 
 
 def uneven(order: str, orientation: int) -> bytes:
-    """A block with 200 x 100 pixels an inch, and 3,000 x 1,500 a centimetre of sensor."""
+    """Return a block with 200 x 100 pixels per inch, and 3,000 x 1,500 per centimetre of sensor."""
 
     def rational(value: int) -> bytes:
         return struct.pack(order + "II", value, 1)
@@ -259,7 +259,7 @@ OTHER_UPLOADS: dict[Source, list[bytes]] = {
 CHANGES = st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=8), st.integers(0, 8)), max_size=8)
 
 
-# Pillow's, of values that lie outside a damaged block: they are kept as they came.
+# Pillow warns of values that lie outside a damaged block. They are kept unchanged.
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("source", list(OTHER_UPLOADS))
 @settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.too_slow])

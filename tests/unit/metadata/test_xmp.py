@@ -26,7 +26,7 @@ def test_a_packet_keeps_all_but_what_no_longer_holds() -> None:
     assert b"HasExtendedXMP" not in packet
     about = {d.attrib[f"{{{xmp.RDF_URI}}}about"] for d in tree(packet).findall("rdf:RDF/rdf:Description", NAMESPACES)}
     assert about == {'uuid:1931 & "more"'}
-    # Everything else byte for byte.
+    # Everything else is unchanged, byte for byte.
     before, after = PACKET.splitlines(), packet.splitlines()
     assert len([line for line in before if line not in after]) == 4
 

@@ -63,7 +63,7 @@ HOSTILE = {
 
 @pytest.fixture(scope="module")
 def harmless() -> float:
-    """What a packet of a megabyte costs that nothing is wrong with."""
+    """Return the time for a harmless packet of a megabyte, in seconds."""
     data = region_description("", "<q:property>1</q:property>" * 38_000)
     return cost(lambda: xmp.corrected(data, TURNED, "compact", "1"))
 

@@ -1,4 +1,4 @@
-"""What metadata say of places: a photo is turned upright and made smaller, and faces stay where the faces are."""
+"""Tests that regions in XMP move with the picture when it is turned upright or made smaller."""
 
 import io
 from xml.etree import ElementTree as ET
@@ -74,7 +74,7 @@ def transform_of(orientation: int, scale: float = 1) -> Transform:
 
 
 def face_in(orientation: int) -> tuple[int, int, int, int]:
-    """The face's edges in the upright picture, as Pillow turns it."""
+    """Return the edges of the face in the upright picture, as Pillow turns it."""
     stored = Image.new("L", SIZE)
     stored.paste(255, FACE)
     stored.getexif()[0x112] = orientation
@@ -332,7 +332,7 @@ def test_a_packet_of_places_is_well_formed_whatever_came(
     if changed is not None:
         ET.fromstring(changed.decode())
         assert every(changed, "Iptc4xmpExt:DigitalSourceType")
-        # A second pass over the answer, which is upright and has its full size, changes no place.
+        # A second pass over the output, which is upright and not scaled, changes no position.
         again = xmp.corrected(changed, Transform(10, 10), "compact", "1")
         assert again is not None
         assert every(again, "stArea:x") == every(changed, "stArea:x")

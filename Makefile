@@ -44,7 +44,7 @@ test-suites: $(VENV)/.dev
 	$(BIN)/python -m tests.suites $(ARGS)
 
 # Include what .ci/run leaves out or shortens: long tests, lowest versions, image suites, full fuzzing and soaking.
-test-all: $(VENV)/.dev test-containers test-lowest test-suites audit
+test-all: lint test-containers test-lowest test-suites audit
 	$(BIN)/python -m pytest
 	$(MAKE) fuzz ARGS="--seconds 600"
 	$(MAKE) soak
@@ -96,7 +96,7 @@ lock: $(VENV)/.dev
 	PATH="$(BIN):$$PATH" requirements/compile.sh $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(LOWEST_VENV) .suites .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	rm -rf $(VENV) $(GPU_VENV) $(LOWEST_VENV) .suites .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/pip:

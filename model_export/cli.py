@@ -203,7 +203,9 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a recipe, or resume the run in a folder")
     train.set_defaults(call=_train, left=NOTHING_LEARNT)
-    train.add_argument("recipe", type=_recipe, help="a TOML file, or the name of a shipped recipe")
+    train.add_argument(
+        "recipe", type=_recipe, help="a TOML file, or the name of a shipped recipe, such as compact or compact-hsv"
+    )
     train.add_argument(
         "--data", type=Path, nargs="+", required=True, help="folders, tar shards and zip files of photographs"
     )

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
     from service.pipeline.directory import Outcome
 
+SERVE_DESCRIPTION = (
+    "Serve over HTTP. Environment variables named TOMAU_* are the settings; `tomau settings` lists them. The API page is"
+    " at /docs."
+)
 # What only the command line has to say about an option.
 NOTES = {
     "model": "`tomau models` lists the names.",
@@ -184,7 +188,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tomau", description="Colour black-and-white photographs.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    commands.add_parser("serve", help="serve over HTTP; TOMAU_* variables are the settings").set_defaults(call=_serve)
+    serve = commands.add_parser("serve", help="serve over HTTP", description=SERVE_DESCRIPTION)
+    serve.set_defaults(call=_serve)
     commands.add_parser("models", help="list the models; * marks the default").set_defaults(call=_models)
     settings = commands.add_parser("settings", help="list the settings and their values")
     settings.set_defaults(call=_settings)
@@ -199,7 +204,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "photo",
         type=Path,
         nargs="+",
-        help="Photos, and folders of photos. Hidden files and folders inside a folder are skipped.",
+        help="Photos, and folders of photos. Inside a folder, hidden files, hidden folders and files without a photo's extension are skipped.",
     )
     colorize.add_argument(
         "-o",

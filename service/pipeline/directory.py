@@ -159,7 +159,7 @@ def _photos(path: Path, outputs: Path) -> Iterator[tuple[Path, str]]:
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         log.warning(
-            "%s: %d files are skipped, because they are outputs or have no extension of a photo: %s",
+            "%s: %d skipped, because they are outputs or do not have a photo's extension: %s",
             path,
             others.total(),
             kinds,

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from service.pipeline.options import Options
+from service.web.cors import CORS_EXPOSED
+from service.web.openapi import COLORED_HEADERS
 from tests.conftest import Server, decoded, encoded, luma
 
 
@@ -144,6 +146,15 @@ def test_a_photo_in_colour(client: httpx.Client, astronaut: np.ndarray, jpeg: by
     assert (recolored.headers["x-tomau-input"], recolored.headers["x-tomau-model"]) == ("color", "compact/1")
     assert post(client, jpeg, if_color="keep").headers["x-tomau-input"] == "gray"
     assert "x-tomau-input" not in post(client, photo).headers, "the photo was not checked"
+
+
+def test_headers_of_an_image_are_documented_and_readable_by_pages(client: httpx.Client, jpeg: bytes) -> None:
+    response = post(client, jpeg, if_color="recolor")
+    own = {name for name in response.headers if name.startswith("x-tomau-")}
+    assert own == {"x-tomau-device", "x-tomau-input", "x-tomau-model"}
+    documented = {name.lower() for name in COLORED_HEADERS}
+    assert own <= documented
+    assert documented <= {name.lower() for name in CORS_EXPOSED}
 
 
 @pytest.mark.parametrize(

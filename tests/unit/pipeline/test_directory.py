@@ -196,7 +196,7 @@ def test_what_is_skipped_is_reported(
     for name in ("scan001", "letter.pdf", "a.jpg.bak", "b.BAK", ".hidden.bak"):
         (album / name).write_bytes(b"no photo")
     assert run(colorizer, [album], tmp_path / "out") == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
-    assert "4 files are skipped" in caplog.text
+    assert "4 skipped" in caplog.text
     assert "2 .bak, 1 .pdf, 1 no extension" in caplog.text
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from service.pipeline.directory import Outcome
 
 SERVE_DESCRIPTION = (
-    "Serve over HTTP. Environment variables named TOMAU_* are the settings; `tomau settings` lists them. The API page is"
-    " at /docs."
+    "Serve over HTTP. Environment variables named TOMAU_* are the settings; `tomau settings` lists them. The API page"
+    " is at /docs."
 )
 # What only the command line has to say about an option.
 NOTES = {
@@ -204,7 +204,8 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "photo",
         type=Path,
         nargs="+",
-        help="Photos, and folders of photos. Inside a folder, hidden files, hidden folders and files without a photo's extension are skipped.",
+        help="Photos, and folders of photos. Inside a folder, hidden files and folders are skipped, and so are files"
+        " without a photo's extension.",
     )
     colorize.add_argument(
         "-o",

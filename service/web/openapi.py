@@ -47,7 +47,7 @@ photos in the order of the request: the name of the upload, the entry in the zip
 
 ```json
 {"photos": [
-  {"name": "a.jpg", "entry": "a.jpg", "model": "compact/11", "device": "cpu", "seconds": {"decode": 0.01, "infer": 0.2}},
+  {"name": "a.jpg", "entry": "a.jpg", "model": "compact/11", "device": "cpu", "seconds": {"infer": 0.2}},
   {"name": "b.txt", "entry": null, "problem": {"status": 415, "code": "unsupported_type", "detail": "..."}}
 ]}
 ```""",

@@ -19,7 +19,7 @@ CONSTANT_PHOTOGRAPHS = 2000
 STRIDE = 32
 # A JPEG can be 65,500 pixels high, and each row of a contact sheet has three photographs.
 MAX_SHEET_PHOTOGRAPHS = 1275
-# The presets of foreign.py, which only `adapt` imports because that takes long.
+# The presets of export/foreign.py, which only `adapt` imports because that takes long.
 PRESETS = ("ddcolor", "deoldify", "eccv16", "siggraph17")
 
 

@@ -241,7 +241,7 @@ class Settings(BaseSettings):
         60.0,
         gt=0,
         description="Watchdog. If all workers, or all executors of a model, have been stuck on one job for this many"
-        " seconds, the process exits. Must exceed TOMAU_DEADLINE_S. See docs/settings.md.",
+        " seconds, the process exits. Must exceed TOMAU_DEADLINE_S. See docs/operations.md.",
     )
 
     @classmethod
@@ -266,7 +266,9 @@ class Settings(BaseSettings):
     def _room_for_a_photo(cls, max_upload_bytes: int, given: ValidationInfo) -> int:
         least = given.data.get("max_bytes", 0) + FORM_OVERHEAD
         if max_upload_bytes < least:
-            raise ValueError(f"must be at least {least:,}, to hold one photo of TOMAU_MAX_BYTES")
+            raise ValueError(
+                f"{max_upload_bytes:,} is too small: must be at least {least:,}, to hold one photo of TOMAU_MAX_BYTES"
+            )
         return max_upload_bytes
 
     @field_validator("stuck_s")
@@ -274,7 +276,7 @@ class Settings(BaseSettings):
     def _after_deadline(cls, stuck_s: float, given: ValidationInfo) -> float:
         deadline_s = given.data.get("deadline_s", 0.0)
         if stuck_s <= deadline_s:
-            raise ValueError(f"must be more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
+            raise ValueError(f"{stuck_s:g} is too small: must be more than TOMAU_DEADLINE_S, which is {deadline_s:g}")
         return stuck_s
 
     @property
@@ -327,12 +329,12 @@ def renamed_variables(environ: Mapping[str, str]) -> list[str]:
 def unknown_variables(names: Iterable[str]) -> list[str]:
     """Return a warning for each variable whose name starts as those of settings do, but is not one of them."""
     known = [name.upper() for name in Settings.model_fields]
-    former = [name.upper() for name in FORMER_NAMES.values()]
+    new_names = {former.upper(): name.upper() for name, former in FORMER_NAMES.items()}
     warnings = []
     for name in sorted(names):
         prefix, _, rest = name.upper().partition("_")
-        if prefix == "TOMAU" and rest not in [*known, *former, *COMPOSE_VARIABLES]:
-            likely = difflib.get_close_matches(rest, known, 1)
+        if prefix == "TOMAU" and rest not in [*known, *new_names, *COMPOSE_VARIABLES]:
+            likely = [new_names.get(one, one) for one in difflib.get_close_matches(rest, [*known, *new_names], 1)]
             warnings.append(f"{name} is not a setting" + "".join(f"; did you mean TOMAU_{one}?" for one in likely))
     return warnings
 

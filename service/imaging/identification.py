@@ -211,7 +211,9 @@ def _check_declared(
     pixels = width * height
     if scans * pixels > MAX_SCANNED_PIXELS:
         most = MAX_SCANNED_PIXELS // pixels
-        raise TooManyScans(f"the JPEG has {scans} scans; a JPEG of its size may have {most}", field="file", limit=most)
+        raise TooManyScans(
+            f"the JPEG has {scans} scans; a JPEG of its size may have at most {most}", field="file", limit=most
+        )
     if len(data) < declared_size.min_bytes(data, source, width, height):
         detail = f"the {source.upper()} file is cut short: it has too few bytes for {width} x {height} pixels"
         raise UnreadableImage(detail, field="file")

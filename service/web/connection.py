@@ -141,7 +141,8 @@ class LimitedProtocol(HttpToolsProtocol):
         if not self._is_reading:
             return
         if self._overhead > MAX_HEADER_BYTES or (self._in_headers and self._overhead == MAX_HEADER_BYTES):
-            detail = f"the headers, trailers or chunk extensions exceed {MAX_HEADER_BYTES:,} bytes; send shorter ones"
+            parts = "the URL and headers, the trailers or the chunk extensions"
+            detail = f"{parts} exceed {MAX_HEADER_BYTES:,} bytes; shorten them"
             self._refuse(HeadTooLarge(detail, limit=MAX_HEADER_BYTES))
         elif self._header_timer is None and (self.cycle is None or self.cycle.response_complete):
             # This was an empty line, or the body of a request that has its response. The next headers are due.

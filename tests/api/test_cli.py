@@ -70,7 +70,7 @@ def test_models_settings_and_errors_are_listed(tomau, models: Path) -> None:
     assert hashlib.sha256((models / "warm.onnx").read_bytes()).hexdigest() in listed
     assert f"| `TOMAU_MODELS` | `{models}` |" in tomau("settings")
     assert "| 401 | `missing_key` |" in tomau("errors")
-    assert "| tiff | `image/tiff` | 8, 16 of a 16-bit photo |" in tomau("formats")
+    assert "| tiff | `image/tiff` | 8; 16 for a 16-bit photo |" in tomau("formats")
     assert tomau("--version").startswith("tomau ")
 
 

@@ -33,7 +33,9 @@ def test_readiness_has_to_turn_red_before_the_process_ends(
 ) -> None:
     for name, value in given.items():
         monkeypatch.setenv(f"TOMAU_{name.upper()}", value)
-    with pytest.raises(ValidationError, match=r"(?s)stuck_s.* must be more than TOMAU_DEADLINE_S, which is [39]0"):
+    with pytest.raises(
+        ValidationError, match=r"(?s)stuck_s.* is too small: must be more than TOMAU_DEADLINE_S, which is [39]0"
+    ):
         Settings()
 
 
@@ -62,6 +64,7 @@ def test_a_time_is_finite(monkeypatch: pytest.MonkeyPatch, name: str, value: str
     ("name", "told"),
     [
         ("TOMAU_API_KEY", ["TOMAU_API_KEY is not a setting; did you mean TOMAU_API_KEYS?"]),
+        ("TOMAU_MAX_BATC", ["TOMAU_MAX_BATC is not a setting; did you mean TOMAU_INFERENCE_BATCH_SIZE?"]),
         ("tomau_max_btyes", ["tomau_max_btyes is not a setting; did you mean TOMAU_MAX_BYTES?"]),
         ("TOMAU_QQQ", ["TOMAU_QQQ is not a setting"]),
         ("TOMAU_PORT", []),

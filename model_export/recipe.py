@@ -77,7 +77,7 @@ class Augment(_Table):
 
 
 class Filtering(_Table):
-    """Which photographs are left out of training. `model_export.data.filtering` describes the measurements."""
+    """The criteria that leave photographs out. `model_export.data.filtering` describes the measurements."""
 
     enabled: bool = Field(default=True, description="false uses all photographs, without looking at them")
     min_side: int = Field(64, ge=1, description="minimum short side, in pixels")

@@ -43,6 +43,8 @@ PHRASES = {
     r"fares?\b": "state, health",
 }
 FORBIDDEN = [(re.compile(rf"\b{phrase}", re.IGNORECASE), advice) for phrase, advice in PHRASES.items()]
+# A docstring that begins with a question word is not a sentence.
+QUESTION = re.compile(r"(What|Which|Who|Whose|Whether|How|Where|When|Why)\b(?![^.]*\?)")
 # Dots that do not end a sentence.
 ABBREVIATIONS = re.compile(r"\b(e\.g|i\.e|vs|cf|etc|al|approx|Eq|Eqs|Fig|No|St|Dr|pp?)\.", re.IGNORECASE)
 SENTENCE_END = re.compile(r"[.!?:;](?=\s|$)[)\"'*]*")
@@ -144,6 +146,9 @@ def in_python(path: Path) -> Iterator[Finding]:
     """Yield what to mend in a Python file."""
     source = path.read_text("utf-8")
     tree = ast.parse(source)
+    for start, text in docstrings(tree):
+        if QUESTION.match(text):
+            yield Finding(path, start, "a docstring that begins with a question word: begin with a verb or a noun")
     for start, text in (*docstrings(tree), *comments(source), *messages(tree)):
         for offset, paragraph in paragraphs(text):
             for advice in in_paragraph(paragraph):

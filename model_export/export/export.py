@@ -36,7 +36,7 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What the file says about itself: `/models` shows it."""
+    """The description of a model in its file, which `/models` shows."""
 
     name: str
     version: str

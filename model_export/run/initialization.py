@@ -20,7 +20,7 @@ from model_export.weights.post_processing import PostProcessing, common_to_all
 
 @dataclass(frozen=True, slots=True)
 class Initialization:
-    """What a new run starts from.
+    """The starting point of a new run.
 
     weights: the mean of the best weights of the origins. setup: that of the first origin. held_out: names of all
     photographs that the origins held out, or digests of these names. origins: name and SHA-256 of each origin.

@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run consists of besides its weights.
+    """The parts of a run besides its weights.
 
     bins: the chroma bins, float32 [Q, 2]. held_out: the names of the held-out photographs. origins: the runs and files
     that it was initialized from, each a name and the SHA-256 of its weights. content_ids: those of the held-out

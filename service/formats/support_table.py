@@ -24,7 +24,7 @@ DERIVED = "overlays, images derived from derived ones, more than 5,000 items or 
 
 @dataclass(frozen=True, slots=True)
 class UploadSupport:
-    """What is accepted and refused of an upload format, which metadata are kept, and notes for below the table."""
+    """The support of an upload format: accepted files, refused files, kept metadata, and notes below the table."""
 
     accepted: str
     refused: str

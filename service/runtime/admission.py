@@ -30,7 +30,7 @@ class Slots:
 
 
 class UploadReservation:
-    """What one upload occupies: an upload slot while it is received, and a byte slot for each byte in memory."""
+    """The slots of one upload: an upload slot while it is received, and a byte slot for each byte in memory."""
 
     def __init__(self, uploads: Slots, held: Slots, *, leave: int = 0) -> None:
         """Create a reservation that occupies nothing before it is entered.

@@ -209,7 +209,7 @@ class Form:
 
     @property
     def _is_option(self) -> bool:
-        """Whether the part is an option. Scripts of web pages may send options as files (blobs)."""
+        """True if the part is an option. Scripts of web pages may send options as files (blobs)."""
         return self._filename is None or self._name in self._known_options
 
     def _no_file(self) -> MissingFile:

@@ -37,7 +37,7 @@ VARIANTS = (FP32, TF32, FP16)
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. seconds: per measurement; the many bare loops get half of it.
+    """The plan of a benchmark. seconds: per measurement; the many bare loops get half of it.
 
     options: of ONNX Runtime's CUDA provider, in addition to the service's.
     """

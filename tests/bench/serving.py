@@ -43,7 +43,7 @@ REFUSAL = re.compile(r"POST /colorize 503 ([\d.]+) ms")
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. Times in seconds: of a cell, of the warm-up, and of the overload."""
+    """The plan of a benchmark. Times in seconds: of a cell, of the warm-up, and of the overload."""
 
     servers: Sequence[str] = DEFAULT
     sizes: Sequence[Size] = SIZES

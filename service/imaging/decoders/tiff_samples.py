@@ -78,7 +78,7 @@ OTHER_COMPRESSIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """How a page stores its pixels: sides, samples and compression.
+    """The storage of a page's pixels: sides, samples and compression.
 
     width, height: pixels. bits: per sample. channels: colours first, then extra channels. alpha: number of the channel
     that is declared as alpha, or None; other extra channels are ignored. is_planar: each channel is stored separately.

@@ -23,6 +23,7 @@ def advice(path: Path, text: str) -> list[str]:
         (f'x = 1\ny = f("{LONG}")\n', ["2: a sentence of 26 words"]),
         (f'n = 1\ny = f"{{n}} {LONG[5:]}"\n', ["2: a sentence of 26 words"]),
         ('"""Try anew."""\n', ["1: 'anew': again"]),
+        ('"""What it does."""\n', ["1: a docstring that begins with a question word: begin with a verb or a noun"]),
         (f'"""{LONG[5:]}. {LONG[5:]}."""\nx = "{LONG[:19]}"\n', []),
         ("x = 1  # noqa: E501 so many\n", []),
         (f"x = 1  # {LONG[:60]}\ny = 2  # {LONG[60:]}\n", []),
